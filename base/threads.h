@@ -1,0 +1,42 @@
+/* threads.h - the compute pool, and how many threads this process may use.
+ *
+ * One pool per process does the arithmetic of a step. pool_run hands every thread (the caller is thread 0) the same
+ * function; they return together. Waiting threads spin for at most 20 us and then sleep, so an idle server uses no CPU.
+ * A pool neither allocates nor takes a shared lock in pool_run.
+ * Threads: one caller at a time per pool (the step thread). */
+#ifndef HD_THREADS_H
+#define HD_THREADS_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+
+#include "base/status.h"
+
+typedef struct hd_pool hd_pool;
+typedef void hd_pool_function(void *context, unsigned thread, unsigned thread_count);
+
+/* thread_count >= 1, the calling thread included; 0 takes hd_cpu_limit(). */
+hd_status hd_pool_open(unsigned thread_count, hd_pool **pool);
+void hd_pool_close(hd_pool *pool); /* accepts NULL */
+unsigned hd_pool_thread_count(const hd_pool *pool);
+
+/* Runs function(context, thread, thread_count) on every thread of the pool and returns when all have returned. */
+void hd_pool_run(hd_pool *pool, hd_pool_function *function, void *context);
+
+/* A barrier for the threads inside one hd_pool_run: all of them call it, none returns before the last has come. */
+void hd_pool_barrier(hd_pool *pool);
+
+/* Dynamic work inside one hd_pool_run: each call takes the next item, or returns item_count when there is none left.
+ * The ticket is the caller's, set to 0 before the run. */
+static inline size_t hd_ticket_take(_Atomic size_t *ticket, size_t item_count) {
+    size_t item = atomic_fetch_add_explicit(ticket, 1, memory_order_relaxed);
+    return item < item_count ? item : item_count;
+}
+
+/* The share [*first, *first + *count) of item_count items that thread has, in multiples of grain, as even as can be. */
+void hd_share(size_t item_count, size_t grain, unsigned thread, unsigned thread_count, size_t *first, size_t *count);
+
+/* CPUs that this process may use: the affinity mask, bounded by cpu.max of its cgroup; at least 1. */
+unsigned hd_cpu_limit(void);
+
+#endif
