@@ -1,0 +1,26 @@
+/* engine.h - attention in this process: blocks of KV in memory, prefix cache, exact paged attention on the compute pool.
+ *
+ * Threads: as attention.h; the work of a step runs on the pool given here, which must not be in use by the caller meanwhile. */
+#ifndef ATTENTION_NODE_ENGINE_H
+#define ATTENTION_NODE_ENGINE_H
+
+#include "attention-node/attention.h"
+#include "base/threads.h"
+#include "kernels/ops.h"
+
+typedef struct engine_config {
+    attention_layer_table layers;
+    hd_dtype kv_dtype;                 /* HD_BF16 or HD_F32 */
+    uint64_t hot_bytes;                /* the budget: blocks and their tables together stay within it */
+    uint32_t step_rows_max;            /* rows of a step, at most */
+    uint32_t sequences_max;
+    unsigned char fingerprint[16];     /* of the weights: two models never share a block */
+    unsigned char key[32];             /* secret of the identity hash */
+    const kernel_ops *kernels;
+    hd_pool *pool;
+} engine_config;
+
+/* The error says how many tokens the budget would hold and what the least is. */
+hd_status engine_open(const engine_config *config, attention **out, hd_error *error);
+
+#endif

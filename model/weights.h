@@ -1,0 +1,50 @@
+/* weights.h - the packed weights of a model, made from mapped safetensors.
+ *
+ * Each tensor is packed into the layout of kernels/matrix.h and its pages of the mapping are dropped before the next one, so that peak memory is the packed
+ * weights plus one tensor. Nothing is converted on disk. Errors name the tensor and the file.
+ * Threads: open runs on the caller's thread and the pool; the result is read only. */
+#ifndef MODEL_WEIGHTS_H
+#define MODEL_WEIGHTS_H
+
+#include "base/threads.h"
+#include "kernels/matrix.h"
+#include "model/config.h"
+
+typedef struct model_expert {
+    kernel_matrix gate_up; /* kernel_matrix_pack_gate_up */
+    kernel_matrix down;
+} model_expert;
+
+typedef struct model_layer {
+    float *attention_norm, *mlp_norm;     /* [hidden_size] */
+    kernel_matrix qkv;                    /* columns: all query heads, then key heads, then value heads */
+    float *qkv_bias;                      /* [n] or NULL */
+    float *query_norm, *key_norm;         /* [head_dim] or NULL */
+    kernel_matrix attention_output;
+    float *attention_output_bias;         /* or NULL */
+    kernel_matrix gate_up, down;          /* dense layers */
+    kernel_matrix router;                 /* sparse layers: [hidden_size -> expert_count], never int8 */
+    model_expert *experts;                /* [expert_count], or NULL */
+} model_layer;
+
+typedef struct model_weights {
+    hd_dtype dtype;              /* HD_BF16, HD_F32 or HD_INT8 */
+    model_layer *layers;
+    float *final_norm;
+    kernel_matrix lm_head;
+    unsigned char fingerprint[16]; /* of config and tensor bytes (sampled, with every tensor's name, shape, size and file time left out) */
+    uint64_t bytes;              /* packed */
+} model_weights;
+
+/* dtype HD_BF16, HD_F32 or HD_INT8. log_progress prints a line every few seconds while it packs. */
+hd_status model_weights_open(const char *model_directory, const model_config *config, hd_dtype dtype, hd_pool *pool, model_weights **weights,
+                             hd_error *error);
+void model_weights_close(model_weights *weights); /* accepts NULL */
+
+/* Row token_id of the embedding table as float[hidden_size]; from the mapping. */
+void model_embed(const model_weights *weights, uint32_t token_id, float *row);
+
+/* Bytes that model_weights_open would take, from the headers alone; so that a server can refuse with the numbers before it loads. */
+hd_status model_weights_estimate(const char *model_directory, const model_config *config, hd_dtype dtype, uint64_t *bytes, hd_error *error);
+
+#endif
