@@ -40,6 +40,9 @@ void hd_gauge_add(hd_gauge *gauge, double amount);
 double hd_gauge_value(const hd_gauge *gauge);
 void hd_histogram_observe(hd_histogram *histogram, double value);
 
+/* name="value" into the caller's buffer, the value escaped as the text format asks (and cut short to fit); returns buffer. */
+const char *hd_metrics_label(const char *name, const char *value, char *buffer, size_t buffer_bytes);
+
 /* Renders the Prometheus text format 0.0.4. *text is malloc'ed for the caller, zero terminated. */
 hd_status hd_metrics_render(const hd_metrics *metrics, char **text, size_t *text_bytes);
 
