@@ -1,5 +1,5 @@
 # hadal_library(NAME SOURCES ... [USES ...]), hadal_test(NAME SOURCES ... [USES ...]), hadal_fuzz(NAME SOURCES ... [USES ...])
-# give every target the same warnings, sanitizers and include root.
+# give every target the same warnings, sanitizers and include root; hadal_rust_library(NAME DIRECTORY) makes a crate one of them.
 
 add_library(hadal_options INTERFACE)
 target_include_directories(hadal_options INTERFACE ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
@@ -15,6 +15,15 @@ elseif(HADAL_SANITIZE STREQUAL "thread")
   target_link_options(hadal_options INTERFACE -fsanitize=thread)
 elseif(HADAL_SANITIZE)
   message(FATAL_ERROR "HADAL_SANITIZE is 'address', 'thread' or empty, not '${HADAL_SANITIZE}'")
+endif()
+
+if(HADAL_FUZZ)
+  if(NOT CMAKE_C_COMPILER_ID STREQUAL "Clang")
+    message(FATAL_ERROR "HADAL_FUZZ needs clang: cmake --preset fuzz")
+  endif()
+  # Every library tells the fuzzer where it goes and shows how much of it is reached.
+  target_compile_options(hadal_options INTERFACE -fsanitize=fuzzer-no-link -fprofile-instr-generate -fcoverage-mapping)
+  target_link_options(hadal_options INTERFACE -fprofile-instr-generate)
 endif()
 
 function(hadal_library name)
@@ -45,4 +54,34 @@ function(hadal_fuzz name)
   endif()
   target_link_libraries(${name} PRIVATE hadal_options ${arg_USES})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/fuzz)
+endfunction()
+
+# The static library lib<NAME>.a of the crate in DIRECTORY (absolute), as an imported target NAME. All build directories share one
+# cargo target directory, so that the crate's dependencies are compiled once. Debian's own cargo comes before any other: beside
+# it rustup's shims would pick a compiler by what some dependency asks for, and need the network for that.
+set(HADAL_CARGO_TARGET_DIR ${CMAKE_SOURCE_DIR}/var/cargo-target CACHE PATH "Where cargo builds")
+function(hadal_rust_library name directory)
+  find_program(HADAL_CARGO cargo PATHS /usr/bin NO_DEFAULT_PATH)
+  find_program(HADAL_CARGO cargo REQUIRED)
+  get_filename_component(cargo_bin ${HADAL_CARGO} DIRECTORY)
+  set(search_path "$ENV{PATH}")
+  if(cargo_bin STREQUAL "/usr/bin")
+    set(search_path /usr/bin:/bin)
+  endif()
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${directory}/src/*.rs)
+  set(built ${HADAL_CARGO_TARGET_DIR}/release/lib${name}.a)
+  set(archive ${CMAKE_CURRENT_BINARY_DIR}/lib${name}.a)
+  add_custom_command(OUTPUT ${archive}
+    COMMAND ${CMAKE_COMMAND} -E env "PATH=${search_path}" ${HADAL_CARGO} build --release --locked --lib
+            --manifest-path ${directory}/Cargo.toml --target-dir ${HADAL_CARGO_TARGET_DIR}
+    COMMAND ${CMAKE_COMMAND} -E copy ${built} ${archive}
+    DEPENDS ${directory}/Cargo.toml ${directory}/Cargo.lock ${sources}
+    WORKING_DIRECTORY ${directory}
+    COMMENT "Building the crate ${name}"
+    USES_TERMINAL VERBATIM)
+  add_custom_target(${name}_crate DEPENDS ${archive})
+  add_library(${name} STATIC IMPORTED GLOBAL)
+  set_target_properties(${name} PROPERTIES IMPORTED_LOCATION ${archive})
+  target_link_libraries(${name} INTERFACE gcc_s Threads::Threads m dl)
+  add_dependencies(${name} ${name}_crate)
 endfunction()
