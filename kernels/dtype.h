@@ -29,5 +29,6 @@ static inline uint16_t hd_f32_to_bf16(float value) {
 }
 
 float hd_f16_to_f32(uint16_t value);
+uint16_t hd_f32_to_f16(float value); /* to nearest even; too large becomes infinity, NaN stays NaN */
 
 #endif

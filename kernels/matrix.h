@@ -38,11 +38,12 @@ uint32_t kernel_matrix_panels(const kernel_matrix *matrix);
 /* Element type of A for this matrix: HD_F32 for f32, HD_BF16 for bf16 and int8. */
 hd_dtype kernel_matrix_input_dtype(const kernel_matrix *matrix);
 
-/* Sets the shape; data (and scales) are the caller's memory, zeroed here. */
+/* Sets the shape; data (and scales) are the caller's memory. Zeroes the padding only, so that weights are touched once, by whoever
+ * packs them; a page's memory, which is packed token by token, is zeroed by its owner. */
 void kernel_matrix_init(kernel_matrix *matrix, hd_dtype dtype, uint32_t n, uint32_t k, void *data, float *scales);
 
 /* Packs row_count rows of a row-major [n, k] source (Hugging Face's weight layout; row_stride in elements) as the columns
- * first_column... source_dtype is HD_F32, HD_BF16 or HD_F16. */
+ * first_column... source_dtype is HD_F32, HD_BF16 or HD_F16. Several threads may pack disjoint columns of one matrix. */
 void kernel_matrix_pack(kernel_matrix *matrix, uint32_t first_column, const void *source, hd_dtype source_dtype, size_t row_stride,
                         uint32_t row_count);
 

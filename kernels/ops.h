@@ -99,7 +99,8 @@ typedef struct kernel_ops {
     void (*page_store)(const kernel_page_shape *shape, void *page_keys, void *page_values, uint32_t slot, uint32_t count,
                        const void *keys, size_t key_stride, const void *values, size_t value_stride);
 
-    /* y = x / sqrt(mean(x^2) + eps) * weight, per row; y in dtype, padded with zeros to output_stride's multiple of 32 columns. */
+    /* y = x / sqrt(mean(x^2) + eps) * weight, per row; y in dtype, padded with zeros to a multiple of 32 columns where output_stride
+     * leaves the room. In place is fine for f32. */
     void (*rmsnorm)(const float *input, size_t input_stride, const float *weight, float eps, uint32_t row_count, uint32_t width,
                     hd_dtype dtype, void *output, size_t output_stride);
     /* Rotates head_count heads of one row in place, halves form (x[i], x[i + rotary_dim / 2]), cosines and sines [rotary_dim / 2]. */
@@ -115,7 +116,8 @@ typedef struct kernel_ops {
 const kernel_ops *kernel_ops_portable(void);
 /* Every CPU table in ascending order of preference, whether supported here or not; for tests and benchmarks. */
 size_t kernel_ops_list(const kernel_ops *const **tables);
-/* The best supported table, or the one that HADAL_KERNELS names (HD_INVALID with the known names when it is none of them). */
+/* The table of that name, else the one that HADAL_KERNELS names, else the best one here. HD_INVALID when the name is unknown or needs
+ * what this machine lacks; the sentence lists the names that it has. */
 hd_status kernel_ops_choose(const char *name_or_null, const kernel_ops **ops, hd_error *error);
 
 #endif

@@ -1,0 +1,9 @@
+/* tables.h - the CPU tables by name; everybody else asks kernel_ops_choose. */
+#ifndef KERNELS_CPU_TABLES_H
+#define KERNELS_CPU_TABLES_H
+
+#include "kernels/ops.h"
+
+extern const kernel_ops kernel_cpu_portable;
+
+#endif
