@@ -1,0 +1,40 @@
+#include "base/fault.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+static void disarmed_nothing_fails(void **state) {
+    for (int kind = 0; kind < FAULT_KIND_COUNT; kind++) assert_false(fault_strikes((fault_kind)kind));
+}
+
+static void only_the_armed_question_of_the_armed_kind_fails(void **state) {
+    for (unsigned nth = 0; nth < 5; nth++) {
+        fault_arm(FAULT_READ, nth);
+        for (unsigned i = 0; i < 10; i++) {
+            assert_false(fault_strikes(FAULT_WRITE));
+            assert_false(fault_strikes(FAULT_ALLOCATION));
+            assert_int_equal(fault_strikes(FAULT_READ), i == nth);
+        }
+        fault_disarm();
+    }
+}
+
+static void disarming_ends_it(void **state) {
+    fault_arm(FAULT_WRITE, 0);
+    fault_disarm();
+    fault_disarm();
+    assert_false(fault_strikes(FAULT_WRITE));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(disarmed_nothing_fails),
+        cmocka_unit_test(only_the_armed_question_of_the_armed_kind_fails),
+        cmocka_unit_test(disarming_ends_it),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
