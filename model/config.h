@@ -37,27 +37,29 @@ typedef struct model_config {
     uint64_t max_positions;
     float rms_eps;
     bool tied_embeddings;
-    bool qkv_bias, output_bias, mlp_bias, qk_norm;
+    bool qkv_bias, output_bias, qk_norm;
     uint64_t *windows; /* [layer_count]; 0: full attention */
     rope_config rope;
     /* mixture of experts; expert_count 0: dense */
     uint32_t expert_count, experts_per_token, expert_intermediate_size;
     bool normalise_expert_weights;
     bool *is_sparse; /* [layer_count] */
-    hd_dtype dtype;  /* torch_dtype / dtype: what the checkpoint holds */
+    hd_dtype dtype;  /* torch_dtype / dtype: what the makers say the checkpoint holds; bf16 where they are silent */
     uint32_t eos_ids[MODEL_EOS_IDS_MAX];
     uint32_t eos_id_count;
     bool has_bos;
     uint32_t bos_id;
-    float default_temperature, default_top_p; /* generation_config.json; 1 where it is silent */
-    uint32_t default_top_k;                   /* 0: off */
+    float default_temperature, default_top_p, default_repetition_penalty; /* generation_config.json; 1 where it is silent */
+    float default_min_p;                                                  /* 0: off */
+    uint32_t default_top_k;                                               /* 0: off */
 } model_config;
 
 hd_status model_config_open(const char *model_directory, model_config **config, hd_error *error);
 void model_config_close(model_config *config); /* accepts NULL */
 
 /* inverse_frequencies[rotary_dim / 2] and the factor on cosines and sines. sequence_tokens matters to `dynamic` only: the base is fixed at
- * admission from prompt + max_tokens (Hugging Face recomputes it as the sequence grows; one-shot at that length is the same). */
+ * admission from prompt + max_tokens (Hugging Face recomputes it as the sequence grows; one-shot at that length is the same). To agree with
+ * Hugging Face at far positions, an angle is the float product (float)position * inverse_frequencies[i]. */
 void rope_frequencies(const rope_config *rope, uint64_t sequence_tokens, float *inverse_frequencies, float *attention_factor);
 
 /* Bytes of one token's keys and values at the given storage type, all layers. */
