@@ -1,8 +1,8 @@
 /* cgroup.c - finds the mounted hierarchies in mountinfo, this process's group in each, and reads upwards from there.
  *
- * In a container without a cgroup namespace, /proc/self/cgroup names the group as the host sees it, while the mount shows
- * the container's own group as its root. Such a path does not exist below the mount; walking up from it ends at the mount
- * point, which is the group meant. So every level is tried and those that are missing are passed over. */
+ * In a container without a cgroup namespace, /proc/self/cgroup names the group as the host sees it, while the mount
+ * shows the container's own group as its root. Such a path does not exist below the mount; walking up from it ends at
+ * the mount point, which is the group meant. So every level is tried and those that are missing are passed over. */
 #include "base/cgroup.h"
 
 #include <inttypes.h>
@@ -46,7 +46,8 @@ static void find_mount(const char *root, hierarchy *h) {
         const char *after = strstr(line, " - ");
         if (after == NULL || sscanf(line, "%*s %*s %*s %*s %4095s", mount_point) != 1) continue;
         if (sscanf(after, " - %63s %*s %1023s", type, super_options) != 2) continue;
-        bool fits = h->is_v2 ? strcmp(type, "cgroup2") == 0 : strcmp(type, "cgroup") == 0 && list_has(super_options, h->controller);
+        bool fits = h->is_v2 ? strcmp(type, "cgroup2") == 0
+                             : strcmp(type, "cgroup") == 0 && list_has(super_options, h->controller);
         if (!fits) continue;
         int bytes = snprintf(h->mount, sizeof(h->mount), "%s%s", root, mount_point);
         if (bytes < 0 || (size_t)bytes >= sizeof(h->mount)) h->mount[0] = '\0';
@@ -87,7 +88,8 @@ static bool read_text(const char *directory, const char *name, char *text, size_
 
 static bool read_number(const char *directory, const char *name, uint64_t *value) {
     char text[64], *end;
-    if (!read_text(directory, name, text, sizeof(text)) || text[0] < '0' || text[0] > '9') return false; /* "max", "-1" */
+    if (!read_text(directory, name, text, sizeof(text)) || text[0] < '0' || text[0] > '9')
+        return false; /* "max", "-1" */
     *value = strtoull(text, &end, 10);
     return end != text;
 }
@@ -128,14 +130,16 @@ static void read_cpu(const char *directory, bool is_v2, hd_cgroup_limits *limits
         char text[64];
         if (!read_text(directory, "cpu.max", text, sizeof(text))) return;
         if (sscanf(text, "%" SCNu64 " %" SCNu64, &quota, &period) != 2) return; /* "max 100000" */
-    } else if (!read_number(directory, "cpu.cfs_quota_us", &quota) || !read_number(directory, "cpu.cfs_period_us", &period)) {
+    } else if (!read_number(directory, "cpu.cfs_quota_us", &quota) ||
+               !read_number(directory, "cpu.cfs_period_us", &period)) {
         return;
     }
     if (period > 0) limits->cpus = fmin(limits->cpus, (double)quota / (double)period);
 }
 
 static void read_upwards(const char *root, const char *controller, bool is_v2,
-                         void (*read_level)(const char *directory, bool is_v2, hd_cgroup_limits *limits), hd_cgroup_limits *limits) {
+                         void (*read_level)(const char *directory, bool is_v2, hd_cgroup_limits *limits),
+                         hd_cgroup_limits *limits) {
     hierarchy h = {.is_v2 = is_v2, .controller = controller};
     find_mount(root, &h);
     if (h.mount[0] == '\0') return;

@@ -16,7 +16,7 @@ typedef struct hd_cgroup_limits {
     double cpus;                     /* quota / period; infinite where there is none */
 } hd_cgroup_limits;
 
-/* root is "" for this machine; tests give a directory with proc/self/cgroup, proc/self/mountinfo and the groups below it. */
+/* root is "" for this machine; a test gives a directory with proc/self/cgroup, proc/self/mountinfo and the groups. */
 void hd_cgroup_read(const char *root, hd_cgroup_limits *limits);
 
 #endif

@@ -1,8 +1,8 @@
 /* fault.h - failures on demand, so that a test can fail the n-th allocation, read or write and see what happens.
  *
- * A place that can fail asks fault_strikes(kind) first and behaves as if the system had failed when it says true. Disarmed,
- * which is always outside tests, that is one relaxed load.
- *     DISARMED --arm(kind, nth)--> ARMED --the (nth + 1)-th question of that kind: true, once--> ARMED, silent --disarm--> DISARMED
+ * A place that can fail asks fault_strikes(kind) first and behaves as if the system had failed when it says true.
+ * Disarmed, which is always outside tests, that is one relaxed load.
+ *     DISARMED --arm(kind, nth)--> ARMED --question nth of that kind: true, once--> SPENT --disarm--> DISARMED
  * Threads: ask from any thread; arm and disarm from the test's own thread. One kind is armed at a time. */
 #ifndef HD_FAULT_H
 #define HD_FAULT_H
@@ -19,7 +19,8 @@ extern _Atomic bool fault_is_armed;
 bool fault_strikes_armed(fault_kind kind); /* fault_strikes' slow path; nobody else calls it */
 
 static inline bool fault_strikes(fault_kind kind) {
-    return __builtin_expect(atomic_load_explicit(&fault_is_armed, memory_order_relaxed), false) && fault_strikes_armed(kind);
+    return __builtin_expect(atomic_load_explicit(&fault_is_armed, memory_order_relaxed), false) &&
+           fault_strikes_armed(kind);
 }
 
 #endif

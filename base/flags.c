@@ -89,8 +89,8 @@ static size_t edit_distance(const char *a, const char *b) {
     return row[b_bytes];
 }
 
-static hd_status unknown_flag(const hd_flag *flags, size_t flag_count, const char *argument, const char *name, int name_bytes,
-                              hd_error *error) {
+static hd_status unknown_flag(const hd_flag *flags, size_t flag_count, const char *argument, const char *name,
+                              int name_bytes, hd_error *error) {
     char typed[NAME_BYTES_MAX + 1];
     snprintf(typed, sizeof(typed), "%.*s", name_bytes, name);
     const hd_flag *nearest = NULL;
@@ -105,7 +105,8 @@ static hd_status unknown_flag(const hd_flag *flags, size_t flag_count, const cha
     int shown_bytes = (int)(name - argument) + name_bytes;
     /* A suggestion that shares little with what was typed only misleads. */
     if (nearest != NULL && least <= 1 + strlen(typed) / 3)
-        return hd_error_set(error, HD_INVALID, "unknown flag %.*s; did you mean --%s?", shown_bytes, argument, nearest->name);
+        return hd_error_set(error, HD_INVALID, "unknown flag %.*s; did you mean --%s?", shown_bytes, argument,
+                            nearest->name);
     return hd_error_set(error, HD_INVALID, "unknown flag %.*s", shown_bytes, argument);
 }
 
@@ -130,7 +131,8 @@ static hd_status set_value(hd_flag *flag, const char *source, const char *text, 
     case HD_FLAG_DOUBLE: {
         char *number_end;
         double value = strtod(text, &number_end);
-        if (number_end == text || *number_end != '\0' || !isfinite(value)) return bad_value(source, text, "a number", error);
+        if (number_end == text || *number_end != '\0' || !isfinite(value))
+            return bad_value(source, text, "a number", error);
         *(double *)flag->target = value;
         break;
     }
@@ -139,7 +141,8 @@ static hd_status set_value(hd_flag *flag, const char *source, const char *text, 
         *(uint64_t *)flag->target = number;
         break;
     case HD_FLAG_DURATION:
-        if (hd_parse_duration(text, &number) != HD_OK) return bad_value(source, text, "a duration such as 2s or 500ms", error);
+        if (hd_parse_duration(text, &number) != HD_OK)
+            return bad_value(source, text, "a duration such as 2s or 500ms", error);
         *(uint64_t *)flag->target = number;
         break;
     case HD_FLAG_STRING: *(const char **)flag->target = text; break;
@@ -189,7 +192,8 @@ static hd_status read_flag(hd_flag *flags, size_t flag_count, int argc, char **a
     if (flag->kind == HD_FLAG_BOOL) return set_value(flag, source, "true", error);
     const char *text = *index + 1 < argc ? argv[*index + 1] : NULL;
     if (text == NULL || strncmp(text, "--", 2) == 0)
-        return hd_error_set(error, HD_INVALID, "%s needs a value: %s %s", source, source, flag->value != NULL ? flag->value : "VALUE");
+        return hd_error_set(error, HD_INVALID, "%s needs a value: %s %s", source, source,
+                            flag->value != NULL ? flag->value : "VALUE");
     (*index)++;
     return set_value(flag, source, text, error);
 }
@@ -218,7 +222,8 @@ hd_status hd_flags_parse(hd_flag *flags, size_t flag_count, int argc, char **arg
 static void print_default(const hd_flag *flag, FILE *stream) {
     char text[32];
     uint64_t number = flag->kind == HD_FLAG_U64 || flag->kind == HD_FLAG_SIZE || flag->kind == HD_FLAG_DURATION
-                          ? *(const uint64_t *)flag->target : 0;
+                          ? *(const uint64_t *)flag->target
+                          : 0;
     switch (flag->kind) {
     case HD_FLAG_BOOL: break;
     case HD_FLAG_U64:
@@ -235,7 +240,8 @@ static void print_default(const hd_flag *flag, FILE *stream) {
         if (*(const double *)flag->target != 0) fprintf(stream, " (default %g)", *(const double *)flag->target);
         break;
     case HD_FLAG_STRING:
-        if (*(const char *const *)flag->target != NULL) fprintf(stream, " (default %s)", *(const char *const *)flag->target);
+        if (*(const char *const *)flag->target != NULL)
+            fprintf(stream, " (default %s)", *(const char *const *)flag->target);
         break;
     }
 }

@@ -1,7 +1,8 @@
 /* flags.h - command-line flags, each also read from the environment as HADAL_<FLAG>.
  *
- * A subcommand lists its flags in a table; hd_flags_parse fills the targets. Precedence: command line, environment, the
- * default already in the target. Sizes take 512M, 16G, 1T (powers of 1024; bare numbers are bytes); durations take 500ms, 2s, 5m, 1h.
+ * A subcommand lists its flags in a table; hd_flags_parse fills the targets. Precedence: command line, environment,
+ * the default already in the target. Sizes take 512M, 16G, 1T (powers of 1024; bare numbers are bytes); durations take
+ * 500ms, 2s, 5m, 1h.
  * Threads: parse once, before other threads start. */
 #ifndef HD_FLAGS_H
 #define HD_FLAGS_H
@@ -23,17 +24,17 @@ typedef enum {
 } hd_flag_kind;
 
 typedef struct hd_flag {
-    const char *name;  /* "hot-memory", without dashes; HADAL_HOT_MEMORY in the environment */
+    const char *name; /* "hot-memory", without dashes; HADAL_HOT_MEMORY in the environment */
     hd_flag_kind kind;
     void *target;      /* of the type above */
     const char *value; /* what help shows for the value: "BYTES", "DIR"; NULL for bool */
     const char *help;
-    bool is_set;       /* out: given on the command line or in the environment */
+    bool is_set; /* out: given on the command line or in the environment */
 } hd_flag;
 
-/* Positional arguments come back in positionals (borrowed), at most positionals_max. "--" ends the flags; --name=value and
- * --name value are the same. HD_INVALID with a sentence naming the flag: unknown flag (with the nearest known one), missing
- * or bad value, too many positionals. */
+/* Positional arguments come back in positionals (borrowed), at most positionals_max. "--" ends the flags; --name=value
+ * and --name value are the same. HD_INVALID with a sentence naming the flag: unknown flag (with the nearest known
+ * one), missing or bad value, too many positionals. */
 hd_status hd_flags_parse(hd_flag *flags, size_t flag_count, int argc, char **argv, const char **positionals,
                          size_t positionals_max, size_t *positional_count, hd_error *error);
 void hd_flags_print_help(const hd_flag *flags, size_t flag_count, FILE *stream);

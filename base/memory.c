@@ -36,7 +36,8 @@ static size_t page_bytes(void) {
     return (size_t)sysconf(_SC_PAGESIZE);
 }
 
-/* What a region of so many bytes occupies: whole small pages, so that the last huge page is not paid for a few bytes. */
+/* What a region of so many bytes occupies: whole small pages, so that the last huge page is not paid for a few bytes.
+ * */
 static size_t region_bytes(size_t bytes) {
     return HD_ALIGN_UP(bytes > 0 ? bytes : 1, page_bytes());
 }
@@ -46,7 +47,8 @@ void *hd_region_map(size_t bytes) {
     size_t length = region_bytes(bytes);
     /* mmap aligns to small pages only, so map more and give both ends back. */
     size_t mapped_bytes = length + HUGE_PAGE_BYTES;
-    unsigned char *mapped = mmap(NULL, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    unsigned char *mapped =
+        mmap(NULL, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapped == MAP_FAILED) return NULL;
     size_t head = (HUGE_PAGE_BYTES - (uintptr_t)mapped % HUGE_PAGE_BYTES) % HUGE_PAGE_BYTES;
     size_t tail = mapped_bytes - head - length;

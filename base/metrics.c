@@ -1,13 +1,13 @@
 /* metrics.c - families of series in lists that only grow while the program starts; values are relaxed atomics.
  *
- * A histogram's buckets are kept apart and summed up when rendered: an observation touches one bucket and the sum, and the
- * rendered count is always that of the +Inf bucket, whatever is being observed meanwhile. */
+ * A histogram's buckets are kept apart and summed up when rendered: an observation touches one bucket and the sum, and
+ * the rendered count is always that of the +Inf bucket, whatever is being observed meanwhile. */
 #include "base/metrics.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,12 +51,12 @@ struct hd_metrics {
     family *first, *last;
 };
 
-const double hd_bounds_seconds[] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3,  0.5,  0.75, 1,
-                                    1.5,   2.5,    5,     7.5,  10,    15,   20,    30,  60,   120, 240,  480,  960,  1920,
-                                    3600,  7680};
+const double hd_bounds_seconds[] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1,  0.15, 0.2,
+                                    0.3,   0.5,    0.75,  1,    1.5,   2.5,  5,     7.5,  10,   15,
+                                    20,    30,     60,    120,  240,   480,  960,   1920, 3600, 7680};
 const size_t hd_bounds_seconds_count = sizeof(hd_bounds_seconds) / sizeof(hd_bounds_seconds[0]);
-const double hd_bounds_tokens[] = {1,    2,    4,     8,     16,    32,     64,     128,    256,     512,     1024,
-                                   2048, 4096, 8192,  16384, 32768, 65536,  131072, 262144, 524288,  1048576, 2097152};
+const double hd_bounds_tokens[] = {1,    2,    4,    8,     16,    32,    64,     128,    256,    512,     1024,
+                                   2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144, 524288, 1048576, 2097152};
 const size_t hd_bounds_tokens_count = sizeof(hd_bounds_tokens) / sizeof(hd_bounds_tokens[0]);
 
 static char *copy_text(const char *text) {
@@ -106,7 +106,9 @@ void hd_metrics_close(hd_metrics *metrics) {
 static bool is_valid_name(const char *name) {
     if (*name >= '0' && *name <= '9') return false;
     for (const char *c = name; *c != '\0'; c++)
-        if (!((*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || (*c >= '0' && *c <= '9') || *c == '_' || *c == ':')) return false;
+        if (!((*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z') || (*c >= '0' && *c <= '9') || *c == '_' ||
+              *c == ':'))
+            return false;
     return *name != '\0';
 }
 
@@ -133,8 +135,8 @@ static family *family_find_or_add(hd_metrics *metrics, metric_kind kind, const c
 }
 
 /* A name registered twice with the same labels is the same series: two lines of one identity would be no valid text. */
-static series *series_register(hd_metrics *metrics, metric_kind kind, const char *name, const char *labels, const char *help,
-                               const double *upper_bounds, size_t bound_count) {
+static series *series_register(hd_metrics *metrics, metric_kind kind, const char *name, const char *labels,
+                               const char *help, const double *upper_bounds, size_t bound_count) {
     family *f = family_find_or_add(metrics, kind, name, help);
     if (f == NULL) return NULL;
     for (series *s = f->first; s != NULL; s = s->next)
@@ -183,7 +185,8 @@ hd_histogram *hd_histogram_register(hd_metrics *metrics, const char *name, const
 
 static void add_to(_Atomic double *sum, double amount) {
     double before = atomic_load_explicit(sum, memory_order_relaxed);
-    while (!atomic_compare_exchange_weak_explicit(sum, &before, before + amount, memory_order_relaxed, memory_order_relaxed)) {}
+    while (!atomic_compare_exchange_weak_explicit(sum, &before, before + amount, memory_order_relaxed,
+                                                  memory_order_relaxed)) {}
 }
 
 void hd_counter_add(hd_counter *counter, uint64_t amount) {

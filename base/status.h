@@ -1,8 +1,9 @@
 /* status.h - the one status type, and the sentence that goes with it.
  *
- * What can fail returns hd_status. Errors of the world get a status; errors of the programmer get an assert. gRPC, CUDA
- * and errno codes become a status at the edge where they arrive. Where a person has to act on the failure (a bad file, a
- * bad field, a bad flag), the call also takes an hd_error and fills in one sentence that names the thing and what to do.
+ * What can fail returns hd_status. Errors of the world get a status; errors of the programmer get an assert. gRPC,
+ * CUDA and errno codes become a status at the edge where they arrive. Where a person has to act on the failure (a bad
+ * file, a bad field, a bad flag), the call also takes an hd_error and fills in one sentence that names the thing and
+ * what to do.
  * Threads: a status is a value; an hd_error belongs to the caller and is written by one call at a time. */
 #ifndef HD_STATUS_H
 #define HD_STATUS_H
@@ -38,7 +39,8 @@ typedef struct hd_error {
 
 /* Writes the sentence (error may be NULL) and returns status, so that a failing path reads
  *     return hd_error_set(error, HD_INVALID, "%s: 'vocab_size' must be a positive integer", path); */
-hd_status hd_error_set(hd_error *error, hd_status status, const char *format, ...) __attribute__((format(printf, 3, 4)));
+hd_status hd_error_set(hd_error *error, hd_status status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 hd_status hd_error_setv(hd_error *error, hd_status status, const char *format, va_list arguments);
 
 #endif

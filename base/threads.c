@@ -1,10 +1,10 @@
 /* threads.c - the pool: words that threads wait for, first spinning, then in a futex.
  *
- * Every wait is on an `event`: a word that changes when there is news, and a count of who sleeps on it. The waker changes
- * the word and then looks for sleepers; a sleeper counts itself and then looks at the word (the kernel does, atomically
- * with going to sleep). Both are sequentially consistent, so one of the two sees the other and no wake-up is lost, and a
- * waker makes no system call when all the others still spin. A mutex with a condition variable would take the lock in
- * every run, even when nobody sleeps. */
+ * Every wait is on an `event`: a word that changes when there is news, and a count of who sleeps on it. The waker
+ * changes the word and then looks for sleepers; a sleeper counts itself and then looks at the word (the kernel does,
+ * atomically with going to sleep). Both are sequentially consistent, so one of the two sees the other and no wake-up
+ * is lost, and a waker makes no system call when all the others still spin. A mutex with a condition variable would
+ * take the lock in every run, even when nobody sleeps. */
 #include "base/threads.h"
 
 #include <assert.h>
@@ -35,7 +35,8 @@ struct hd_pool {
     event started;  /* word: the number of the run that is on, or was last */
     event finished; /* word: the number of the last run that is complete */
     event barrier;  /* word: how many barriers have been passed */
-    _Alignas(HD_CACHE_LINE) _Atomic uint32_t running; /* threads other than the caller that have not returned from this run */
+    /* Threads other than the caller that have not returned from this run. */
+    _Alignas(HD_CACHE_LINE) _Atomic uint32_t running;
     _Alignas(HD_CACHE_LINE) _Atomic uint32_t arrived; /* at the barrier */
 
     /* Written by the caller between runs, published by `started`. */
@@ -193,8 +194,8 @@ unsigned hd_cpu_limit(void) {
     unsigned count = affinity_count();
     hd_cgroup_limits limits;
     hd_cgroup_read("", &limits);
-    /* Rounded down: with more threads than quota the kernel stops them all for the rest of each period, and a step waits
-     * for its slowest thread. */
+    /* Rounded down: with more threads than quota the kernel stops them all for the rest of each period, and a step
+     * waits for its slowest thread. */
     if (limits.cpus < count) count = (unsigned)floor(limits.cpus);
     return count > 0 ? count : 1;
 }

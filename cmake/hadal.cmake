@@ -1,4 +1,4 @@
-# hadal_library(NAME SOURCES ... [USES ...]), hadal_test(NAME SOURCES ... [USES ...]), hadal_fuzz(NAME SOURCES ... [USES ...])
+# hadal_library(NAME SOURCES ... [USES ...]), hadal_test(NAME SOURCES ... [USES ...]), hadal_fuzz(NAME SOURCES ... [USES ...] [COVERS ...])
 # give every target the same warnings, sanitizers and include root; hadal_rust_library(NAME DIRECTORY) makes a crate one of them.
 
 add_library(hadal_options INTERFACE)
@@ -41,16 +41,22 @@ function(hadal_test name)
   set_tests_properties(${name} PROPERTIES TIMEOUT 300)
 endfunction()
 
-# A fuzz target defines LLVMFuzzerTestOneInput. With HADAL_FUZZ it is a libFuzzer program; always, the kept corpus in
-# tests/fuzz/corpus/NAME is replayed as a test.
+# A fuzz target defines LLVMFuzzerTestOneInput. With HADAL_FUZZ it is a libFuzzer program, and `./run fuzz` prints how many lines it
+# reaches of the files in COVERS (from the root); always, the kept corpus in tests/fuzz/corpus/NAME is replayed as a test.
 function(hadal_fuzz name)
-  cmake_parse_arguments(arg "" "" "SOURCES;USES" ${ARGN})
+  cmake_parse_arguments(arg "" "" "SOURCES;USES;COVERS" ${ARGN})
   if(HADAL_FUZZ)
     add_executable(${name} ${arg_SOURCES})
     target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+    list(JOIN arg_COVERS "\n" covers)
+    if(covers)
+      string(APPEND covers "\n")
+    endif()
+    file(WRITE ${CMAKE_BINARY_DIR}/fuzz/${name}.covers "${covers}")
   else()
     add_executable(${name} ${arg_SOURCES} ${CMAKE_SOURCE_DIR}/tests/fuzz/replay.c)
     add_test(NAME ${name}_corpus COMMAND ${name} ${CMAKE_SOURCE_DIR}/tests/fuzz/corpus/${name})
+    set_tests_properties(${name}_corpus PROPERTIES TIMEOUT 300)
   endif()
   target_link_libraries(${name} PRIVATE hadal_options ${arg_USES})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/fuzz)

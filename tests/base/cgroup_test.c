@@ -110,14 +110,16 @@ static void file_cache_counts_as_available(void **state) {
     put("/proc/self/cgroup", "0::/a\n");
     put("/sys/fs/cgroup/a/memory.max", "10000\n");
     put("/sys/fs/cgroup/a/memory.current", "9000\n");
-    put("/sys/fs/cgroup/a/memory.stat", "anon 2000\nfile 7000\ninactive_anon 1\ninactive_file 4000\nactive_file 2500\n");
+    put("/sys/fs/cgroup/a/memory.stat",
+        "anon 2000\nfile 7000\ninactive_anon 1\ninactive_file 4000\nactive_file 2500\n");
     assert_true(read_limits().memory_available_bytes == 10000 - (9000 - 6500));
 
     put("/proc/self/mountinfo", mounts_v1);
     put("/proc/self/cgroup", "3:memory:/a\n");
     put("/sys/fs/cgroup/memory/a/memory.limit_in_bytes", "10000\n");
     put("/sys/fs/cgroup/memory/a/memory.usage_in_bytes", "9000\n");
-    put("/sys/fs/cgroup/memory/a/memory.stat", "inactive_file 1\nactive_file 1\ntotal_inactive_file 300\ntotal_active_file 200\n");
+    put("/sys/fs/cgroup/memory/a/memory.stat",
+        "inactive_file 1\nactive_file 1\ntotal_inactive_file 300\ntotal_active_file 200\n");
     assert_true(read_limits().memory_available_bytes == 10000 - (9000 - 500));
 }
 

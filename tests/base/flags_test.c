@@ -60,7 +60,8 @@ static void refused(const char *line, const char *sentence) {
 }
 
 static void each_kind_fills_its_target(void **state) {
-    assert_int_equal(parse("--json --threads 4 --hot-memory 16G --drain-timeout 1m --rate 1.5 --model /models/a"), HD_OK);
+    assert_int_equal(parse("--json --threads 4 --hot-memory 16G --drain-timeout 1m --rate 1.5 --model /models/a"),
+                     HD_OK);
     assert_true(options.json);
     assert_int_equal(options.threads, 4);
     assert_int_equal(options.hot_memory, 16ull << 30);
@@ -161,15 +162,23 @@ static void sizes_are_powers_of_1024(void **state) {
     static const struct {
         const char *text;
         uint64_t bytes;
-    } good[] = {{"0", 0}, {"123", 123}, {"1K", 1024}, {"512M", 512ull << 20}, {"16g", 16ull << 30}, {"1T", 1ull << 40}, {"4GiB", 4ull << 30},
+    } good[] = {{"0", 0},
+                {"123", 123},
+                {"1K", 1024},
+                {"512M", 512ull << 20},
+                {"16g", 16ull << 30},
+                {"1T", 1ull << 40},
+                {"4GiB", 4ull << 30},
                 {"18446744073709551615", UINT64_MAX}};
-    static const char *const bad[] = {"", "G", "-1", "+1", " 1", "1 G", "1.5G", "1GB", "0x10", "16777216T", "18446744073709551616", "1Gx"};
+    static const char *const bad[] = {
+        "", "G", "-1", "+1", " 1", "1 G", "1.5G", "1GB", "0x10", "16777216T", "18446744073709551616", "1Gx"};
     uint64_t bytes;
     for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
         assert_int_equal(hd_parse_size(good[i].text, &bytes), HD_OK);
         assert_true(bytes == good[i].bytes);
     }
-    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) assert_int_equal(hd_parse_size(bad[i], &bytes), HD_INVALID);
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+        assert_int_equal(hd_parse_size(bad[i], &bytes), HD_INVALID);
 }
 
 static void durations_need_a_unit(void **state) {
@@ -177,13 +186,15 @@ static void durations_need_a_unit(void **state) {
         const char *text;
         uint64_t milliseconds;
     } good[] = {{"0", 0}, {"500ms", 500}, {"2s", 2000}, {"5m", 300000}, {"1h", 3600000}};
-    static const char *const bad[] = {"", "5", "s", "1d", "-1s", "1.5s", "99999999999999999999ms", "18446744073709551615h"};
+    static const char *const bad[] = {
+        "", "5", "s", "1d", "-1s", "1.5s", "99999999999999999999ms", "18446744073709551615h"};
     uint64_t milliseconds;
     for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
         assert_int_equal(hd_parse_duration(good[i].text, &milliseconds), HD_OK);
         assert_true(milliseconds == good[i].milliseconds);
     }
-    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) assert_int_equal(hd_parse_duration(bad[i], &milliseconds), HD_INVALID);
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+        assert_int_equal(hd_parse_duration(bad[i], &milliseconds), HD_INVALID);
 }
 
 static void sizes_print_with_the_largest_unit_that_fits(void **state) {

@@ -41,7 +41,9 @@ static void a_line_is_logfmt_with_time_level_and_event(void **state) {
     hd_log(HD_LOG_WARN, "listening", "address=%s threads=%d", "127.0.0.1:8000", 4);
     capture_end(saved, reader, text, sizeof(text));
     int year, month, day, hour, minute, second, millisecond, used = 0;
-    assert_int_equal(sscanf(text, "time=%4d-%2d-%2dT%2d:%2d:%2d.%3dZ %n", &year, &month, &day, &hour, &minute, &second, &millisecond, &used), 7);
+    assert_int_equal(sscanf(text, "time=%4d-%2d-%2dT%2d:%2d:%2d.%3dZ %n", &year, &month, &day, &hour, &minute, &second,
+                            &millisecond, &used),
+                     7);
     assert_string_equal(text + used, "level=warn event=listening address=127.0.0.1:8000 threads=4\n");
 }
 
@@ -126,12 +128,14 @@ static size_t unquote(const char *quoted, char *text) {
 }
 
 static void quoting_is_reversible_and_cuts_whole_characters(void **state) {
-    static const char *const pieces[] = {"a", " ", "=", "\"", "\\", "\n", "\x7f", "\xc3\xa4", "\xe2\x82\xac", "\xf0\x9f\x98\x80", "\t", "\x02"};
+    static const char *const pieces[] = {
+        "a", " ", "=", "\"", "\\", "\n", "\x7f", "\xc3\xa4", "\xe2\x82\xac", "\xf0\x9f\x98\x80", "\t", "\x02"};
     unsigned seed = 20240601;
     for (int round = 0; round < 20000; round++) {
         char text[128] = "", buffer[600], back[600];
         int count = (int)(rand_r(&seed) % 20);
-        for (int i = 0; i < count; i++) strcat(text, pieces[(unsigned)rand_r(&seed) % (sizeof(pieces) / sizeof(pieces[0]))]);
+        for (int i = 0; i < count; i++)
+            strcat(text, pieces[(unsigned)rand_r(&seed) % (sizeof(pieces) / sizeof(pieces[0]))]);
         hd_log_quote(text, buffer, sizeof(buffer));
         unquote(buffer, back);
         assert_string_equal(back, text);
@@ -142,8 +146,8 @@ static void quoting_is_reversible_and_cuts_whole_characters(void **state) {
         assert_true(strlen(buffer) < room);
         assert_int_equal(buffer[room], '#');
         size_t kept = unquote(buffer, back);
-        assert_memory_equal(back, text, kept);                           /* a beginning of it, */
-        assert_true(((unsigned char)text[kept] & 0xC0) != 0x80);         /* cut between characters */
+        assert_memory_equal(back, text, kept);                   /* a beginning of it, */
+        assert_true(((unsigned char)text[kept] & 0xC0) != 0x80); /* cut between characters */
     }
 }
 

@@ -39,9 +39,11 @@ static void nothing_registered_renders_nothing(void **state) {
 
 static void a_family_has_its_help_and_type_once(void **state) {
     hd_metrics *metrics = *state;
-    hd_counter *stop = hd_counter_register(metrics, "hadal:request_success_total", "finished_reason=\"stop\"", "Requests that ended.");
+    hd_counter *stop =
+        hd_counter_register(metrics, "hadal:request_success_total", "finished_reason=\"stop\"", "Requests that ended.");
     hd_gauge *running = hd_gauge_register(metrics, "hadal:num_requests_running", "", "Requests in a step.");
-    hd_counter *length = hd_counter_register(metrics, "hadal:request_success_total", "finished_reason=\"length\"", "Another text.");
+    hd_counter *length =
+        hd_counter_register(metrics, "hadal:request_success_total", "finished_reason=\"length\"", "Another text.");
     hd_counter_add(stop, 3);
     hd_counter_add(length, 18000000000000000000u);
     hd_gauge_set(running, 2.5);
@@ -86,7 +88,8 @@ static void a_histogram_without_labels_has_only_the_bound(void **state) {
 
 static void help_and_labels_are_escaped(void **state) {
     char label[64];
-    hd_gauge_register(*state, "hadal:info", hd_metrics_label("model", "a\"b\\c\nd", label, sizeof(label)), "Line one\nback\\slash \"kept\"");
+    hd_gauge_register(*state, "hadal:info", hd_metrics_label("model", "a\"b\\c\nd", label, sizeof(label)),
+                      "Line one\nback\\slash \"kept\"");
     assert_rendered(*state, "# HELP hadal:info Line one\\nback\\\\slash \"kept\"\n# TYPE hadal:info gauge\n"
                             "hadal:info{model=\"a\\\"b\\\\c\\nd\"} 0\n");
 }
@@ -162,7 +165,8 @@ static void no_update_of_several_threads_is_lost(void **state) {
     char *text;
     size_t bytes;
     assert_int_equal(hd_metrics_render(s.metrics, &text, &bytes), HD_OK);
-    assert_non_null(strstr(text, "hadal:h_bucket{le=\"1\"} 4000\nhadal:h_bucket{le=\"2\"} 6000\nhadal:h_bucket{le=\"+Inf\"} 8000\n"));
+    assert_non_null(strstr(
+        text, "hadal:h_bucket{le=\"1\"} 4000\nhadal:h_bucket{le=\"2\"} 6000\nhadal:h_bucket{le=\"+Inf\"} 8000\n"));
     assert_non_null(strstr(text, "hadal:h_sum 12000\nhadal:h_count 8000\n"));
     free(text);
 }

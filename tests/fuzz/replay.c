@@ -1,7 +1,8 @@
-/* replay.c - gives every file of the kept corpora to LLVMFuzzerTestOneInput, so that any compiler can run them as a test.
+/* replay.c - gives every file of the kept corpora to LLVMFuzzerTestOneInput, so that any compiler can run them as a
+ * test.
  *
- * Arguments are files or directories, read in no particular order. A crash names its file: the name is printed first. An
- * empty input is always tried. Exit code 1 if an argument cannot be read. */
+ * Arguments are files or directories, read in no particular order. A crash names its file: the name is printed first.
+ * An empty input is always tried. Exit code 1 if an argument cannot be read. */
 #include <dirent.h>
 #include <errno.h>
 #include <stdint.h>
@@ -18,7 +19,8 @@ static size_t replayed_count;
 
 static int replay_file(const char *path, size_t bytes) {
     FILE *file = fopen(path, "rb");
-    uint8_t *data = malloc(bytes > 0 ? bytes : 1); /* exactly as long as the input, so that a sanitizer sees an overrun */
+    uint8_t *data =
+        malloc(bytes > 0 ? bytes : 1); /* exactly as long as the input, so that a sanitizer sees an overrun */
     if (file == NULL || data == NULL || fread(data, 1, bytes, file) != bytes) {
         fprintf(stderr, "%s: cannot be read: %s\n", path, strerror(errno));
         free(data);
