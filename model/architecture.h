@@ -21,7 +21,7 @@ typedef enum {
     WINDOW_NEVER,
     WINDOW_EVERY_LAYER,         /* "sliding_window", when it is a number */
     WINDOW_EVERY_LAYER_IF_USED, /* the same, and only with "use_sliding_window" */
-    WINDOW_BY_LAYER,            /* "layer_types", or without it the layers from "max_window_layers" on; with "use_sliding_window" */
+    WINDOW_BY_LAYER, /* "layer_types", or without it the layers from "max_window_layers" on; with "use_sliding_window" */
 } architecture_window;
 
 typedef enum {

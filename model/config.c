@@ -30,18 +30,21 @@ static const struct {
     const char *name;
     double neutral;
 } foreign_numbers[] = {
-    {"attn_logit_softcapping", 0},  {"final_logit_softcapping", 0}, {"clip_qkv", 0},       {"kv_lora_rank", 0},
-    {"attention_multiplier", 1},    {"residual_multiplier", 1},     {"embedding_multiplier", 1}, {"logits_scaling", 1},
-    {"logit_scale", 1},             {"attention_chunk_size", 0},    {"num_attention_sinks", 0},
+    {"attn_logit_softcapping", 0}, {"final_logit_softcapping", 0}, {"clip_qkv", 0},
+    {"kv_lora_rank", 0},           {"attention_multiplier", 1},    {"residual_multiplier", 1},
+    {"embedding_multiplier", 1},   {"logits_scaling", 1},          {"logit_scale", 1},
+    {"attention_chunk_size", 0},   {"num_attention_sinks", 0},
 };
-static const char *const foreign_switches[] = {"mlp_bias", "use_qk_norm", "qk_layernorm", "attention_sinks", "use_mrope", "alibi"};
-static const char *const foreign_objects[] = {"quantization_config", "compression_config", "vision_config", "audio_config",
-                                              "text_config"};
+static const char *const foreign_switches[] = {"mlp_bias",        "use_qk_norm", "qk_layernorm",
+                                               "attention_sinks", "use_mrope",   "alibi"};
+static const char *const foreign_objects[] = {"quantization_config", "compression_config", "vision_config",
+                                              "audio_config", "text_config"};
 
 static void refuse_foreign_fields(json_fields *fields) {
     for (size_t i = 0; i < sizeof(foreign_objects) / sizeof(foreign_objects[0]); i++) {
         if (!json_fields_is_given(fields, foreign_objects[i])) continue;
-        json_fields_fail(fields, HD_UNSUPPORTED, foreign_objects[i], "is not supported; use a checkpoint of a text model in bf16, f16 or f32");
+        json_fields_fail(fields, HD_UNSUPPORTED, foreign_objects[i],
+                         "is not supported; use a checkpoint of a text model in bf16, f16 or f32");
     }
     for (size_t i = 0; i < sizeof(foreign_switches) / sizeof(foreign_switches[0]); i++) {
         if (!json_fields_bool_or(fields, foreign_switches[i], false)) continue;
@@ -61,7 +64,8 @@ static void refuse_foreign_fields(json_fields *fields) {
 static const char *list_architectures(char *text, size_t text_bytes) {
     size_t length = 0;
     for (size_t i = 0; i < model_architecture_count() && length < text_bytes; i++) {
-        length += (size_t)snprintf(text + length, text_bytes - length, "%s%s", i == 0 ? "" : ", ", model_architecture_at(i)->name);
+        length += (size_t)snprintf(text + length, text_bytes - length, "%s%s", i == 0 ? "" : ", ",
+                                   model_architecture_at(i)->name);
     }
     return text;
 }
@@ -83,35 +87,38 @@ static const model_architecture *read_architecture(json_fields *fields) {
     }
     const char *type = json_fields_string_or(fields, "model_type", architecture->model_type);
     if (strcmp(type, architecture->model_type) != 0) {
-        json_fields_fail(fields, HD_INVALID, "model_type", "is %.40s, but %s has %s", type, architecture->name, architecture->model_type);
+        json_fields_fail(fields, HD_INVALID, "model_type", "is %.40s, but %s has %s", type, architecture->name,
+                         architecture->model_type);
     }
     return architecture;
 }
 
 static uint32_t read_kv_heads(json_fields *fields, const model_architecture *row, uint32_t query_heads) {
     uint32_t fallback = row->default_kv_heads;
-    if (fallback == 0 || json_fields_is_present(fields, "num_key_value_heads")) fallback = query_heads; /* null: as many */
+    if (fallback == 0 || json_fields_is_present(fields, "num_key_value_heads"))
+        fallback = query_heads; /* null: as many */
     uint32_t heads = (uint32_t)json_fields_integer_or(fields, "num_key_value_heads", 1, HEADS_MAX, fallback);
     if (query_heads % heads != 0) {
-        json_fields_fail(fields, HD_INVALID, "num_key_value_heads", "is %u, which does not divide 'num_attention_heads', %u", heads,
-                         query_heads);
+        json_fields_fail(fields, HD_INVALID, "num_key_value_heads",
+                         "is %u, which does not divide 'num_attention_heads', %u", heads, query_heads);
     }
     return heads;
 }
 
-static uint32_t read_head_dim(json_fields *fields, const model_architecture *row, uint32_t hidden_size, uint32_t query_heads) {
+static uint32_t read_head_dim(json_fields *fields, const model_architecture *row, uint32_t hidden_size,
+                              uint32_t query_heads) {
     uint32_t derived = row->default_head_dim;
     if (derived == 0) {
         derived = hidden_size / query_heads;
         if (!json_fields_is_given(fields, "head_dim") && hidden_size % query_heads != 0) {
-            json_fields_fail(fields, HD_INVALID, "hidden_size", "is %u, not a multiple of 'num_attention_heads', %u", hidden_size,
-                             query_heads);
+            json_fields_fail(fields, HD_INVALID, "hidden_size", "is %u, not a multiple of 'num_attention_heads', %u",
+                             hidden_size, query_heads);
         }
     }
     uint32_t head_dim = (uint32_t)json_fields_integer_or(fields, "head_dim", 1, WIDTH_MAX, derived);
     if (head_dim == 0 || head_dim % HEAD_DIM_GRAIN != 0 || head_dim > HEAD_DIM_MAX) {
-        json_fields_fail(fields, HD_UNSUPPORTED, "head_dim", "is %u; supported are multiples of %u up to %u", head_dim, HEAD_DIM_GRAIN,
-                         HEAD_DIM_MAX);
+        json_fields_fail(fields, HD_UNSUPPORTED, "head_dim", "is %u; supported are multiples of %u up to %u", head_dim,
+                         HEAD_DIM_GRAIN, HEAD_DIM_MAX);
     }
     return head_dim;
 }
@@ -139,7 +146,8 @@ static void read_shape(json_fields *fields, model_config *config) {
     config->vocabulary_size = (uint32_t)json_fields_integer(fields, "vocab_size", 1, VOCABULARY_MAX);
     config->kv_heads = read_kv_heads(fields, row, config->query_heads);
     config->head_dim = read_head_dim(fields, row, config->hidden_size, config->query_heads);
-    config->max_positions = json_fields_integer_or(fields, "max_position_embeddings", 1, POSITIONS_MAX, row->default_max_positions);
+    config->max_positions =
+        json_fields_integer_or(fields, "max_position_embeddings", 1, POSITIONS_MAX, row->default_max_positions);
     config->rms_eps = (float)json_fields_number_or(fields, "rms_norm_eps", 0.0, 1.0, row->default_rms_eps);
     config->tied_embeddings = json_fields_bool_or(fields, "tie_word_embeddings", false);
     bool attention_bias = json_fields_bool_or(fields, "attention_bias", false) && row->bias == BIAS_BY_FIELD;
@@ -161,20 +169,23 @@ static uint64_t read_window(json_fields *fields, const model_architecture *row) 
 /* "layer_types" decides only WINDOW_BY_LAYER; elsewhere Hugging Face ignores it, so it must say what would be computed anyway. */
 static void read_layer_types(json_fields *fields, const json_t *types, uint64_t window, model_config *config) {
     if (json_array_size(types) != config->layer_count) {
-        json_fields_fail(fields, HD_INVALID, "layer_types", "has %zu entries for %u layers", json_array_size(types), config->layer_count);
+        json_fields_fail(fields, HD_INVALID, "layer_types", "has %zu entries for %u layers", json_array_size(types),
+                         config->layer_count);
         return;
     }
     for (uint32_t layer = 0; layer < config->layer_count; layer++) {
         const char *type = json_string_value(json_array_get(types, layer));
         bool is_sliding = type != NULL && strcmp(type, "sliding_attention") == 0;
         if (!is_sliding && (type == NULL || strcmp(type, "full_attention") != 0)) {
-            json_fields_fail(fields, HD_UNSUPPORTED, "layer_types", "has %.60s for layer %u; supported are full_attention and sliding_attention",
+            json_fields_fail(fields, HD_UNSUPPORTED, "layer_types",
+                             "has %.60s for layer %u; supported are full_attention and sliding_attention",
                              type != NULL ? type : "no name", layer);
             return;
         }
         bool is_settled = config->architecture->window != WINDOW_BY_LAYER;
         if ((is_sliding && window == 0) || (is_settled && is_sliding != (window != 0))) {
-            json_fields_fail(fields, HD_INVALID, "layer_types", "has %s for layer %u, which the other fields contradict", type, layer);
+            json_fields_fail(fields, HD_INVALID, "layer_types",
+                             "has %s for layer %u, which the other fields contradict", type, layer);
             return;
         }
         config->windows[layer] = is_sliding ? window : 0;
@@ -200,7 +211,8 @@ static void read_sparse_layers(json_fields *fields, model_config *config) {
         const json_t *value = json_array_get(dense, i);
         json_int_t layer = json_integer_value(value);
         if (!json_is_integer(value) || layer < 0 || layer >= (json_int_t)config->layer_count) {
-            json_fields_fail(fields, HD_INVALID, "mlp_only_layers", "must hold layer numbers below %u", config->layer_count);
+            json_fields_fail(fields, HD_INVALID, "mlp_only_layers", "must hold layer numbers below %u",
+                             config->layer_count);
             return;
         }
         config->is_sparse[layer] = false;
@@ -216,8 +228,8 @@ static void read_experts(json_fields *fields, model_config *config) {
     config->experts_per_token =
         (uint32_t)json_fields_integer_or(fields, "num_experts_per_tok", 1, EXPERTS_MAX, row->default_experts_per_token);
     if (config->experts_per_token > config->expert_count) {
-        json_fields_fail(fields, HD_INVALID, "num_experts_per_tok", "is %u, more than '%s', %u", config->experts_per_token, field,
-                         config->expert_count);
+        json_fields_fail(fields, HD_INVALID, "num_experts_per_tok", "is %u, more than '%s', %u",
+                         config->experts_per_token, field, config->expert_count);
     }
     if (row->experts == EXPERTS_EVERY_LAYER) {
         config->expert_intermediate_size = config->intermediate_size;
@@ -242,7 +254,8 @@ static hd_status read_fields(json_fields *fields, model_config *config) {
     refuse_foreign_fields(fields);
     read_shape(fields, config);
     if (fields->status != HD_OK) return fields->status;
-    if (allocate_layers(config) != HD_OK) return hd_error_set(fields->error, HD_NO_MEMORY, "%s: no memory for the configuration", fields->path);
+    if (allocate_layers(config) != HD_OK)
+        return hd_error_set(fields->error, HD_NO_MEMORY, "%s: no memory for the configuration", fields->path);
     read_windows(fields, config);
     read_experts(fields, config);
     rope_config_read(fields, config->architecture, config->head_dim, config->max_positions, &config->rope);
@@ -260,7 +273,8 @@ static hd_status read_config_text(const config_text *source, model_config *confi
     return status;
 }
 
-hd_status model_config_read(const config_text *config_json, const config_text *generation_json, model_config **config, hd_error *error) {
+hd_status model_config_read(const config_text *config_json, const config_text *generation_json, model_config **config,
+                            hd_error *error) {
     model_config *c = hd_alloc_zeroed(sizeof(*c), HD_CACHE_LINE);
     if (c == NULL) return hd_error_set(error, HD_NO_MEMORY, "%s: no memory for the configuration", config_json->path);
     hd_status status = read_config_text(config_json, c, error);
@@ -277,7 +291,8 @@ void model_config_close(model_config *config) {
     hd_free(config);
 }
 
-static hd_status open_text(const char *directory, const char *name, char *path, size_t path_bytes, config_text *text, hd_error *error) {
+static hd_status open_text(const char *directory, const char *name, char *path, size_t path_bytes, config_text *text,
+                           hd_error *error) {
     char *content = NULL;
     hd_status status = file_path_join(directory, name, path, path_bytes, error);
     if (status == HD_OK) status = file_text_read(path, CONFIG_FILE_BYTES_MAX, &content, &text->bytes, error);
@@ -291,7 +306,8 @@ hd_status model_config_open(const char *model_directory, model_config **config, 
     config_text config_json = {0}, generation_json = {0};
     hd_status status = open_text(model_directory, "config.json", config_path, sizeof(config_path), &config_json, error);
     if (status == HD_OK) {
-        status = open_text(model_directory, "generation_config.json", generation_path, sizeof(generation_path), &generation_json, error);
+        status = open_text(model_directory, "generation_config.json", generation_path, sizeof(generation_path),
+                           &generation_json, error);
         if (status == HD_NOT_FOUND) status = HD_OK; /* config.json then says when a text ends */
     }
     if (status == HD_OK) status = model_config_read(&config_json, &generation_json, config, error);

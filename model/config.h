@@ -22,10 +22,11 @@ typedef struct rope_config {
     rope_kind kind;
     double theta;
     double factor;
-    double original_max_position; /* original_max_position_embeddings, or max_position_embeddings where HF falls back to it */
-    double low_freq_factor, high_freq_factor;                                        /* llama3 */
-    double beta_fast, beta_slow, attention_factor, mscale, mscale_all_dim;          /* yarn; attention_factor 0: derived */
-    bool truncate;                                                                  /* yarn */
+    double
+        original_max_position; /* original_max_position_embeddings, or max_position_embeddings where HF falls back to it */
+    double low_freq_factor, high_freq_factor;                              /* llama3 */
+    double beta_fast, beta_slow, attention_factor, mscale, mscale_all_dim; /* yarn; attention_factor 0: derived */
+    bool truncate;                                                         /* yarn */
     uint32_t rotary_dim;
 } rope_config;
 
@@ -49,9 +50,10 @@ typedef struct model_config {
     uint32_t eos_id_count;
     bool has_bos;
     uint32_t bos_id;
-    float default_temperature, default_top_p, default_repetition_penalty; /* generation_config.json; 1 where it is silent */
-    float default_min_p;                                                  /* 0: off */
-    uint32_t default_top_k;                                               /* 0: off */
+    float default_temperature, default_top_p,
+        default_repetition_penalty; /* generation_config.json; 1 where it is silent */
+    float default_min_p;            /* 0: off */
+    uint32_t default_top_k;         /* 0: off */
 } model_config;
 
 hd_status model_config_open(const char *model_directory, model_config **config, hd_error *error);
@@ -60,7 +62,8 @@ void model_config_close(model_config *config); /* accepts NULL */
 /* inverse_frequencies[rotary_dim / 2] and the factor on cosines and sines. sequence_tokens matters to `dynamic` only: the base is fixed at
  * admission from prompt + max_tokens (Hugging Face recomputes it as the sequence grows; one-shot at that length is the same). To agree with
  * Hugging Face at far positions, an angle is the float product (float)position * inverse_frequencies[i]. */
-void rope_frequencies(const rope_config *rope, uint64_t sequence_tokens, float *inverse_frequencies, float *attention_factor);
+void rope_frequencies(const rope_config *rope, uint64_t sequence_tokens, float *inverse_frequencies,
+                      float *attention_factor);
 
 /* Bytes of one token's keys and values at the given storage type, all layers. */
 uint64_t model_kv_bytes_per_token(const model_config *config, hd_dtype kv_dtype);

@@ -15,6 +15,7 @@ typedef struct config_text {
     size_t bytes;
 } config_text;
 
-hd_status model_config_read(const config_text *config_json, const config_text *generation_json, model_config **config, hd_error *error);
+hd_status model_config_read(const config_text *config_json, const config_text *generation_json, model_config **config,
+                            hd_error *error);
 
 #endif

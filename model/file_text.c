@@ -31,7 +31,8 @@ static hd_status read_all(int fd, const char *path, char *text, size_t bytes, hd
     return HD_OK;
 }
 
-static hd_status read_open_file(int fd, const char *path, size_t bytes_max, char **text, size_t *text_bytes, hd_error *error) {
+static hd_status read_open_file(int fd, const char *path, size_t bytes_max, char **text, size_t *text_bytes,
+                                hd_error *error) {
     struct stat facts;
     if (fstat(fd, &facts) != 0) return hd_error_set(error, HD_IO, "%s: cannot be examined: %s", path, strerror(errno));
     if (!S_ISREG(facts.st_mode)) return hd_error_set(error, HD_INVALID, "%s: is not a regular file", path);
@@ -55,7 +56,8 @@ static hd_status read_open_file(int fd, const char *path, size_t bytes_max, char
 hd_status file_text_read(const char *path, size_t bytes_max, char **text, size_t *text_bytes, hd_error *error) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
-        return hd_error_set(error, errno == ENOENT ? HD_NOT_FOUND : HD_IO, "%s: cannot be opened: %s", path, strerror(errno));
+        return hd_error_set(error, errno == ENOENT ? HD_NOT_FOUND : HD_IO, "%s: cannot be opened: %s", path,
+                            strerror(errno));
     }
     hd_status status = read_open_file(fd, path, bytes_max, text, text_bytes, error);
     close(fd);

@@ -50,7 +50,8 @@ static bool is_missing(json_fields *fields, const char *name) {
     return true;
 }
 
-uint64_t json_fields_integer_or(json_fields *fields, const char *name, uint64_t minimum, uint64_t maximum, uint64_t fallback) {
+uint64_t json_fields_integer_or(json_fields *fields, const char *name, uint64_t minimum, uint64_t maximum,
+                                uint64_t fallback) {
     const json_t *value = given_value(fields, name);
     if (value == NULL) return fallback;
     if (!json_is_integer(value) || json_integer_value(value) < 0 || (uint64_t)json_integer_value(value) < minimum ||

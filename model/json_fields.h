@@ -34,7 +34,8 @@ bool json_fields_is_given(const json_fields *fields, const char *name);   /* pre
 
 /* An absent field without a default is wrong: "is missing". */
 uint64_t json_fields_integer(json_fields *fields, const char *name, uint64_t minimum, uint64_t maximum);
-uint64_t json_fields_integer_or(json_fields *fields, const char *name, uint64_t minimum, uint64_t maximum, uint64_t fallback);
+uint64_t json_fields_integer_or(json_fields *fields, const char *name, uint64_t minimum, uint64_t maximum,
+                                uint64_t fallback);
 /* A finite number, an integer included, within [minimum, maximum]. */
 double json_fields_number(json_fields *fields, const char *name, double minimum, double maximum);
 double json_fields_number_or(json_fields *fields, const char *name, double minimum, double maximum, double fallback);

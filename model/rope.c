@@ -91,7 +91,8 @@ static double yarn_attention_factor(const rope_config *rope) {
     return yarn_mscale(rope->factor, rope->mscale) / yarn_mscale(rope->factor, rope->mscale_all_dim);
 }
 
-void rope_frequencies(const rope_config *rope, uint64_t sequence_tokens, float *inverse_frequencies, float *attention_factor) {
+void rope_frequencies(const rope_config *rope, uint64_t sequence_tokens, float *inverse_frequencies,
+                      float *attention_factor) {
     assert(rope->rotary_dim >= 4 && rope->rotary_dim % 2 == 0);
     *attention_factor = 1.0f;
     switch (rope->kind) {

@@ -12,13 +12,19 @@ static const struct {
     const char *name;
     rope_kind kind;
 } kinds[] = {
-    {"default", ROPE_NONE}, {"linear", ROPE_LINEAR}, {"dynamic", ROPE_DYNAMIC}, {"llama3", ROPE_LLAMA3}, {"yarn", ROPE_YARN},
+    {"default", ROPE_NONE},  {"linear", ROPE_LINEAR}, {"dynamic", ROPE_DYNAMIC},
+    {"llama3", ROPE_LLAMA3}, {"yarn", ROPE_YARN},
 };
 
 /* A field that is not known here could change the angles: newer kinds of model put their own into this object. */
 static const char *const known_fields[] = {
-    "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings", "low_freq_factor",
-    "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate",
+    "rope_type",        "type",
+    "rope_theta",       "partial_rotary_factor",
+    "factor",           "original_max_position_embeddings",
+    "low_freq_factor",  "high_freq_factor",
+    "beta_fast",        "beta_slow",
+    "attention_factor", "mscale",
+    "mscale_all_dim",   "truncate",
     "finetuned", /* a remark of some yarn checkpoints */
 };
 
@@ -51,14 +57,16 @@ static rope_kind read_kind(json_fields *rope_fields) {
     for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
         if (strcmp(kinds[i].name, name) == 0) return kinds[i].kind;
     }
-    json_fields_fail(rope_fields, HD_UNSUPPORTED, field, "is %.40s; supported are default, linear, dynamic, llama3 and yarn", name);
+    json_fields_fail(rope_fields, HD_UNSUPPORTED, field,
+                     "is %.40s; supported are default, linear, dynamic, llama3 and yarn", name);
     return ROPE_NONE;
 }
 
 /* The architectures here rotate whole heads; Hugging Face's code for them ignores the field or fails with it. */
 static void check_rotates_whole_head(json_fields *fields) {
     double factor = json_fields_number_or(fields, "partial_rotary_factor", 0.0, 1.0, 1.0);
-    if (factor != 1.0) json_fields_fail(fields, HD_UNSUPPORTED, "partial_rotary_factor", "is %g; only 1 is supported", factor);
+    if (factor != 1.0)
+        json_fields_fail(fields, HD_UNSUPPORTED, "partial_rotary_factor", "is %g; only 1 is supported", factor);
 }
 
 /* A field of config.json itself goes before the one of the rope object, as in Hugging Face. */
@@ -69,7 +77,8 @@ static double read_original_positions(json_fields *fields, json_fields *rope_fie
 }
 
 static void read_yarn(json_fields *rope_fields, uint64_t max_positions, rope_config *rope) {
-    rope->factor = json_fields_number_or(rope_fields, "factor", 1.0, FACTOR_MAX, (double)max_positions / rope->original_max_position);
+    rope->factor = json_fields_number_or(rope_fields, "factor", 1.0, FACTOR_MAX,
+                                         (double)max_positions / rope->original_max_position);
     rope->attention_factor = json_fields_number_or(rope_fields, "attention_factor", 1e-6, FACTOR_MAX, 0.0);
     rope->mscale = json_fields_number_or(rope_fields, "mscale", 0.0, FACTOR_MAX, 0.0);
     rope->mscale_all_dim = json_fields_number_or(rope_fields, "mscale_all_dim", 0.0, FACTOR_MAX, 0.0);
@@ -113,8 +122,8 @@ static void read_rope_fields(json_fields *fields, json_fields *rope_fields, uint
     }
 }
 
-void rope_config_read(json_fields *fields, const model_architecture *architecture, uint32_t head_dim, uint64_t max_positions,
-                      rope_config *rope) {
+void rope_config_read(json_fields *fields, const model_architecture *architecture, uint32_t head_dim,
+                      uint64_t max_positions, rope_config *rope) {
     *rope = (rope_config){
         .kind = ROPE_NONE,
         .theta = json_fields_number_or(fields, "rope_theta", THETA_MIN, THETA_MAX, architecture->default_rope_theta),

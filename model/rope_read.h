@@ -12,7 +12,7 @@
 #include "model/json_fields.h"
 
 /* fields: the whole config.json. What is wrong stays in fields->status. */
-void rope_config_read(json_fields *fields, const model_architecture *architecture, uint32_t head_dim, uint64_t max_positions,
-                      rope_config *rope);
+void rope_config_read(json_fields *fields, const model_architecture *architecture, uint32_t head_dim,
+                      uint64_t max_positions, rope_config *rope);
 
 #endif

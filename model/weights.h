@@ -9,6 +9,7 @@
 #include "base/threads.h"
 #include "kernels/matrix.h"
 #include "model/config.h"
+#include "model/safetensors.h"
 
 typedef struct model_expert {
     kernel_matrix gate_up; /* kernel_matrix_pack_gate_up */
@@ -16,35 +17,44 @@ typedef struct model_expert {
 } model_expert;
 
 typedef struct model_layer {
-    float *attention_norm, *mlp_norm;     /* [hidden_size] */
-    kernel_matrix qkv;                    /* columns: all query heads, then key heads, then value heads */
-    float *qkv_bias;                      /* [n] or NULL */
-    float *query_norm, *key_norm;         /* [head_dim] or NULL */
+    float *attention_norm, *mlp_norm; /* [hidden_size] */
+    kernel_matrix qkv;                /* columns: all query heads, then key heads, then value heads */
+    float *qkv_bias;                  /* [n] or NULL */
+    float *query_norm, *key_norm;     /* [head_dim] or NULL */
     kernel_matrix attention_output;
-    float *attention_output_bias;         /* or NULL */
-    kernel_matrix gate_up, down;          /* dense layers */
-    kernel_matrix router;                 /* sparse layers: [hidden_size -> expert_count], never int8 */
-    model_expert *experts;                /* [expert_count], or NULL */
+    float *attention_output_bias; /* or NULL */
+    kernel_matrix gate_up, down;  /* dense layers */
+    kernel_matrix router;         /* sparse layers: [hidden_size -> expert_count], never int8 */
+    model_expert *experts;        /* [expert_count], or NULL */
 } model_layer;
 
 typedef struct model_weights {
-    hd_dtype dtype;              /* HD_BF16, HD_F32 or HD_INT8 */
+    hd_dtype dtype; /* HD_BF16, HD_F32 or HD_INT8 */
     model_layer *layers;
     float *final_norm;
     kernel_matrix lm_head;
-    unsigned char fingerprint[16]; /* of config and tensor bytes (sampled, with every tensor's name, shape, size and file time left out) */
-    uint64_t bytes;              /* packed */
+    /* Names what a token's keys and values depend on: the configuration's numbers, the packed type, and every tensor's type, shape and
+     * bytes. How the tensors are spread over files, and when, does not matter. */
+    unsigned char fingerprint[16];
+    uint64_t bytes; /* packed */
+
+    /* For this module only. */
+    uint32_t layer_count;
+    void *region;                        /* everything above but layers and experts lies in it; of `bytes` bytes */
+    safetensors *files;                  /* stay mapped for the embedding */
+    const safetensors_tensor *embedding; /* [vocabulary_size, hidden_size] */
 } model_weights;
 
 /* dtype HD_BF16, HD_F32 or HD_INT8. log_progress prints a line every few seconds while it packs. */
-hd_status model_weights_open(const char *model_directory, const model_config *config, hd_dtype dtype, hd_pool *pool, model_weights **weights,
-                             hd_error *error);
+hd_status model_weights_open(const char *model_directory, const model_config *config, hd_dtype dtype, hd_pool *pool,
+                             model_weights **weights, hd_error *error);
 void model_weights_close(model_weights *weights); /* accepts NULL */
 
 /* Row token_id of the embedding table as float[hidden_size]; from the mapping. */
 void model_embed(const model_weights *weights, uint32_t token_id, float *row);
 
 /* Bytes that model_weights_open would take, from the headers alone; so that a server can refuse with the numbers before it loads. */
-hd_status model_weights_estimate(const char *model_directory, const model_config *config, hd_dtype dtype, uint64_t *bytes, hd_error *error);
+hd_status model_weights_estimate(const char *model_directory, const model_config *config, hd_dtype dtype,
+                                 uint64_t *bytes, hd_error *error);
 
 #endif
