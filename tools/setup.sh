@@ -19,6 +19,7 @@ libjansson-dev libsodium-dev libxxhash-dev libdnnl-dev cargo-web rustc-web pytho
 lint_packages="$build_packages clang-tidy clang-format"
 fuzz_packages="$build_packages clang llvm-14 libclang-rt-14-dev"
 python_packages="python3 python3-venv python3-pip"
+log=build/setup.log
 node_version=6.49.0 # of the npm package openai; the newest that runs on Debian 12's Node 18
 
 as_root() {
@@ -37,19 +38,23 @@ missing_packages() {
     done
 }
 
+# What apt prints is of interest only when it fails.
 apt() {
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 "$@" >&2
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 "$@" >>"$log" 2>&1
 }
 
 install_packages() {
     missing=$(missing_packages "$@")
     [ -n "$missing" ] || return 0
     command -v apt-get >/dev/null || fail "no apt-get here. Install the like of these, then set HADAL_SETUP=skip: $missing"
-    say "installing $missing"
+    say "apt-get install $missing(log: $log)"
     # One source of several that does not answer is no reason to stop: the installation will tell.
     apt update || say "apt-get update failed; going on with the lists that are there"
     # shellcheck disable=SC2086 # a list of words
-    apt install -y --no-install-recommends $missing || fail "apt-get could not install: $missing"
+    apt install -y --no-install-recommends $missing || {
+        tail -n 20 "$log" >&2
+        fail "apt-get could not install: $missing"
+    }
 }
 
 # install_python FILE: the packages pinned in tools/FILE, into build/venv. The stamp holds the file as it was installed.
@@ -79,6 +84,7 @@ install_node() {
 
 [ "${HADAL_SETUP:-}" = skip ] && exit 0
 [ $# -gt 0 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
+mkdir -p build
 for group in "$@"; do
     # shellcheck disable=SC2086
     case $group in
