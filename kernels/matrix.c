@@ -72,14 +72,14 @@ static void transpose_units(const uint32_t *source, size_t source_stride, uint32
         for (; row + 4 <= rows; row += 4) {
             quad in[4], pairs[4], out[4];
             for (int i = 0; i < 4; i++) memcpy(&in[i], source + (column + (uint32_t)i) * source_stride + row, sizeof(quad));
-            pairs[0] = __builtin_shuffle(in[0], in[1], (quad){0, 4, 1, 5});
-            pairs[1] = __builtin_shuffle(in[0], in[1], (quad){2, 6, 3, 7});
-            pairs[2] = __builtin_shuffle(in[2], in[3], (quad){0, 4, 1, 5});
-            pairs[3] = __builtin_shuffle(in[2], in[3], (quad){2, 6, 3, 7});
-            out[0] = __builtin_shuffle(pairs[0], pairs[2], (quad){0, 1, 4, 5});
-            out[1] = __builtin_shuffle(pairs[0], pairs[2], (quad){2, 3, 6, 7});
-            out[2] = __builtin_shuffle(pairs[1], pairs[3], (quad){0, 1, 4, 5});
-            out[3] = __builtin_shuffle(pairs[1], pairs[3], (quad){2, 3, 6, 7});
+            pairs[0] = __builtin_shufflevector(in[0], in[1], 0, 4, 1, 5);
+            pairs[1] = __builtin_shufflevector(in[0], in[1], 2, 6, 3, 7);
+            pairs[2] = __builtin_shufflevector(in[2], in[3], 0, 4, 1, 5);
+            pairs[3] = __builtin_shufflevector(in[2], in[3], 2, 6, 3, 7);
+            out[0] = __builtin_shufflevector(pairs[0], pairs[2], 0, 1, 4, 5);
+            out[1] = __builtin_shufflevector(pairs[0], pairs[2], 2, 3, 6, 7);
+            out[2] = __builtin_shufflevector(pairs[1], pairs[3], 0, 1, 4, 5);
+            out[3] = __builtin_shufflevector(pairs[1], pairs[3], 2, 3, 6, 7);
             for (int i = 0; i < 4; i++) memcpy(target + (row + (uint32_t)i) * target_stride + column, &out[i], sizeof(quad));
         }
         for (; row < rows; row++) {
