@@ -43,6 +43,7 @@ endfunction()
 
 # A fuzz target defines LLVMFuzzerTestOneInput. With HADAL_FUZZ it is a libFuzzer program, and `./run fuzz` prints how many lines it
 # reaches of the files in COVERS (from the root); always, the kept corpus in tests/fuzz/corpus/NAME is replayed as a test.
+add_custom_target(fuzzers)
 function(hadal_fuzz name)
   cmake_parse_arguments(arg "" "" "SOURCES;USES;COVERS" ${ARGN})
   if(HADAL_FUZZ)
@@ -60,6 +61,7 @@ function(hadal_fuzz name)
   endif()
   target_link_libraries(${name} PRIVATE hadal_options ${arg_USES})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/fuzz)
+  add_dependencies(fuzzers ${name})
 endfunction()
 
 # The static library lib<NAME>.a of the crate in DIRECTORY (absolute), as an imported target NAME. All build directories share one
