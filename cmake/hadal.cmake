@@ -32,6 +32,10 @@ function(hadal_library name)
   target_link_libraries(${name} PUBLIC hadal_options ${arg_USES} Threads::Threads m)
 endfunction()
 
+# What tools/setup.sh installs for tests that are Python or Node programs; every build directory uses the one set.
+set(HADAL_PYTHON ${CMAKE_SOURCE_DIR}/build/venv/bin/python3 CACHE FILEPATH "Python with tools/requirements-*.txt")
+set(HADAL_NODE_MODULES ${CMAKE_SOURCE_DIR}/build/node/node_modules CACHE PATH "npm packages for tests/api")
+
 function(hadal_test name)
   cmake_parse_arguments(arg "" "" "SOURCES;USES" ${ARGN})
   add_executable(${name} ${arg_SOURCES})
