@@ -22,13 +22,6 @@ python_packages="python3 python3-venv python3-pip"
 log=build/setup.log
 node_version=6.49.0 # of the npm package openai; the newest that runs on Debian 12's Node 18
 
-as_root() {
-    if [ "$(id -u)" = 0 ]; then "$@"
-    elif command -v sudo >/dev/null; then sudo "$@"
-    else fail "needs root for: $*"
-    fi
-}
-
 # Prints those of its arguments that are not installed.
 missing_packages() {
     # dpkg-query's exit code only says that some are unknown to it, which is an answer too.
@@ -40,13 +33,18 @@ missing_packages() {
 
 # What apt prints is of interest only when it fails.
 apt() {
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 "$@" >>"$log" 2>&1
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 "$@" >>"$log" 2>&1
 }
 
 install_packages() {
     missing=$(missing_packages "$@")
     [ -n "$missing" ] || return 0
     command -v apt-get >/dev/null || fail "no apt-get here. Install the like of these, then set HADAL_SETUP=skip: $missing"
+    sudo=
+    if [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null || fail "no root and no sudo here. As root: apt-get install $missing"
+        sudo=sudo
+    fi
     say "apt-get install $missing(log: $log)"
     # One source of several that does not answer is no reason to stop: the installation will tell.
     apt update || say "apt-get update failed; going on with the lists that are there"
