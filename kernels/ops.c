@@ -6,7 +6,12 @@
 
 #include "kernels/cpu/tables.h"
 
-static const kernel_ops *const known[] = {&kernel_cpu_portable};
+static const kernel_ops *const known[] = {
+    &kernel_cpu_portable,
+#if defined(__x86_64__)
+    &kernel_cpu_avx2, &kernel_cpu_avx512, &kernel_cpu_avx512bf16, &kernel_cpu_amx,
+#endif
+};
 enum { KNOWN_COUNT = sizeof(known) / sizeof(known[0]) };
 
 const kernel_ops *kernel_ops_portable(void) {

@@ -4,6 +4,6 @@
 
 #include "kernels/ops.h"
 
-extern const kernel_ops kernel_cpu_portable;
+extern const kernel_ops kernel_cpu_portable, kernel_cpu_avx2, kernel_cpu_avx512, kernel_cpu_avx512bf16, kernel_cpu_amx;
 
 #endif

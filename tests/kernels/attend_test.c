@@ -240,7 +240,8 @@ static void huge_scores_stay_finite_and_pick_the_largest(void **state) {
         call.scale = 3e4f;
         table->attend(&call);
         for (uint32_t row = 0; row < 6; row++) {
-            assert_true(isfinite(call.partial.max[row]) && call.partial.sum[row] >= 0.99f);
+            /* At 3e5 a float is 0.03 from the next, and the weight of the largest is off by as much. */
+            assert_true(isfinite(call.partial.max[row]) && call.partial.sum[row] >= 0.96f);
             for (uint32_t n = 0; n < 64; n++) assert_true(isfinite(call.partial.out[row * 64 + n]));
         }
         cases_release();
