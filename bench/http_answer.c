@@ -67,7 +67,8 @@ static hd_status header_line(http_answer *a, char *line) {
     if (colon == NULL) return HD_CORRUPT;
     *colon = '\0';
     char *value = colon + 1 + strspn(colon + 1, " \t");
-    for (size_t end = strlen(value); end > 0 && (value[end - 1] == ' ' || value[end - 1] == '\t'); end--) value[end - 1] = '\0';
+    for (size_t end = strlen(value); end > 0 && (value[end - 1] == ' ' || value[end - 1] == '\t'); end--)
+        value[end - 1] = '\0';
     if (strcasecmp(line, "transfer-encoding") == 0) {
         if (strcasecmp(value, "chunked") != 0) return HD_CORRUPT;
         a->is_chunked = true;

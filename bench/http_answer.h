@@ -33,12 +33,12 @@ typedef void http_answer_line(void *context, const char *line, size_t bytes);
 
 typedef struct http_answer {
     http_answer_state state;
-    int status;              /* 200; 0 until the status line is there */
+    int status; /* 200; 0 until the status line is there */
     bool is_chunked;
-    uint64_t remaining;      /* of the body or of the chunk; UINT64_MAX: until the connection ends */
-    char *line;              /* the line that is being collected: of the head, or of the body */
+    uint64_t remaining; /* of the body or of the chunk; UINT64_MAX: until the connection ends */
+    char *line;         /* the line that is being collected: of the head, or of the body */
     size_t line_bytes, line_capacity;
-    char *head;              /* chunk sizes and trailers are collected apart, while a body line waits for its rest */
+    char *head; /* chunk sizes and trailers are collected apart, while a body line waits for its rest */
     size_t head_bytes, head_capacity;
     http_answer_line *on_line;
     void *context;

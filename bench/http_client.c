@@ -24,8 +24,8 @@ struct http_client {
     struct sockaddr_storage address;
     socklen_t address_bytes;
     int family;
-    char *host;   /* as the Host header wants it: HOST[:PORT] */
-    char *prefix; /* of the path, without a trailing slash; "" for none */
+    char *host;          /* as the Host header wants it: HOST[:PORT] */
+    char *prefix;        /* of the path, without a trailing slash; "" for none */
     char *authorization; /* the header line, or "" */
     http_exchange *exchanges;
     size_t running;
@@ -46,7 +46,9 @@ static hd_status split_host(const char *host_port, char *host, size_t host_bytes
     }
     int host_length = snprintf(host, host_bytes, "%.*s", (int)(end - host_port), host_port);
     int port_length = snprintf(port, port_bytes, "%s", colon != NULL ? colon + 1 : "80");
-    return host_length > 0 && (size_t)host_length < host_bytes && port_length > 0 && (size_t)port_length < port_bytes ? HD_OK : HD_INVALID;
+    return host_length > 0 && (size_t)host_length < host_bytes && port_length > 0 && (size_t)port_length < port_bytes
+               ? HD_OK
+               : HD_INVALID;
 }
 
 static hd_status resolve(http_client *client, const char *url, hd_error *error) {
@@ -57,14 +59,16 @@ static hd_status resolve(http_client *client, const char *url, hd_error *error) 
     client->host = strndup(authority, authority_bytes);
     client->prefix = strdup(authority + authority_bytes);
     if (client->host == NULL || client->prefix == NULL) return hd_error_set(error, HD_NO_MEMORY, "out of memory");
-    for (size_t end = strlen(client->prefix); end > 0 && client->prefix[end - 1] == '/'; end--) client->prefix[end - 1] = '\0';
+    for (size_t end = strlen(client->prefix); end > 0 && client->prefix[end - 1] == '/'; end--)
+        client->prefix[end - 1] = '\0';
 
     char host[256], port[16];
     if (split_host(client->host, host, sizeof(host), port, sizeof(port)) != HD_OK)
         return hd_error_set(error, HD_INVALID, "'%s' has no host; give a URL like http://127.0.0.1:8000", url);
     struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM}, *found = NULL;
     int code = getaddrinfo(host, port, &hints, &found);
-    if (code != 0) return hd_error_set(error, HD_NOT_FOUND, "cannot find host '%s' of %s: %s", host, url, gai_strerror(code));
+    if (code != 0)
+        return hd_error_set(error, HD_NOT_FOUND, "cannot find host '%s' of %s: %s", host, url, gai_strerror(code));
     memcpy(&client->address, found->ai_addr, found->ai_addrlen);
     client->address_bytes = found->ai_addrlen;
     client->family = found->ai_family;
@@ -141,8 +145,8 @@ hd_status http_client_start(http_client *client, http_exchange *exchange) {
     int length = asprintf(&exchange->head,
                           "%s %s%s HTTP/1.1\r\nHost: %s\r\n%sContent-Type: application/json\r\nContent-Length: %zu\r\n"
                           "Accept: */*\r\nConnection: close\r\n\r\n",
-                          exchange->body != NULL ? "POST" : "GET", client->prefix, exchange->path, client->host, client->authorization,
-                          exchange->body != NULL ? exchange->body_bytes : 0);
+                          exchange->body != NULL ? "POST" : "GET", client->prefix, exchange->path, client->host,
+                          client->authorization, exchange->body != NULL ? exchange->body_bytes : 0);
     if (length < 0) {
         exchange->head = NULL;
         return HD_NO_MEMORY;
@@ -157,7 +161,8 @@ hd_status http_client_start(http_client *client, http_exchange *exchange) {
     int one = 1;
     setsockopt(exchange->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     struct epoll_event event = {.events = EPOLLIN | EPOLLOUT, .data.ptr = exchange};
-    if ((connect(exchange->fd, (const struct sockaddr *)&client->address, client->address_bytes) != 0 && errno != EINPROGRESS) ||
+    if ((connect(exchange->fd, (const struct sockaddr *)&client->address, client->address_bytes) != 0 &&
+         errno != EINPROGRESS) ||
         epoll_ctl(client->epoll_fd, EPOLL_CTL_ADD, exchange->fd, &event) != 0) {
         release(exchange);
         return HD_PEER_LOST;
@@ -222,7 +227,8 @@ hd_status http_client_poll(http_client *client, int timeout_ms) {
     client->has_ended = false;
     for (int i = 0; i < count; i++) {
         handle(events[i].data.ptr, events[i].events);
-        if (client->has_ended) return HD_OK; /* what is left of the batch may be of memory that is gone; it comes again */
+        if (client->has_ended)
+            return HD_OK; /* what is left of the batch may be of memory that is gone; it comes again */
     }
     return HD_OK;
 }
@@ -248,7 +254,8 @@ static void fetch_done(http_exchange *exchange, hd_status status) {
     ((fetch *)exchange->context)->status = status;
 }
 
-hd_status http_client_fetch(http_client *client, const char *path, const char *body, int timeout_ms, int *http_status, char **text) {
+hd_status http_client_fetch(http_client *client, const char *path, const char *body, int timeout_ms, int *http_status,
+                            char **text) {
     fetch f = {.text = strdup(""), .status = HD_PENDING};
     if (f.text == NULL) return HD_NO_MEMORY;
     http_exchange exchange = {.path = path,

@@ -14,14 +14,14 @@ typedef struct http_client http_client;
 typedef struct http_exchange http_exchange;
 
 struct http_exchange {
-    const char *path;  /* "/v1/completions"; borrowed until on_done, as is body */
-    const char *body;  /* NULL: a GET */
+    const char *path; /* "/v1/completions"; borrowed until on_done, as is body */
+    const char *body; /* NULL: a GET */
     size_t body_bytes;
     void (*on_line)(http_exchange *exchange, const char *line, size_t bytes); /* a line of the body, as http_answer.h */
     /* HD_OK: the whole answer came (look at http_status). HD_PEER_LOST, HD_CORRUPT, HD_CANCELLED, HD_NO_MEMORY. */
     void (*on_done)(http_exchange *exchange, hd_status status);
-    void *context;     /* the caller's */
-    int http_status;   /* of the answer, from its first line on; 0 before */
+    void *context;   /* the caller's */
+    int http_status; /* of the answer, from its first line on; 0 before */
     /* the client's, while the exchange runs */
     http_client *client;
     http_exchange *previous, *next;
@@ -46,6 +46,7 @@ hd_status http_client_poll(http_client *client, int timeout_ms);
 
 /* One exchange from start to end while nothing else runs: the answer's lines, joined by '\n', malloc'ed and zero terminated.
  * body NULL: a GET. HD_TIMED_OUT after timeout_ms. */
-hd_status http_client_fetch(http_client *client, const char *path, const char *body, int timeout_ms, int *http_status, char **text);
+hd_status http_client_fetch(http_client *client, const char *path, const char *body, int timeout_ms, int *http_status,
+                            char **text);
 
 #endif

@@ -65,14 +65,17 @@ static char *make_body(load *l, uint64_t index) {
     char *prompt = prompts_make(&l->prompts, &random, l->prompt_tokens[index]);
     char *body = NULL;
     /* min_tokens and ignore_eos make answers as long as asked for, so that runs compare. */
-    int bytes = prompt == NULL ? -1
-                               : asprintf(&body,
-                                          "{\"model\":%s,%s%s%s,\"max_tokens\":%llu,\"min_tokens\":%llu,\"ignore_eos\":true,"
-                                         "\"temperature\":%g,\"seed\":%llu,\"stream\":true,\"stream_options\":{\"include_usage\":true}}",
-                                         l->model_json, l->config->is_chat ? "\"messages\":[{\"role\":\"user\",\"content\":" : "\"prompt\":", prompt,
-                                         l->config->is_chat ? "}]" : "", (unsigned long long)l->output_tokens[index],
-                                         (unsigned long long)l->output_tokens[index], l->config->temperature,
-                                         (unsigned long long)(l->config->seed + index));
+    int bytes =
+        prompt == NULL
+            ? -1
+            : asprintf(&body,
+                       "{\"model\":%s,%s%s%s,\"max_tokens\":%llu,\"min_tokens\":%llu,\"ignore_eos\":true,"
+                       "\"temperature\":%g,\"seed\":%llu,\"stream\":true,\"stream_options\":{\"include_usage\":true}}",
+                       l->model_json,
+                       l->config->is_chat ? "\"messages\":[{\"role\":\"user\",\"content\":" : "\"prompt\":", prompt,
+                       l->config->is_chat ? "}]" : "", (unsigned long long)l->output_tokens[index],
+                       (unsigned long long)l->output_tokens[index], l->config->temperature,
+                       (unsigned long long)(l->config->seed + index));
     free(prompt);
     return bytes < 0 ? NULL : body;
 }
@@ -98,7 +101,8 @@ static void take_event(load_slot *slot, const json_t *event) {
     const json_t *problem = json_object_get(event, "error");
     if (problem != NULL) {
         const char *message = json_string_value(json_object_get(problem, "message"));
-        snprintf(slot->failure, sizeof(slot->failure), "%s", message != NULL ? message : "the stream ended with an error");
+        snprintf(slot->failure, sizeof(slot->failure), "%s",
+                 message != NULL ? message : "the stream ended with an error");
     }
     take_usage(request, json_object_get(event, "usage"));
     if (!has_text(json_array_get(json_object_get(event, "choices"), 0))) return;
@@ -118,7 +122,8 @@ static void on_line(http_exchange *exchange, const char *line, size_t bytes) {
         snprintf(slot->failure + used, sizeof(slot->failure) - used, "%s", line);
         return;
     }
-    if (strncmp(line, "data:", 5) != 0) return; /* a comment that keeps the connection alive, an event name, an empty line */
+    if (strncmp(line, "data:", 5) != 0)
+        return; /* a comment that keeps the connection alive, an event name, an empty line */
     line += 5 + strspn(line + 5, " ");
     if (strcmp(line, "[DONE]") == 0) return;
     json_error_t problem;
@@ -137,7 +142,8 @@ static void on_done(http_exchange *exchange, hd_status status) {
     free(slot->body);
     slot->body = NULL;
     if (request->events == 0) request->first_s = request->last_s = request->end_s;
-    if (request->output_tokens == 0) request->output_tokens = request->events; /* a server without usage in its stream */
+    if (request->output_tokens == 0)
+        request->output_tokens = request->events; /* a server without usage in its stream */
     request->is_ok = status == HD_OK && exchange->http_status == 200 && slot->failure[0] == '\0';
     if (request->is_ok) {
         result->completed++;
@@ -145,9 +151,13 @@ static void on_done(http_exchange *exchange, hd_status status) {
     }
     result->failed++;
     if (result->first_failure[0] != '\0') return;
-    if (slot->is_timed_out) snprintf(result->first_failure, sizeof(result->first_failure), "no end within --request-timeout");
-    else if (status != HD_OK) snprintf(result->first_failure, sizeof(result->first_failure), "%s", hd_status_text(status));
-    else snprintf(result->first_failure, sizeof(result->first_failure), "HTTP %d: %s", exchange->http_status, slot->failure);
+    if (slot->is_timed_out)
+        snprintf(result->first_failure, sizeof(result->first_failure), "no end within --request-timeout");
+    else if (status != HD_OK)
+        snprintf(result->first_failure, sizeof(result->first_failure), "%s", hd_status_text(status));
+    else
+        snprintf(result->first_failure, sizeof(result->first_failure), "HTTP %d: %s", exchange->http_status,
+                 slot->failure);
 }
 
 static void start_request(load *l, uint64_t index) {
@@ -205,13 +215,15 @@ static hd_status drive(load *l) {
             report_progress(l);
         }
         double wait_ms = TURN_MS;
-        if (l->sent < c->requests) wait_ms = fmin(wait_ms, ceil((l->result->requests[l->sent].due_s - elapsed_s(l)) * 1e3));
+        if (l->sent < c->requests)
+            wait_ms = fmin(wait_ms, ceil((l->result->requests[l->sent].due_s - elapsed_s(l)) * 1e3));
         /* With the bound reached only an answer that ends lets the next request go. */
         if (c->concurrency > 0 && http_client_running(l->client) >= c->concurrency) wait_ms = TURN_MS;
         status = http_client_poll(l->client, (int)fmax(wait_ms, 0));
     }
     report_progress(l);
-    for (uint64_t i = 0; i < l->sent; i++) l->result->duration_s = fmax(l->result->duration_s, l->result->requests[i].end_s);
+    for (uint64_t i = 0; i < l->sent; i++)
+        l->result->duration_s = fmax(l->result->duration_s, l->result->requests[i].end_s);
     if (l->sent > 0) l->result->duration_s -= l->result->requests[0].start_s;
     return status;
 }
@@ -224,13 +236,16 @@ static hd_status ask_model(load *l, hd_error *error) {
     char *text = NULL;
     int http_status = 0;
     hd_status status = http_client_fetch(l->client, "/v1/models", NULL, SETUP_TIMEOUT_MS, &http_status, &text);
-    if (status != HD_OK) return hd_error_set(error, status, "%s does not answer (%s); is the server running?", l->config->url, hd_status_text(status));
+    if (status != HD_OK)
+        return hd_error_set(error, status, "%s does not answer (%s); is the server running?", l->config->url,
+                            hd_status_text(status));
     json_t *parsed = json_loads(text, 0, NULL);
     const char *id = json_string_value(json_object_get(json_array_get(json_object_get(parsed, "data"), 0), "id"));
     if (http_status != 200)
         status = hd_error_set(error, HD_INVALID, "%s/v1/models answers %d%s", l->config->url, http_status,
                               http_status == 401 ? "; give --api-key" : "");
-    else if (id == NULL) status = hd_error_set(error, HD_INVALID, "%s/v1/models names no model; give --model-name", l->config->url);
+    else if (id == NULL)
+        status = hd_error_set(error, HD_INVALID, "%s/v1/models names no model; give --model-name", l->config->url);
     else snprintf(l->result->model, sizeof(l->result->model), "%s", id);
     json_decref(parsed);
     free(text);
@@ -245,9 +260,10 @@ hd_status load_run(const load_config *config, load_result *result, hd_error *err
     l.slots = calloc(config->requests, sizeof(*l.slots));
     l.prompt_tokens = calloc(config->requests, sizeof(*l.prompt_tokens));
     l.output_tokens = calloc(config->requests, sizeof(*l.output_tokens));
-    hd_status status = result->requests != NULL && l.slots != NULL && l.prompt_tokens != NULL && l.output_tokens != NULL
-                           ? HD_OK
-                           : hd_error_set(error, HD_NO_MEMORY, "no memory for %llu requests", (unsigned long long)config->requests);
+    hd_status status =
+        result->requests != NULL && l.slots != NULL && l.prompt_tokens != NULL && l.output_tokens != NULL
+            ? HD_OK
+            : hd_error_set(error, HD_NO_MEMORY, "no memory for %llu requests", (unsigned long long)config->requests);
     if (status == HD_OK) status = http_client_open(config->url, config->api_key, &l.client, error);
     if (status == HD_OK) status = ask_model(&l, error);
     if (status == HD_OK) {
@@ -257,7 +273,8 @@ hd_status load_run(const load_config *config, load_result *result, hd_error *err
         if (l.model_json == NULL) status = hd_error_set(error, HD_INVALID, "the model's name is not UTF-8");
     }
     if (status == HD_OK) {
-        status = prompts_open(l.client, result->model, config->is_chat, config->seed, config->prefix_tokens, &l.prompts);
+        status =
+            prompts_open(l.client, result->model, config->is_chat, config->seed, config->prefix_tokens, &l.prompts);
         if (status != HD_OK) hd_error_set(error, status, "%s/tokenize: %s", config->url, hd_status_text(status));
     }
     if (status == HD_OK) {

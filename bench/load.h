@@ -21,19 +21,19 @@ typedef struct load_progress {
 } load_progress;
 
 typedef struct load_config {
-    const char *url;        /* http://HOST:PORT */
-    const char *api_key;    /* NULL: none */
-    const char *model;      /* NULL: the first that /v1/models names */
-    bool is_chat;           /* /v1/chat/completions instead of /v1/completions */
-    double rate;            /* requests a second; 0: all at once */
-    uint64_t requests;      /* >= 1 */
-    uint64_t concurrency;   /* at most so many at once; 0: no bound. A bound closes the loop when it is reached */
+    const char *url;      /* http://HOST:PORT */
+    const char *api_key;  /* NULL: none */
+    const char *model;    /* NULL: the first that /v1/models names */
+    bool is_chat;         /* /v1/chat/completions instead of /v1/completions */
+    double rate;          /* requests a second; 0: all at once */
+    uint64_t requests;    /* >= 1 */
+    uint64_t concurrency; /* at most so many at once; 0: no bound. A bound closes the loop when it is reached */
     uint64_t prompt_tokens, output_tokens; /* >= 1 */
-    double spread;          /* lengths are uniform in [n * (1 - spread), n * (1 + spread)] */
-    uint64_t prefix_tokens; /* what all prompts begin with */
+    double spread;                         /* lengths are uniform in [n * (1 - spread), n * (1 + spread)] */
+    uint64_t prefix_tokens;                /* what all prompts begin with */
     double temperature;
     uint64_t seed;
-    uint64_t timeout_ms;    /* of a request; 0: none */
+    uint64_t timeout_ms;                                               /* of a request; 0: none */
     void (*on_progress)(void *context, const load_progress *progress); /* about ten times a second; may be NULL */
     void *context;
 } load_config;
@@ -50,7 +50,7 @@ typedef struct load_result {
     bool has_ids;           /* prompts were token ids, so their lengths are exact */
     load_request *requests; /* [request_count], in the order in which they were due */
     uint64_t request_count, completed, failed;
-    double duration_s;      /* from the first connect to the last end */
+    double duration_s; /* from the first connect to the last end */
     sample itl_ms;
     char first_failure[256]; /* "" for none */
 } load_result;

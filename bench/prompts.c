@@ -9,16 +9,18 @@
 #define BYTES_PER_TOKEN_MAX 16 /* an id of ten digits and a comma, or a word of the list and a space */
 
 static const char *const words[] = {
-    "time",  "year",   "people", "way",    "day",    "man",   "thing",  "woman",  "life",   "child",  "world",  "school", "state",
-    "group", "hand",   "part",   "place",  "case",   "week",  "work",   "point",  "number", "night",  "water",  "room",   "mother",
-    "area",  "money",  "story",  "fact",   "month",  "lot",   "right",  "study",  "book",   "eye",    "job",    "word",   "side",
-    "kind",  "head",   "house",  "page",   "friend", "father", "power", "hour",   "game",   "line",   "end",    "member", "law",
-    "car",   "city",   "name",   "team",   "minute", "idea",  "body",   "back",   "parent", "face",   "level",  "office", "door",
-    "health", "person", "art",   "war",    "party",  "result", "change", "morning", "reason", "girl", "guy",    "moment", "air",
-    "force", "foot",   "boy",    "age",    "policy", "music", "market", "sense",  "nation", "plan",   "college", "death", "effect",
-    "class", "field",  "control", "care",  "road",   "leg",   "step",   "rate",   "wall",   "paper",  "tree",   "space",  "ground",
-    "form",  "event",  "site",   "term",   "film",   "table", "court",  "paint",  "nature", "river",  "bridge", "garden", "winter",
-    "stone", "letter", "glass",  "animal", "bird",   "fish",  "horse",  "ship",   "island", "mountain", "forest", "cloud", "summer",
+    "time",    "year",   "people", "way",    "day",    "man",      "thing",   "woman",  "life",   "child",  "world",
+    "school",  "state",  "group",  "hand",   "part",   "place",    "case",    "week",   "work",   "point",  "number",
+    "night",   "water",  "room",   "mother", "area",   "money",    "story",   "fact",   "month",  "lot",    "right",
+    "study",   "book",   "eye",    "job",    "word",   "side",     "kind",    "head",   "house",  "page",   "friend",
+    "father",  "power",  "hour",   "game",   "line",   "end",      "member",  "law",    "car",    "city",   "name",
+    "team",    "minute", "idea",   "body",   "back",   "parent",   "face",    "level",  "office", "door",   "health",
+    "person",  "art",    "war",    "party",  "result", "change",   "morning", "reason", "girl",   "guy",    "moment",
+    "air",     "force",  "foot",   "boy",    "age",    "policy",   "music",   "market", "sense",  "nation", "plan",
+    "college", "death",  "effect", "class",  "field",  "control",  "care",    "road",   "leg",    "step",   "rate",
+    "wall",    "paper",  "tree",   "space",  "ground", "form",     "event",   "site",   "term",   "film",   "table",
+    "court",   "paint",  "nature", "river",  "bridge", "garden",   "winter",  "stone",  "letter", "glass",  "animal",
+    "bird",    "fish",   "horse",  "ship",   "island", "mountain", "forest",  "cloud",  "summer",
 };
 #define WORD_COUNT (sizeof(words) / sizeof(words[0]))
 
@@ -58,7 +60,9 @@ static hd_status ask_ids(http_client *client, const char *model, prompts *p) {
                                                 "add_special_tokens", false);
     char *body = question != NULL ? json_dumps(question, JSON_COMPACT) : NULL;
     int http_status = 0;
-    hd_status status = body == NULL ? HD_NO_MEMORY : http_client_fetch(client, "/tokenize", body, TOKENIZE_TIMEOUT_MS, &http_status, &answer);
+    hd_status status = body == NULL
+                           ? HD_NO_MEMORY
+                           : http_client_fetch(client, "/tokenize", body, TOKENIZE_TIMEOUT_MS, &http_status, &answer);
     if (status == HD_OK && http_status != 200) status = HD_NOT_FOUND;
     if (status == HD_OK) {
         json_t *parsed = json_loads(answer, 0, NULL);
@@ -72,7 +76,8 @@ static hd_status ask_ids(http_client *client, const char *model, prompts *p) {
     return status;
 }
 
-hd_status prompts_open(http_client *client, const char *model, bool wants_text, uint64_t seed, uint64_t prefix_tokens, prompts *p) {
+hd_status prompts_open(http_client *client, const char *model, bool wants_text, uint64_t seed, uint64_t prefix_tokens,
+                       prompts *p) {
     *p = (prompts){.prefix_seed = seed, .prefix_tokens = prefix_tokens};
     hd_status status = wants_text ? HD_NOT_FOUND : ask_ids(client, model, p);
     return status == HD_NOT_FOUND ? HD_OK : status;
@@ -90,7 +95,8 @@ char *prompts_make(const prompts *p, bench_random *random, uint64_t tokens) {
     bench_random prefix = {p->prefix_seed};
     for (uint64_t i = 0; i < tokens; i++) {
         bench_random *source = i < p->prefix_tokens ? &prefix : random;
-        if (p->ids != NULL) end += sprintf(end, "%s%u", i > 0 ? "," : "", p->ids[bench_random_below(source, p->id_count)]);
+        if (p->ids != NULL)
+            end += sprintf(end, "%s%u", i > 0 ? "," : "", p->ids[bench_random_below(source, p->id_count)]);
         else end = stpcpy(stpcpy(end, i > 0 ? " " : ""), words[bench_random_below(source, WORD_COUNT)]);
     }
     strcpy(end, p->ids != NULL ? "]" : "\"");

@@ -17,7 +17,8 @@ typedef struct prompts {
 } prompts;
 
 /* Asks the server once. wants_text: never ids. */
-hd_status prompts_open(http_client *client, const char *model, bool wants_text, uint64_t seed, uint64_t prefix_tokens, prompts *p);
+hd_status prompts_open(http_client *client, const char *model, bool wants_text, uint64_t seed, uint64_t prefix_tokens,
+                       prompts *p);
 void prompts_close(prompts *p);
 
 /* The prompt as JSON: an array of ids, or a string. malloc'ed and zero terminated; NULL without memory. */

@@ -31,8 +31,9 @@ json_t *bench_report_open(const char *name) {
     struct tm utc;
     time_t now = time(NULL);
     strftime(date, sizeof(date), "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
-    return json_pack("{s:s, s:s, s:s, s:{s:s, s:i, s:I}}", "benchmark", name, "date", date, "version", HADAL_VERSION, "machine", "cpu",
-                     bench_cpu_name(cpu, sizeof(cpu)), "cpus", (int)hd_cpu_limit(), "memory_bytes", (json_int_t)hd_memory_limit_bytes());
+    return json_pack("{s:s, s:s, s:s, s:{s:s, s:i, s:I}}", "benchmark", name, "date", date, "version", HADAL_VERSION,
+                     "machine", "cpu", bench_cpu_name(cpu, sizeof(cpu)), "cpus", (int)hd_cpu_limit(), "memory_bytes",
+                     (json_int_t)hd_memory_limit_bytes());
 }
 
 FILE *bench_report_table(const char *json_path) {
@@ -49,7 +50,8 @@ hd_status bench_report_write(json_t *report, const char *path, hd_error *error) 
     FILE *file = is_stdout ? stdout : fopen(path, "we");
     hd_status status = file != NULL ? HD_OK : hd_error_set(error, HD_IO, "cannot write %s: %s", path, strerror(errno));
     if (status == HD_OK) {
-        bool is_written = json_dumpf(report, file, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) == 0 && fputc('\n', file) != EOF;
+        bool is_written =
+            json_dumpf(report, file, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) == 0 && fputc('\n', file) != EOF;
         is_written = (is_stdout ? fflush(file) : fclose(file)) == 0 && is_written;
         if (!is_written) status = hd_error_set(error, HD_IO, "cannot write %s: %s", path, strerror(errno));
     }

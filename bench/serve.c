@@ -18,13 +18,15 @@ hd_status bench_goals_parse(const char *text, bench_goals *goals, hd_error *erro
         char name[16] = "", *end = NULL;
         size_t name_length = strcspn(text, ":,");
         if (name_length < sizeof(name)) memcpy(name, text, name_length);
-        double *goal = strcmp(name, "ttft") == 0 ? &parsed.ttft_ms
+        double *goal = strcmp(name, "ttft") == 0   ? &parsed.ttft_ms
                        : strcmp(name, "tpot") == 0 ? &parsed.tpot_ms
                        : strcmp(name, "e2el") == 0 ? &parsed.e2el_ms
                                                    : NULL;
         double value = goal != NULL && text[name_length] == ':' ? strtod(text + name_length + 1, &end) : 0;
         if (goal == NULL || *goal > 0 || end != text + length || !(value > 0) || !isfinite(value))
-            return hd_error_set(error, HD_INVALID, "'%.*s' is no goal; give ttft:MS, tpot:MS, e2el:MS, separated by commas", (int)length, text);
+            return hd_error_set(error, HD_INVALID,
+                                "'%.*s' is no goal; give ttft:MS, tpot:MS, e2el:MS, separated by commas", (int)length,
+                                text);
         *goal = value;
         text += length + (text[length] == ',');
     }
@@ -82,14 +84,17 @@ static void print_row(FILE *stream, const char *name, const sample_summary *s) {
 static void print_table(FILE *stream, const bench_serve_config *config, const load_result *result, const figures *f) {
     const load_config *load = &config->load;
     fprintf(stream, "%s, model %s\n", load->url, result->model);
-    if (load->rate > 0) fprintf(stream, "%llu requests, Poisson at %g/s", (unsigned long long)load->requests, load->rate);
+    if (load->rate > 0)
+        fprintf(stream, "%llu requests, Poisson at %g/s", (unsigned long long)load->requests, load->rate);
     else fprintf(stream, "%llu requests at once", (unsigned long long)load->requests);
     if (load->concurrency > 0) fprintf(stream, ", at most %llu running", (unsigned long long)load->concurrency);
     fprintf(stream, ", seed %llu; prompts of %llu %s, answers of %llu tokens\n", (unsigned long long)load->seed,
-            (unsigned long long)load->prompt_tokens, result->has_ids ? "tokens" : "words", (unsigned long long)load->output_tokens);
+            (unsigned long long)load->prompt_tokens, result->has_ids ? "tokens" : "words",
+            (unsigned long long)load->output_tokens);
     fprintf(stream, "completed %llu, failed %llu in %.2f s; prompt tokens %llu (%llu from cache), output tokens %llu\n",
             (unsigned long long)result->completed, (unsigned long long)result->failed, result->duration_s,
-            (unsigned long long)f->prompt_tokens, (unsigned long long)f->cached_tokens, (unsigned long long)f->output_tokens);
+            (unsigned long long)f->prompt_tokens, (unsigned long long)f->cached_tokens,
+            (unsigned long long)f->output_tokens);
     if (result->failed > 0) fprintf(stream, "first failure: %s\n", result->first_failure);
     fprintf(stream, "\n%-8s %12s %12s %12s %12s %12s\n", "ms", "mean", "median", "std", "p90", "p99");
     print_row(stream, "ttft", &f->ttft);
@@ -97,12 +102,13 @@ static void print_table(FILE *stream, const bench_serve_config *config, const lo
     print_row(stream, "itl", &f->itl);
     print_row(stream, "e2el", &f->e2el);
     double seconds = result->duration_s;
-    fprintf(stream, "\nrequests/s %.3f   output tokens/s %.2f   total tokens/s %.2f\n", (double)result->completed / seconds,
-            (double)f->output_tokens / seconds, (double)(f->prompt_tokens + f->output_tokens) / seconds);
+    fprintf(stream, "\nrequests/s %.3f   output tokens/s %.2f   total tokens/s %.2f\n",
+            (double)result->completed / seconds, (double)f->output_tokens / seconds,
+            (double)(f->prompt_tokens + f->output_tokens) / seconds);
     const bench_goals *g = &config->goals;
     if (g->ttft_ms > 0 || g->tpot_ms > 0 || g->e2el_ms > 0)
-        fprintf(stream, "goodput %.3f requests/s (%llu of %llu within the goals)\n", (double)f->good / seconds, (unsigned long long)f->good,
-                (unsigned long long)result->request_count);
+        fprintf(stream, "goodput %.3f requests/s (%llu of %llu within the goals)\n", (double)f->good / seconds,
+                (unsigned long long)f->good, (unsigned long long)result->request_count);
 }
 
 static void put_summary(json_t *report, const char *name, const sample_summary *s) {
@@ -122,16 +128,17 @@ static json_t *make_report(const bench_serve_config *config, const load_result *
     json_t *report = bench_report_open("serve");
     if (report == NULL) return NULL;
     double seconds = result->duration_s;
-    json_t *fields =
-        json_pack("{s:s, s:s, s:f, s:I, s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:f, s:f, s:f, s:f}", "url", load->url, "model_id",
-                  result->model, "request_rate", load->rate, "num_prompts", (json_int_t)load->requests, "max_concurrency",
-                  (json_int_t)load->concurrency, "prompt_tokens", (json_int_t)load->prompt_tokens, "output_tokens",
-                  (json_int_t)load->output_tokens, "spread", load->spread, "prefix_tokens", (json_int_t)load->prefix_tokens, "completed",
-                  (json_int_t)result->completed, "failed", (json_int_t)result->failed, "duration", seconds, "total_input_tokens",
-                  (json_int_t)f->prompt_tokens, "total_cached_tokens", (json_int_t)f->cached_tokens, "total_output_tokens",
-                  (json_int_t)f->output_tokens, "request_throughput", (double)result->completed / seconds, "output_throughput",
-                  (double)f->output_tokens / seconds, "total_token_throughput", (double)(f->prompt_tokens + f->output_tokens) / seconds,
-                  "request_goodput", (double)f->good / seconds);
+    json_t *fields = json_pack(
+        "{s:s, s:s, s:f, s:I, s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:f, s:f, s:f, s:f}", "url",
+        load->url, "model_id", result->model, "request_rate", load->rate, "num_prompts", (json_int_t)load->requests,
+        "max_concurrency", (json_int_t)load->concurrency, "prompt_tokens", (json_int_t)load->prompt_tokens,
+        "output_tokens", (json_int_t)load->output_tokens, "spread", load->spread, "prefix_tokens",
+        (json_int_t)load->prefix_tokens, "completed", (json_int_t)result->completed, "failed",
+        (json_int_t)result->failed, "duration", seconds, "total_input_tokens", (json_int_t)f->prompt_tokens,
+        "total_cached_tokens", (json_int_t)f->cached_tokens, "total_output_tokens", (json_int_t)f->output_tokens,
+        "request_throughput", (double)result->completed / seconds, "output_throughput",
+        (double)f->output_tokens / seconds, "total_token_throughput",
+        (double)(f->prompt_tokens + f->output_tokens) / seconds, "request_goodput", (double)f->good / seconds);
     json_object_update(report, fields);
     json_decref(fields);
     json_object_set_new(report, "first_failure", json_string(result->first_failure));
@@ -148,8 +155,9 @@ static void draw_progress(void *context, const load_progress *p) {
     memset(bar, '.', BAR_WIDTH);
     memset(bar, '#', filled);
     bar[BAR_WIDTH] = '\0';
-    fprintf(stderr, "\r[%s] %llu/%llu  running %llu  failed %llu  %.0f s", bar, (unsigned long long)ended, (unsigned long long)p->requests,
-            (unsigned long long)(p->sent - ended), (unsigned long long)p->failed, p->elapsed_s);
+    fprintf(stderr, "\r[%s] %llu/%llu  running %llu  failed %llu  %.0f s", bar, (unsigned long long)ended,
+            (unsigned long long)p->requests, (unsigned long long)(p->sent - ended), (unsigned long long)p->failed,
+            p->elapsed_s);
     if (ended == p->requests) fputc('\n', stderr);
 }
 
@@ -163,7 +171,8 @@ hd_status bench_serve_run(const bench_serve_config *config, hd_error *error) {
     figures f;
     status = count_up(&result, &config->goals, &f);
     if (status != HD_OK) hd_error_set(error, status, "no memory for the figures");
-    else if (result.completed == 0) status = hd_error_set(error, HD_IO, "no request was completed; the first failure: %s", result.first_failure);
+    else if (result.completed == 0)
+        status = hd_error_set(error, HD_IO, "no request was completed; the first failure: %s", result.first_failure);
     if (status == HD_OK) {
         print_table(bench_report_table(config->json_path), config, &result, &f);
         status = bench_report_write(make_report(config, &result, &f), config->json_path, error);

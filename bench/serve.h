@@ -14,7 +14,7 @@ typedef struct bench_goals { /* milliseconds; 0: no goal */
 hd_status bench_goals_parse(const char *text, bench_goals *goals, hd_error *error);
 
 typedef struct bench_serve_config {
-    load_config load;      /* on_progress and context are set here */
+    load_config load; /* on_progress and context are set here */
     bench_goals goals;
     const char *json_path; /* NULL: none; "-": standard output */
 } bench_serve_config;

@@ -19,8 +19,9 @@ static void goals_come_in_any_order(void **state) {
 }
 
 static void what_is_no_goal_is_named(void **state) {
-    static const char *const bad[] = {"itl:5", "ttft", "ttft:", "ttft:x", "ttft:5ms", "ttft:0", "ttft:-1", "ttft:5,ttft:6", "ttft:nan",
-                                      "averyveryverylongname:5", ",", "ttft:5,,tpot:6"};
+    static const char *const bad[] = {"itl:5",  "ttft",          "ttft:",         "ttft:x",   "ttft:5ms",
+                                      "ttft:0", "ttft:-1",       "ttft:5,ttft:6", "ttft:nan", "averyveryverylongname:5",
+                                      ",",      "ttft:5,,tpot:6"};
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         bench_goals goals = {1, 2, 3};
         hd_error error = {{0}};
@@ -31,6 +32,7 @@ static void what_is_no_goal_is_named(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(goals_come_in_any_order), cmocka_unit_test(what_is_no_goal_is_named)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(goals_come_in_any_order),
+                                       cmocka_unit_test(what_is_no_goal_is_named)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

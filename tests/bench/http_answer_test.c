@@ -98,7 +98,8 @@ static void a_line_without_end_is_refused_at_the_bound(void **state) {
     http_answer_init(&answer, collect, NULL);
     const char *head = "HTTP/1.1 200 OK\r\n\r\n";
     assert_int_equal(http_answer_take(&answer, head, strlen(head)), HD_OK);
-    for (size_t i = 0; i < HTTP_ANSWER_LINE_MAX / PIECE; i++) assert_int_equal(http_answer_take(&answer, piece, PIECE), HD_OK);
+    for (size_t i = 0; i < HTTP_ANSWER_LINE_MAX / PIECE; i++)
+        assert_int_equal(http_answer_take(&answer, piece, PIECE), HD_OK);
     assert_int_equal(http_answer_take(&answer, piece, 1), HD_CORRUPT);
     http_answer_fini(&answer);
     free(piece);
@@ -106,9 +107,12 @@ static void a_line_without_end_is_refused_at_the_bound(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_body_by_length_is_read_whatever_the_pieces), cmocka_unit_test(a_chunked_body_may_split_lines_anywhere),
-        cmocka_unit_test(a_body_without_length_ends_with_the_connection), cmocka_unit_test(an_interim_answer_is_passed_over),
-        cmocka_unit_test(a_connection_that_ends_early_is_a_lost_peer), cmocka_unit_test(what_is_no_answer_is_refused),
+        cmocka_unit_test(a_body_by_length_is_read_whatever_the_pieces),
+        cmocka_unit_test(a_chunked_body_may_split_lines_anywhere),
+        cmocka_unit_test(a_body_without_length_ends_with_the_connection),
+        cmocka_unit_test(an_interim_answer_is_passed_over),
+        cmocka_unit_test(a_connection_that_ends_early_is_a_lost_peer),
+        cmocka_unit_test(what_is_no_answer_is_refused),
         cmocka_unit_test(a_line_without_end_is_refused_at_the_bound),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

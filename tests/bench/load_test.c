@@ -102,7 +102,8 @@ static void server_close(fake_server *server) {
 static void every_request_is_sent_and_counted(void **state) {
     fake_server server = {.has_tokenize = true};
     server_open(&server);
-    load_config config = {.url = server.url, .rate = 500, .requests = 20, .prompt_tokens = 12, .output_tokens = 3, .seed = 1};
+    load_config config = {
+        .url = server.url, .rate = 500, .requests = 20, .prompt_tokens = 12, .output_tokens = 3, .seed = 1};
     load_result result;
     hd_error error = {{0}};
     assert_int_equal(load_run(&config, &result, &error), HD_OK);
@@ -118,7 +119,8 @@ static void every_request_is_sent_and_counted(void **state) {
         assert_int_equal(r->prompt_tokens, 12);
         assert_int_equal(r->output_tokens, 3);
         assert_int_equal(r->cached_tokens, 5);
-        assert_true(r->due_s <= r->start_s && r->start_s <= r->first_s && r->first_s <= r->last_s && r->last_s <= r->end_s);
+        assert_true(r->due_s <= r->start_s && r->start_s <= r->first_s && r->first_s <= r->last_s &&
+                    r->last_s <= r->end_s);
         if (i > 0) assert_true(result.requests[i - 1].due_s <= r->due_s);
     }
     assert_non_null(strstr(server.last_body, "\"model\":\"a \\\"model\\\"\""));
@@ -130,7 +132,8 @@ static void every_request_is_sent_and_counted(void **state) {
 static void without_tokenize_prompts_are_words(void **state) {
     fake_server server = {.has_tokenize = false};
     server_open(&server);
-    load_config config = {.url = server.url, .requests = 2, .prompt_tokens = 4, .output_tokens = 3, .is_chat = true, .model = "m"};
+    load_config config = {
+        .url = server.url, .requests = 2, .prompt_tokens = 4, .output_tokens = 3, .is_chat = true, .model = "m"};
     load_result result;
     hd_error error = {{0}};
     assert_int_equal(load_run(&config, &result, &error), HD_OK);
@@ -168,7 +171,13 @@ static void a_request_past_its_time_is_cancelled(void **state) {
     assert_int_equal(getsockname(fd, (struct sockaddr *)&address, &bytes), 0);
     char url[64];
     snprintf(url, sizeof(url), "http://127.0.0.1:%u", ntohs(address.sin_port));
-    load_config config = {.url = url, .model = "m", .is_chat = true, .requests = 3, .prompt_tokens = 1, .output_tokens = 1, .timeout_ms = 50};
+    load_config config = {.url = url,
+                          .model = "m",
+                          .is_chat = true,
+                          .requests = 3,
+                          .prompt_tokens = 1,
+                          .output_tokens = 1,
+                          .timeout_ms = 50};
     load_result result;
     hd_error error = {{0}};
     assert_int_equal(load_run(&config, &result, &error), HD_OK);
@@ -195,7 +204,14 @@ static void a_server_that_is_not_there_is_an_error(void **state) {
 static void the_same_seed_draws_the_same_load(void **state) {
     fake_server server = {.has_tokenize = true};
     server_open(&server);
-    load_config config = {.url = server.url, .model = "m", .rate = 1000, .requests = 8, .prompt_tokens = 10, .output_tokens = 3, .spread = 0.5, .seed = 9};
+    load_config config = {.url = server.url,
+                          .model = "m",
+                          .rate = 1000,
+                          .requests = 8,
+                          .prompt_tokens = 10,
+                          .output_tokens = 3,
+                          .spread = 0.5,
+                          .seed = 9};
     load_result first, second;
     hd_error error = {{0}};
     assert_int_equal(load_run(&config, &first, &error), HD_OK);

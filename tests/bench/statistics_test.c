@@ -67,8 +67,10 @@ static void poisson_gaps_have_the_mean_of_their_rate(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(an_empty_sample_sums_up_to_zeros),          cmocka_unit_test(one_value_is_every_percentile),
-        cmocka_unit_test(percentiles_lie_between_the_two_nearest_values), cmocka_unit_test(a_sample_grows_past_its_first_memory),
+        cmocka_unit_test(an_empty_sample_sums_up_to_zeros),
+        cmocka_unit_test(one_value_is_every_percentile),
+        cmocka_unit_test(percentiles_lie_between_the_two_nearest_values),
+        cmocka_unit_test(a_sample_grows_past_its_first_memory),
         cmocka_unit_test(poisson_gaps_have_the_mean_of_their_rate),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

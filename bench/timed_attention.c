@@ -1,0 +1,102 @@
+/* timed_attention.c - one function a slot of the table. */
+#include "bench/timed_attention.h"
+
+#include "base/clock.h"
+
+static timed_attention *of(attention *self) {
+    return (timed_attention *)self;
+}
+
+static void timed_close(attention *self) {
+    (void)self; /* the inner one is lent */
+}
+
+static hd_status timed_sequence_open(attention *self, const attention_sequence_params *params, uint64_t *cached_tokens,
+                                     hd_error *error) {
+    attention *inner = of(self)->inner;
+    return inner->ops->sequence_open(inner, params, cached_tokens, error);
+}
+
+static hd_status timed_fork(attention *self, uint64_t source, uint64_t length, uint64_t sequence, uint64_t epoch,
+                            uint64_t tokens_max, hd_error *error) {
+    attention *inner = of(self)->inner;
+    return inner->ops->fork(inner, source, length, sequence, epoch, tokens_max, error);
+}
+
+static hd_status timed_truncate(attention *self, uint64_t sequence, uint64_t epoch, uint64_t length) {
+    attention *inner = of(self)->inner;
+    return inner->ops->truncate(inner, sequence, epoch, length);
+}
+
+static hd_status timed_sequence_close(attention *self, uint64_t sequence, uint64_t epoch, bool keep, bool early) {
+    attention *inner = of(self)->inner;
+    return inner->ops->sequence_close(inner, sequence, epoch, keep, early);
+}
+
+static hd_status timed_step_begin(attention *self, const attention_rows *rows, uint32_t row_span_count,
+                                  hd_error *error) {
+    timed_attention *timed = of(self);
+    uint64_t start = hd_now_ns();
+    hd_status status = timed->inner->ops->step_begin(timed->inner, rows, row_span_count, error);
+    timed->begin_ns += hd_now_ns() - start;
+    return status;
+}
+
+static hd_status timed_submit(attention *self, const attention_layer_call *call) {
+    timed_attention *timed = of(self);
+    uint64_t start = hd_now_ns();
+    hd_status status = timed->inner->ops->submit(timed->inner, call);
+    timed->attend_ns += hd_now_ns() - start;
+    return status;
+}
+
+static hd_status timed_wait(attention *self, uint32_t layer) {
+    timed_attention *timed = of(self);
+    uint64_t start = hd_now_ns();
+    hd_status status = timed->inner->ops->wait(timed->inner, layer);
+    timed->attend_ns += hd_now_ns() - start;
+    return status;
+}
+
+static hd_status timed_step_end(attention *self) {
+    timed_attention *timed = of(self);
+    uint64_t start = hd_now_ns();
+    hd_status status = timed->inner->ops->step_end(timed->inner);
+    timed->begin_ns += hd_now_ns() - start;
+    return status;
+}
+
+static void timed_cache_reset(attention *self) {
+    attention *inner = of(self)->inner;
+    inner->ops->cache_reset(inner);
+}
+
+static void timed_stats(const attention *self, attention_stats *stats) {
+    const attention *inner = ((const timed_attention *)self)->inner;
+    inner->ops->stats(inner, stats);
+}
+
+static hd_dtype timed_dtype(const attention *self) {
+    const attention *inner = ((const timed_attention *)self)->inner;
+    return inner->ops->dtype(inner);
+}
+
+static const attention_ops timed_ops = {
+    .name = "timed",
+    .close = timed_close,
+    .sequence_open = timed_sequence_open,
+    .fork = timed_fork,
+    .truncate = timed_truncate,
+    .sequence_close = timed_sequence_close,
+    .step_begin = timed_step_begin,
+    .submit = timed_submit,
+    .wait = timed_wait,
+    .step_end = timed_step_end,
+    .cache_reset = timed_cache_reset,
+    .stats = timed_stats,
+    .dtype = timed_dtype,
+};
+
+void timed_attention_init(timed_attention *timed, attention *inner) {
+    *timed = (timed_attention){.base = {.ops = &timed_ops}, .inner = inner};
+}
