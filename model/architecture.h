@@ -1,8 +1,8 @@
 /* architecture.h - the table of model architectures: what differs between them, one row each.
  *
- * A row says which rules of config.json apply, what an absent field means, and how the tensors are called. Everything that reads a
- * model (config.c, weights_plan.c) asks the row and never the name, so an architecture whose parts are all known is added by its row
- * alone, and a new part by one switch here and one place that obeys it.
+ * A row says which rules of config.json apply, what an absent field means, and how the tensors are called. Everything
+ * that reads a model (config.c, weights_plan.c) asks the row and never the name, so an architecture whose parts are all
+ * known is added by its row alone, and a new part by one switch here and one place that obeys it.
  * Threads: constant data. */
 #ifndef MODEL_ARCHITECTURE_H
 #define MODEL_ARCHITECTURE_H
@@ -21,7 +21,7 @@ typedef enum {
     WINDOW_NEVER,
     WINDOW_EVERY_LAYER,         /* "sliding_window", when it is a number */
     WINDOW_EVERY_LAYER_IF_USED, /* the same, and only with "use_sliding_window" */
-    WINDOW_BY_LAYER, /* "layer_types", or without it the layers from "max_window_layers" on; with "use_sliding_window" */
+    WINDOW_BY_LAYER,            /* "layer_types", or else from "max_window_layers" on; only with "use_sliding_window" */
 } architecture_window;
 
 typedef enum {
@@ -39,7 +39,8 @@ typedef struct dense_names {
     const char *gate, *up, *down;
 } dense_names;
 
-/* One way in which a checkpoint may hold experts: a tensor for each (gate, up), or all in one (gate_up: gate's rows, then up's). */
+/* One way in which a checkpoint may hold experts: a tensor for each (gate, up), or all in one (gate_up: gate's rows,
+ * then up's). */
 typedef struct expert_names {
     const char *router;
     const char *gate, *up; /* NULL where gate_up is given */
@@ -76,7 +77,8 @@ const model_architecture *model_architecture_find(const char *name);
 size_t model_architecture_count(void);
 const model_architecture *model_architecture_at(size_t index);
 
-/* Fills in the '#'s of a pattern and appends suffix. Returns name, truncated never: name_bytes is at least MODEL_TENSOR_NAME_BYTES. */
+/* Fills in the '#'s of a pattern and appends suffix. Returns name, truncated never: name_bytes is at least
+ * MODEL_TENSOR_NAME_BYTES. */
 #define MODEL_TENSOR_NAME_BYTES 128u
 const char *model_tensor_name(const char *pattern, uint32_t layer, uint32_t expert, const char *suffix, char *name);
 

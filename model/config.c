@@ -1,7 +1,8 @@
 /* config.c - config.json -> model_config, field by field, by the rules of the architecture's row.
  *
- * Two kinds of refusal: a field that is wrong in itself, and a field that asks for arithmetic that the forward pass does not have. The
- * second kind is judged by what Hugging Face's code for the architecture would do with the field, since its logits are what we match. */
+ * Two kinds of refusal: a field that is wrong in itself, and a field that asks for arithmetic that the forward pass
+ * does not have. The second kind is judged by what Hugging Face's code for the architecture would do with the field,
+ * since its logits are what we match. */
 #include "model/config.h"
 
 #include <stdio.h>
@@ -166,7 +167,8 @@ static uint64_t read_window(json_fields *fields, const model_architecture *row) 
     return json_fields_integer_or(fields, "sliding_window", 1, POSITIONS_MAX, fallback);
 }
 
-/* "layer_types" decides only WINDOW_BY_LAYER; elsewhere Hugging Face ignores it, so it must say what would be computed anyway. */
+/* "layer_types" decides only WINDOW_BY_LAYER; elsewhere Hugging Face ignores it, so it must say what would be computed
+ * anyway. */
 static void read_layer_types(json_fields *fields, const json_t *types, uint64_t window, model_config *config) {
     if (json_array_size(types) != config->layer_count) {
         json_fields_fail(fields, HD_INVALID, "layer_types", "has %zu entries for %u layers", json_array_size(types),
@@ -222,8 +224,9 @@ static void read_sparse_layers(json_fields *fields, model_config *config) {
 static void read_experts(json_fields *fields, model_config *config) {
     const model_architecture *row = config->architecture;
     if (row->experts == EXPERTS_NEVER) return;
-    /* The two names of one thing: files written by newer releases of transformers have the first for every architecture. */
-    const char *field = json_fields_is_given(fields, "num_local_experts") ? "num_local_experts" : "num_experts";
+    /* Two names of one thing: newer releases of transformers write the first for every architecture. */
+    const char *field = "num_local_experts";
+    if (row->experts == EXPERTS_BY_LAYER && !json_fields_is_given(fields, field)) field = "num_experts";
     config->expert_count = (uint32_t)json_fields_integer(fields, field, 1, EXPERTS_MAX);
     config->experts_per_token =
         (uint32_t)json_fields_integer_or(fields, "num_experts_per_tok", 1, EXPERTS_MAX, row->default_experts_per_token);

@@ -1,8 +1,9 @@
 /* config.h - what a Hugging Face model directory says of the model, checked before any weight is touched.
  *
- * Reads config.json in both of its forms (rope_theta + rope_scaling + torch_dtype, and rope_parameters + dtype) and generation_config.json.
- * An architecture is one row of the table in architecture.c: its name in config.json, its switches, and its tensor names.
- * Whatever the forward pass would not compute exactly is refused here with a sentence that names the file and the field.
+ * Reads config.json in both of its forms (rope_theta + rope_scaling + torch_dtype, and rope_parameters + dtype) and
+ * generation_config.json. An architecture is one row of the table in architecture.c: its name in config.json, its
+ * switches, and its tensor names. Whatever the forward pass would not compute exactly is refused here with a sentence
+ * that names the file and the field.
  * Threads: a config is a value; open and close once. */
 #ifndef MODEL_CONFIG_H
 #define MODEL_CONFIG_H
@@ -22,8 +23,7 @@ typedef struct rope_config {
     rope_kind kind;
     double theta;
     double factor;
-    double
-        original_max_position; /* original_max_position_embeddings, or max_position_embeddings where HF falls back to it */
+    double original_max_position; /* original_max_position_embeddings, or what HF takes: max_position_embeddings */
     double low_freq_factor, high_freq_factor;                              /* llama3 */
     double beta_fast, beta_slow, attention_factor, mscale, mscale_all_dim; /* yarn; attention_factor 0: derived */
     bool truncate;                                                         /* yarn */
@@ -59,9 +59,10 @@ typedef struct model_config {
 hd_status model_config_open(const char *model_directory, model_config **config, hd_error *error);
 void model_config_close(model_config *config); /* accepts NULL */
 
-/* inverse_frequencies[rotary_dim / 2] and the factor on cosines and sines. sequence_tokens matters to `dynamic` only: the base is fixed at
- * admission from prompt + max_tokens (Hugging Face recomputes it as the sequence grows; one-shot at that length is the same). To agree with
- * Hugging Face at far positions, an angle is the float product (float)position * inverse_frequencies[i]. */
+/* inverse_frequencies[rotary_dim / 2] and the factor on cosines and sines. sequence_tokens matters to `dynamic` only:
+ * the base is fixed at admission from prompt + max_tokens (Hugging Face recomputes it as the sequence grows; one-shot
+ * at that length is the same). To agree with Hugging Face at far positions, an angle is the float product
+ * (float)position * inverse_frequencies[i]. */
 void rope_frequencies(const rope_config *rope, uint64_t sequence_tokens, float *inverse_frequencies,
                       float *attention_factor);
 

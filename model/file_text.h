@@ -11,7 +11,8 @@
 /* directory + "/" + name; HD_INVALID when that is longer than path_bytes. */
 hd_status file_path_join(const char *directory, const char *name, char *path, size_t path_bytes, hd_error *error);
 
-/* *text is zero terminated and freed by hd_free. HD_NOT_FOUND when there is no such file; HD_INVALID when it is larger than bytes_max. */
+/* *text is zero terminated and freed by hd_free. HD_NOT_FOUND when there is no such file; HD_INVALID when it is larger
+ * than bytes_max. */
 hd_status file_text_read(const char *path, size_t bytes_max, char **text, size_t *text_bytes, hd_error *error);
 
 #endif

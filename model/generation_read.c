@@ -1,6 +1,7 @@
 /* generation_read.c - the few fields of generation_config.json that a server honours.
  *
- * do_sample is not among them: a request without temperature samples at the makers' temperature, as other servers do. */
+ * do_sample is not among them: a request without temperature samples at the makers' temperature, as other servers
+ * do. */
 #include "model/generation_read.h"
 
 static void add_eos(json_fields *fields, const json_t *value, model_config *config) {

@@ -1,8 +1,8 @@
 /* json_fields.h - the fields of a JSON object that came from a file, each read with its type and bounds.
  *
- * The first wrong field writes the sentence, which names the file, the field and what it must be, and every later read gives its
- * fallback; so a reader lists its fields one after another and looks at `status` once. As in Python, a field that is null counts as
- * absent unless the reader asks.
+ * The first wrong field writes the sentence, which names the file, the field and what it must be, and every later read
+ * gives its fallback; so a reader lists its fields one after another and looks at `status` once. As in Python, a field
+ * that is null counts as absent unless the reader asks.
  * Threads: the caller's. */
 #ifndef MODEL_JSON_FIELDS_H
 #define MODEL_JSON_FIELDS_H

@@ -1,8 +1,9 @@
 /* rope.c - inverse frequencies of rotary embeddings, in the arithmetic of Hugging Face's code.
  *
- * Angles are position times frequency, so at a position of a hundred thousand the last bit of a frequency is visible in the cosine.
- * Models are compared with that code, therefore each step below rounds to float where its tensors do, and nowhere else: values that are
- * Python numbers there are double here. The reciprocals are not tidied into divisions for the same reason. */
+ * Angles are position times frequency, so at a position of a hundred thousand the last bit of a frequency is visible in
+ * the cosine. Models are compared with that code, therefore each step below rounds to float where its tensors do, and
+ * nowhere else: values that are Python numbers there are double here. The reciprocals are not tidied into divisions for
+ * the same reason. */
 #include <assert.h>
 #include <math.h>
 
@@ -33,7 +34,7 @@ static void dynamic_frequencies(const rope_config *rope, uint64_t sequence_token
     if ((double)sequence_tokens > rope->original_max_position) {
         float scaled = (float)rope->factor * (float)sequence_tokens / (float)rope->original_max_position;
         float growth = scaled - (float)(rope->factor - 1.0);
-        base = (float)base * (float)pow((double)growth, (double)(float)(dim / (dim - 2.0)));
+        base = (float)base * (float)pow((double)growth, dim / (dim - 2.0));
     }
     default_frequencies(base, rope->rotary_dim, inverse_frequencies);
 }

@@ -1,7 +1,7 @@
 /* rope_read.h - the rotary part of config.json, in both of its forms.
  *
  *     "rope_theta": 1e6, "rope_scaling": {"type" or "rope_type": ..., "factor": ...}
- *     "rope_parameters": {"rope_type": ..., "rope_theta": ..., "factor": ...}, flat or one object per layer type, all equal
+ *     "rope_parameters": {"rope_type": ..., "rope_theta": ..., "factor": ...}, flat or equal objects per layer type
  *
  * Threads: the caller's. */
 #ifndef MODEL_ROPE_READ_H

@@ -1,10 +1,13 @@
 /* safetensors.h - the tensors of a model directory, mapped: one model.safetensors, or shards listed in an index file.
  *
- *   1. Every header is checked before a tensor is given out: entries are well formed, types known, sizes equal to shape times type, and
- *      the tensors of a file lie one after another without overlap, without holes and up to the last byte, as the format demands.
- *   2. Nothing is copied. A tensor's bytes are read only and valid until close. They may lie at any address: old writers do not align.
+ *   1. Every header is checked before a tensor is given out: entries are well formed, types known, sizes equal to
+ *      shape times type, and the tensors of a file lie one after another without overlap, without holes and up to the
+ *      last byte, as the format demands.
+ *   2. Nothing is copied. A tensor's bytes are read only and valid until close. They may lie at any address: old
+ *      writers do not align.
  *   3. Errors name the file and the tensor.
- * A file that is cut while it is mapped ends the process when the lost bytes are read; do not edit a model in place while it loads.
+ * A file that is cut while it is mapped ends the process when the lost bytes are read; do not edit a model in place
+ * while it loads.
  * Threads: open and close once; everything else from any thread. */
 #ifndef MODEL_SAFETENSORS_H
 #define MODEL_SAFETENSORS_H

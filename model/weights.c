@@ -1,7 +1,7 @@
 /* weights.c - packing tensor by tensor, on all threads, and naming the result.
  *
- * The threads of the pool share the rows of one tensor, a panel of columns at a time, and hash the same rows while they are in the cache.
- * When a tensor is done, its pages of the mapping are dropped. */
+ * The threads of the pool share the rows of one tensor, a panel of columns at a time, and hash the same rows while they
+ * are in the cache. When a tensor is done, its pages of the mapping are dropped. */
 #include "model/weights.h"
 
 #include <assert.h>

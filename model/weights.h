@@ -1,7 +1,8 @@
 /* weights.h - the packed weights of a model, made from mapped safetensors.
  *
- * Each tensor is packed into the layout of kernels/matrix.h and its pages of the mapping are dropped before the next one, so that peak memory is the packed
- * weights plus one tensor. Nothing is converted on disk. Errors name the tensor and the file.
+ * Each tensor is packed into the layout of kernels/matrix.h and its pages of the mapping are dropped before the next
+ * one, so that peak memory is the packed weights plus one tensor. Nothing is converted on disk. Errors name the tensor
+ * and the file.
  * Threads: open runs on the caller's thread and the pool; the result is read only. */
 #ifndef MODEL_WEIGHTS_H
 #define MODEL_WEIGHTS_H
@@ -33,8 +34,8 @@ typedef struct model_weights {
     model_layer *layers;
     float *final_norm;
     kernel_matrix lm_head;
-    /* Names what a token's keys and values depend on: the configuration's numbers, the packed type, and every tensor's type, shape and
-     * bytes. How the tensors are spread over files, and when, does not matter. */
+    /* Names what a token's keys and values depend on: the configuration's numbers, the packed type, and every tensor's
+     * type, shape and bytes. How the tensors are spread over files, and when, does not matter. */
     unsigned char fingerprint[16];
     uint64_t bytes; /* packed */
 
@@ -53,7 +54,8 @@ void model_weights_close(model_weights *weights); /* accepts NULL */
 /* Row token_id of the embedding table as float[hidden_size]; from the mapping. */
 void model_embed(const model_weights *weights, uint32_t token_id, float *row);
 
-/* Bytes that model_weights_open would take, from the headers alone; so that a server can refuse with the numbers before it loads. */
+/* Bytes that model_weights_open would take, from the headers alone; so that a server can refuse with the numbers before
+ * it loads. */
 hd_status model_weights_estimate(const char *model_directory, const model_config *config, hd_dtype dtype,
                                  uint64_t *bytes, hd_error *error);
 

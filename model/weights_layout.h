@@ -1,14 +1,16 @@
 /* weights_layout.h - the shapes of a model's packed weights, and one region of memory that holds them all.
  *
- * One region, because its size is then known before anything is loaded, huge pages are not wasted on small tensors, and a failure undoes
- * it at once. The walk over the model that hands out places is run twice: without memory to count, and with it to place.
+ * One region, because its size is then known before anything is loaded, huge pages are not wasted on small tensors, and
+ * a failure undoes it at once. The walk over the model that hands out places is run twice: without memory to count, and
+ * with it to place.
  * Threads: the caller's. */
 #ifndef MODEL_WEIGHTS_LAYOUT_H
 #define MODEL_WEIGHTS_LAYOUT_H
 
 #include "model/weights.h"
 
-/* The tables of layers and experts, all empty. weights->region is not mapped yet; weights->bytes says how large it has to be. */
+/* The tables of layers and experts, all empty. weights->region is not mapped yet; weights->bytes says how large it has
+ * to be. */
 hd_status weights_layout_open(const model_config *config, hd_dtype dtype, model_weights **weights);
 void weights_layout_close(model_weights *weights); /* accepts NULL */
 

@@ -219,8 +219,8 @@ static void add_sparse(planner *p, uint32_t index, model_layer *layer) {
     else add_separate_experts(p, names, index, layer);
 }
 
-/* Tied embeddings are one tensor under either name. A file that has both although config.json ties them is taken at its word, as
- * Hugging Face does. */
+/* Tied embeddings are one tensor under either name. A file that has both although config.json ties them is taken at its
+ * word, as Hugging Face does. */
 static void add_embeddings(planner *p, model_weights *weights) {
     const model_config *config = p->config;
     const dense_names *names = config->architecture->names;
@@ -236,8 +236,9 @@ static bool begins_with(const char *text, const char *start) {
     return strncmp(text, start, strlen(start)) == 0;
 }
 
-/* A tensor of the model that nothing reads means that configuration and weights disagree, for instance about biases. Others (a value head,
- * extra prediction layers) leave the logits alone. Rotary frequencies were saved by old releases and are computed anyway. */
+/* A tensor of the model that nothing reads means that configuration and weights disagree, for instance about biases.
+ * Others (a value head, extra prediction layers) leave the logits alone. Rotary frequencies were saved by old releases
+ * and are computed anyway. */
 static void check_unused(planner *p) {
     unsigned unused_count = 0;
     const char *example = NULL;

@@ -1,7 +1,8 @@
 /* weights_plan.h - which tensor of the files goes to which place of the packed weights.
  *
- * The plan is complete and checked (every tensor there, of the right shape and type, none left over) before a byte is packed, so that a
- * wrong checkpoint is refused at once. Its parts come in one order that depends on the configuration alone.
+ * The plan is complete and checked (every tensor there, of the right shape and type, none left over) before a byte is
+ * packed, so that a wrong checkpoint is refused at once. Its parts come in one order that depends on the configuration
+ * alone.
  * Threads: the caller's. */
 #ifndef MODEL_WEIGHTS_PLAN_H
 #define MODEL_WEIGHTS_PLAN_H
@@ -10,8 +11,8 @@
 
 #define WEIGHT_PART_ROWS 64u /* rows that are packed, and hashed, at a time: a panel of columns */
 
-/* rows x columns elements of a tensor, which become columns of a matrix, or floats. It refers to the matrix, and to the pointer to the
- * floats, since their memory is mapped only when the plan has been accepted. */
+/* rows x columns elements of a tensor, which become columns of a matrix, or floats. It refers to the matrix, and to the
+ * pointer to the floats, since their memory is mapped only when the plan has been accepted. */
 typedef struct weight_part {
     const safetensors_tensor *tensor;
     const unsigned char *data; /* inside the tensor */
@@ -29,7 +30,8 @@ typedef struct weight_plan {
     const safetensors_tensor *embedding;
 } weight_plan;
 
-/* Column of the part's matrix where row goes; up to the next multiple of WEIGHT_PART_ROWS the following rows go to the columns behind. */
+/* Column of the part's matrix where row goes; up to the next multiple of WEIGHT_PART_ROWS the following rows go to the
+ * columns behind. */
 uint32_t weight_part_column(const weight_part *part, uint32_t row);
 
 /* The plan refers to files and weights. */
