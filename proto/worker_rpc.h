@@ -14,13 +14,15 @@
 #include "base/status.h"
 
 #define WORKER_LOGPROBS_MAX 20u
+#define WORKER_CHOICES_MAX 128u
 
 typedef struct worker_logit_bias {
     uint32_t token_id;
     float bias; /* added to the logit before anything else */
 } worker_logit_bias;
 
-/* How tokens are drawn. Greedy where temperature is 0. The draw of (seed, choice, position) is a function of these three alone. */
+/* How tokens are drawn; worker/sampler.h has the formulas. Greedy where temperature is 0. The draw of (seed + choice, position) is a function
+ * of these alone, so choice i of a request equals the only choice of one whose seed is i higher. */
 typedef struct worker_sampling {
     float temperature;
     uint32_t top_k;  /* 0: all */
@@ -35,7 +37,8 @@ typedef struct worker_sampling {
     uint32_t stop_id_count;
     bool ignore_eos;
     uint32_t min_tokens; /* neither eos nor stop ids before */
-    int32_t logprobs;    /* -1: none; else the drawn token's and this many likeliest, of the distribution before temperature */
+    int32_t logprobs;    /* -1: none; else the drawn token's and this many likeliest: log softmax of the model's own logits,
+                            before bias, penalties and temperature */
     int32_t prompt_logprobs; /* -1: none; else for every prompt token but the first */
 } worker_sampling;
 
@@ -77,8 +80,8 @@ struct worker_request {
     uint64_t id; /* unique in the coordinator; names the request in logs */
     const uint32_t *prompt_ids;
     uint64_t prompt_count;
-    uint64_t max_tokens; /* of each choice */
-    uint32_t choices;    /* n: the prompt is prefilled once */
+    uint64_t max_tokens; /* of each choice; 0: the prompt alone, for its logprobs */
+    uint32_t choices;    /* n, at most WORKER_CHOICES_MAX: the prompt is prefilled once */
     worker_sampling sampling;
     unsigned char salt[16]; /* tenant */
     const char *selection;  /* NULL for the worker's default */
@@ -115,7 +118,7 @@ typedef struct worker_rpc_ops {
     void (*cancel)(worker_rpc *self, uint64_t id, uint32_t choice);
     void (*info)(worker_rpc *self, worker_info *info);
     void (*load)(worker_rpc *self, worker_load *load);
-    void (*cache_reset)(worker_rpc *self);
+    void (*cache_reset)(worker_rpc *self); /* between two steps; does not wait for it */
 } worker_rpc_ops;
 struct worker_rpc {
     const worker_rpc_ops *ops;

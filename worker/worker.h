@@ -1,7 +1,8 @@
 /* worker.h - a worker: the batching loop around the forward pass, with an attention to keep KV in.
  *
- * One step thread runs the loop: take what arrived, admit what fits, form a batch under the token budget (every decode row first, then chunks of prefill, oldest first
- * but none starves), run the forward pass, sample, hand out tokens. What a worker alone knows of a sequence is nothing.
+ * One step thread runs the loop: take what arrived, admit what fits, form a batch under the token budget (every
+ * decode row first, then chunks of prefill, oldest first but none starves), run the forward pass, sample, hand out
+ * tokens. What a worker alone knows of a sequence is nothing.
  * Threads: worker_open and worker_close from one thread; the worker_rpc it gives from any. */
 #ifndef WORKER_WORKER_H
 #define WORKER_WORKER_H
@@ -21,17 +22,18 @@ typedef struct worker_config {
     const model_config *model;
     const model_weights *weights;
     const kernel_ops *kernels;
-    hd_pool *pool;
-    attention *attention;        /* lent until close */
-    uint32_t batch_tokens_max;   /* rows of a step: decode rows and prefill chunks together */
-    uint32_t requests_max;       /* running and waiting; a further one is refused with HD_FULL */
-    uint32_t running_max;        /* sequences that decode at once */
-    uint64_t context_max;        /* 0: the model's */
-    hd_metrics *metrics;         /* or NULL */
+    hd_pool *pool;             /* the step thread's until close */
+    attention *attention;      /* likewise */
+    uint32_t batch_tokens_max; /* rows of a step: decode rows and prefill chunks together */
+    uint32_t requests_max;     /* running and waiting; a further one is refused with HD_FULL */
+    uint32_t running_max;      /* choices that run at once; at most batch_tokens_max are */
+    uint64_t context_max;      /* 0: the model's */
+    hd_metrics *metrics;       /* or NULL */
 } worker_config;
 
 hd_status worker_open(const worker_config *config, worker **out, hd_error *error);
-/* drain_ms: how long running requests may go on (UINT64_MAX: until they are done); what is left ends as cancelled. New ones are refused at once. */
+/* drain_ms: how long running requests may go on (UINT64_MAX: until they are done); what is left ends as cancelled.
+ * New ones are refused at once. */
 void worker_close(worker *worker, uint64_t drain_ms); /* accepts NULL */
 worker_rpc *worker_rpc_of(worker *worker);
 

@@ -1,0 +1,55 @@
+/* forward.h - one pass of a batch through the model: rows of several sequences in, logits of the rows that need them
+ * out.
+ *
+ * A step's rows are spans: decode rows (one token) and chunks of prefill, in any mix. The residual stream is fp32;
+ * products take their inputs in the weights' type. What a row gets depends on its own sequence alone: not on the
+ * batch, the chunks or the threads.
+ *   1. All memory is taken at open, for rows_max rows; a step allocates nothing.
+ *   2. Between two calls of attention lies one run of the pool; its phases are separated by barriers.
+ *   3. In the last layer only rows that need logits go on behind attention.
+ * Threads: one, the step thread; the pool works for it. */
+#ifndef WORKER_FORWARD_H
+#define WORKER_FORWARD_H
+
+#include "attention-node/attention.h"
+#include "base/threads.h"
+#include "kernels/ops.h"
+#include "model/config.h"
+#include "model/weights.h"
+#include "worker/rope_table.h"
+
+typedef struct forward forward;
+
+typedef struct forward_config {
+    const model_config *model;
+    const model_weights *weights;
+    const kernel_ops *kernels;
+    hd_pool *pool;
+    attention *attention;
+    uint32_t rows_max, spans_max; /* of a step */
+    uint32_t logits_rows_max;     /* of one call of forward_logits */
+} forward_config;
+
+typedef enum { FORWARD_NO_LOGITS, FORWARD_LAST_LOGITS, FORWARD_ALL_LOGITS } forward_need;
+
+typedef struct forward_span {
+    attention_rows rows;
+    forward_need need;
+    const rope_table *rope; /* of the sequence */
+} forward_span;
+
+hd_status forward_open(const forward_config *config, forward **out);
+void forward_close(forward *forward); /* accepts NULL */
+
+/* Runs the layers. *has_begun tells whether attention took the step: false means that nothing has changed. */
+hd_status forward_step(forward *forward, const forward_span *spans, uint32_t span_count, bool *has_begun,
+                       hd_error *error);
+
+/* Rows of the last step that need logits, in the order of spans and positions. */
+uint32_t forward_logits_rows(const forward *forward);
+/* Logits [count, forward_logits_stride()] of rows [first, first + count), at most logits_rows_max. The caller may
+ * write into them; they hold until the next call. */
+float *forward_logits(forward *forward, uint32_t first, uint32_t count);
+size_t forward_logits_stride(const forward *forward);
+
+#endif

@@ -1,0 +1,35 @@
+/* sequence.h - what the worker remembers of one running choice, beside what attention keeps.
+ *
+ * Positions 0 .. length-1 are in attention. While length < prompt_count the next rows are prompt tokens; then
+ * next_token, the last one that was drawn, is the row at position length.
+ * Threads: the step thread. */
+#ifndef WORKER_SEQUENCE_H
+#define WORKER_SEQUENCE_H
+
+#include <stdbool.h>
+
+#include "proto/worker_rpc.h"
+#include "worker/rope_table.h"
+#include "worker/token_counts.h"
+
+#define SEQUENCE_EPOCH 1u /* of sequences that never move between workers */
+
+typedef struct sequence {
+    struct job *job; /* the request's; NULL: this place is free */
+    const worker_request *request;
+    uint64_t name; /* in attention */
+    uint32_t choice;
+    uint64_t length;
+    uint64_t answer_count; /* tokens handed out */
+    uint32_t next_token;
+    bool reports_prompt; /* it is the one that prefills: progress and prompt logprobs come from it */
+    token_counts counts; /* with penalties only */
+    rope_table *rope;
+    uint32_t rows; /* of the step being made; 0: not in it */
+} sequence;
+
+static inline bool sequence_is_prefilling(const sequence *s) {
+    return s->length < s->request->prompt_count;
+}
+
+#endif

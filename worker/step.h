@@ -1,0 +1,33 @@
+/* step.h - one step: the chosen rows of some sequences through the model, and the answers drawn from their logits.
+ *
+ * step_run, then step_answers until it returns 0; answers come in the order of the sequences and positions, in
+ * slices, because a row of logits is large.
+ * Threads: the step thread; the pool works for it. */
+#ifndef WORKER_STEP_H
+#define WORKER_STEP_H
+
+#include "worker/sequence.h"
+#include "worker/worker.h"
+
+typedef struct step step;
+
+typedef struct step_answer {
+    sequence *sequence;
+    bool is_prompt;    /* logprobs of a prompt token; else a token was drawn */
+    uint64_t position; /* of the token */
+    uint32_t token_id;
+    uint32_t logprob_count; /* entries of logprobs: 0 where none were asked for */
+    worker_logprob logprobs[1 + WORKER_LOGPROBS_MAX];
+} step_answer;
+
+hd_status step_open(const worker_config *config, step **out);
+void step_close(step *step); /* accepts NULL */
+
+/* Runs `rows` rows of each sequence and moves its length on. On failure lengths stay; *has_begun is false when
+ * nothing was changed. */
+hd_status step_run(step *step, sequence *const *sequences, uint32_t count, bool *has_begun, hd_error *error);
+
+/* The next slice of answers, valid until the next call; 0: there are no more. */
+uint32_t step_answers(step *step, const step_answer **answers);
+
+#endif

@@ -1,0 +1,99 @@
+/* worker.c - opens the batcher within the limits that model, configuration and attention set, and shows it as a
+ * worker_rpc. */
+#include "worker/worker.h"
+
+#include "base/memory.h"
+#include "worker/batcher.h"
+
+struct worker {
+    worker_rpc rpc; /* first: the rpc's self is the worker */
+    worker_config config;
+    worker_info info;
+    batcher *batcher;
+};
+
+static hd_status submit(worker_rpc *self, worker_request *request, hd_error *error) {
+    return batcher_submit(((worker *)self)->batcher, request, error);
+}
+
+static void cancel(worker_rpc *self, uint64_t id, uint32_t choice) {
+    batcher_cancel(((worker *)self)->batcher, id, choice);
+}
+
+static void info(worker_rpc *self, worker_info *out) {
+    *out = ((worker *)self)->info;
+}
+
+static void load(worker_rpc *self, worker_load *out) {
+    batcher_load(((worker *)self)->batcher, out);
+}
+
+static void cache_reset(worker_rpc *self) {
+    batcher_cache_reset(((worker *)self)->batcher);
+}
+
+static const worker_rpc_ops rpc_ops = {
+    .name = "in process",
+    .submit = submit,
+    .cancel = cancel,
+    .info = info,
+    .load = load,
+    .cache_reset = cache_reset,
+};
+
+static uint64_t least(uint64_t a, uint64_t b) {
+    return a < b ? a : b;
+}
+
+static void fill_info(worker *w) {
+    const worker_config *config = &w->config;
+    const model_config *model = config->model;
+    attention_stats stats;
+    config->attention->ops->stats(config->attention, &stats);
+    uint64_t context_max = least(model->max_positions, stats.blocks_total * HD_BLOCK_TOKENS);
+    if (config->context_max > 0) context_max = least(context_max, config->context_max);
+    hd_dtype kv_dtype = config->attention->ops->dtype(config->attention);
+    w->info = (worker_info){
+        .model_name = config->model_name,
+        .kernels = config->kernels->name,
+        .weights_dtype = hd_dtype_name(config->weights->dtype),
+        .kv_dtype = hd_dtype_name(kv_dtype),
+        .selection = "full",
+        .vocabulary_size = model->vocabulary_size,
+        .context_max = context_max,
+        .kv_bytes = stats.budget_bytes,
+        .kv_bytes_per_token = model_kv_bytes_per_token(model, kv_dtype),
+        .eos_ids = model->eos_ids,
+        .eos_id_count = model->eos_id_count,
+        .default_temperature = model->default_temperature,
+        .default_top_p = model->default_top_p,
+        .default_top_k = model->default_top_k,
+    };
+}
+
+hd_status worker_open(const worker_config *config, worker **out, hd_error *error) {
+    if (config->batch_tokens_max == 0 || config->requests_max == 0 || config->running_max == 0) {
+        return hd_error_set(error, HD_INVALID,
+                            "a worker needs room for at least one row a step, one request and one running choice");
+    }
+    worker *w = hd_alloc_zeroed(sizeof(*w), HD_CACHE_LINE);
+    if (w == NULL) return hd_error_set(error, HD_NO_MEMORY, "no memory for a worker");
+    w->rpc.ops = &rpc_ops;
+    w->config = *config;
+    w->config.running_max = (uint32_t)least(config->running_max, config->batch_tokens_max);
+    fill_info(w);
+    hd_status status = batcher_open(&w->config, w->info.context_max, &w->batcher, error);
+    if (status == HD_OK) *out = w;
+    else worker_close(w, 0);
+    return status;
+}
+
+void worker_close(worker *w, uint64_t drain_ms) {
+    if (w == NULL) return;
+    batcher_close(w->batcher, drain_ms);
+    hd_free(w);
+}
+
+worker_rpc *worker_rpc_of(worker *w) {
+    return &w->rpc;
+}

@@ -1,0 +1,23 @@
+/* worker_metrics.h - what a worker counts, under the names that dashboards of other servers use.
+ *
+ * Times that a client sees are the coordinator's to measure.
+ * Threads: the step thread updates. */
+#ifndef WORKER_METRICS_H
+#define WORKER_METRICS_H
+
+#include "attention-node/attention.h"
+#include "base/metrics.h"
+
+typedef struct worker_metrics {
+    hd_gauge *num_requests_running, *num_requests_waiting, *kv_cache_usage_perc;
+    hd_counter *prefix_cache_queries, *prefix_cache_hits, *num_preemptions, *prompt_tokens_total,
+        *generation_tokens_total;
+    hd_histogram *iteration_tokens_total;
+    uint64_t queries_seen, hits_seen; /* attention's totals that are in the counters already */
+} worker_metrics;
+
+/* metrics may be NULL: then every update does nothing. */
+hd_status worker_metrics_init(worker_metrics *metrics, hd_metrics *registry);
+void worker_metrics_update(worker_metrics *metrics, const attention_stats *stats, uint32_t running, uint32_t waiting);
+
+#endif
