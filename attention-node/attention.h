@@ -87,17 +87,26 @@ typedef struct attention_ops {
     const char *name;
     void (*close)(attention *self);
     /* HD_FULL when tokens_max does not fit now (the error has the numbers; HD_INVALID when it never can). *cached_tokens: how many leading
-     * positions are already there; the caller's first row is at that position. */
+     * positions are already there; the caller's first row is at that position.
+     * A sequence that is open already is taken over by a larger epoch (HD_STALE otherwise): it keeps the tokens that agree with the prompt. */
     hd_status (*sequence_open)(attention *self, const attention_sequence_params *params, uint64_t *cached_tokens, hd_error *error);
     /* A new sequence with the first `length` tokens of `source`; shares full blocks, copies at most the last one. */
     hd_status (*fork)(attention *self, uint64_t source, uint64_t length, uint64_t sequence, uint64_t epoch, uint64_t tokens_max, hd_error *error);
     hd_status (*truncate)(attention *self, uint64_t sequence, uint64_t epoch, uint64_t length);
+    /* How many tokens are there. Tables with states only: fork and truncate go to the largest length that has a snapshot, or to 0. */
+    hd_status (*sequence_length)(const attention *self, uint64_t sequence, uint64_t *length);
+    /* A state stream's bytes (attention_stream_state_bytes) after the first `position` tokens, position <= length. A snapshot is complete
+     * when every state stream has been saved there; the oldest gives way when there is no room. */
+    hd_status (*state_save)(attention *self, uint64_t sequence, uint64_t epoch, uint64_t position, uint32_t stream, const void *bytes);
+    hd_status (*state_load)(const attention *self, uint64_t sequence, uint64_t position, uint32_t stream, void *bytes); /* or HD_NOT_FOUND */
     /* keep: its full blocks stay as prefix cache until their memory is needed; early: the work ended early, evict these first. */
     hd_status (*sequence_close)(attention *self, uint64_t sequence, uint64_t epoch, bool keep, bool early);
     /* Reserves for all rows or refuses and changes nothing. HD_INVALID: a gap, or another token at a position that is there already. */
     hd_status (*step_begin)(attention *self, const attention_rows *rows, uint32_t row_span_count, hd_error *error);
+    /* HD_UNSUPPORTED: a layer that this implementation keeps but cannot compute. Layers come in ascending order. */
     hd_status (*submit)(attention *self, const attention_layer_call *call);
     hd_status (*wait)(attention *self, uint32_t layer);
+    /* The step's tokens are there from now on. HD_CANCELLED, and none of them are, when a layer that can be computed was left out. */
     hd_status (*step_end)(attention *self);
     /* Drops every block that only the prefix cache holds. */
     void (*cache_reset)(attention *self);

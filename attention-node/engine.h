@@ -14,6 +14,7 @@ typedef struct engine_config {
     uint64_t hot_bytes;                /* the budget: blocks and their tables together stay within it */
     uint32_t step_rows_max;            /* rows of a step, at most */
     uint32_t sequences_max;
+    uint32_t snapshots_max;            /* of tables with states: at least sequences_max. Others ignore it */
     unsigned char fingerprint[16];     /* of the weights: two models never share a block */
     unsigned char key[32];             /* secret of the identity hash */
     const kernel_ops *kernels;

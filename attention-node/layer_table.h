@@ -44,12 +44,19 @@ typedef struct attention_layer_table {
     uint32_t layer_count;
 } attention_layer_table;
 
-/* Refuses what cannot be: a stream index out of range, heads that do not divide, a zero dim. The error names layer or stream. */
+/* Refuses what cannot be: a stream index out of range, heads that do not divide, a zero dim, a stream that is read before it is written.
+ * The error names layer or stream. */
 hd_status attention_layer_table_check(const attention_layer_table *table, hd_error *error);
+
+/* Bytes of one head's page of a stream, records padded to a multiple of 32 elements; 0 for a state. */
+uint64_t attention_stream_page_bytes(const attention_stream *stream);
+/* Bytes of a snapshot of a state, all heads; 0 for pages. */
+uint64_t attention_stream_state_bytes(const attention_stream *stream);
 
 /* Bytes that a sequence of `tokens` tokens holds in all streams, pages counted whole (blocks of 128 positions), states once. */
 uint64_t attention_layer_table_bytes(const attention_layer_table *table, uint64_t tokens);
-/* Bytes of one block of all page streams. */
+/* Bytes of one block of all page streams, and of one snapshot of all states. */
 uint64_t attention_layer_table_block_bytes(const attention_layer_table *table);
+uint64_t attention_layer_table_state_bytes(const attention_layer_table *table);
 
 #endif

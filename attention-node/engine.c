@@ -1,0 +1,295 @@
+/* engine.c - the attention interface over blocks in this process: sequences come, share, fork, are cut and go. */
+#include "attention-node/engine.h"
+
+#include <assert.h>
+#include <sodium.h>
+
+#include "attention-node/engine_state.h"
+
+static engine *engine_of(attention *self) {
+    return (engine *)self;
+}
+
+void engine_publish(engine *e) {
+    const block_store *store = &e->home.store;
+    atomic_store_explicit(&e->published.blocks_sequences, store->held, memory_order_relaxed);
+    atomic_store_explicit(&e->published.blocks_reserved, store->reserved, memory_order_relaxed);
+    atomic_store_explicit(&e->published.blocks_cached, store->cache.retired_count, memory_order_relaxed);
+    atomic_store_explicit(&e->published.sequences, e->sequences.open_count, memory_order_relaxed);
+    atomic_store_explicit(&e->published.evicted_blocks, store->evicted, memory_order_relaxed);
+}
+
+/* ---- Opening a sequence ---- */
+
+static hd_status check_params(const attention_sequence_params *params, hd_error *error) {
+    if (params->token_count == 0) return hd_error_set(error, HD_INVALID, "a sequence needs at least one token");
+    if (params->token_count > params->tokens_max) {
+        return hd_error_set(error, HD_INVALID, "%llu tokens of prompt, but %llu at most",
+                            (unsigned long long)params->token_count, (unsigned long long)params->tokens_max);
+    }
+    return HD_OK;
+}
+
+static uint64_t least(uint64_t a, uint64_t b) {
+    return a < b ? a : b;
+}
+
+static identity_scope scope_of(const attention_sequence_params *params) {
+    identity_scope scope = {.variant = params->variant};
+    memcpy(scope.salt, params->salt, sizeof(scope.salt));
+    return scope;
+}
+
+/* Another owner goes on with an open sequence. It may know fewer tokens than are there (the last ones were never heard of), or
+ * another continuation; what agrees stays. */
+static hd_status take_over(engine *e, sequence *s, const attention_sequence_params *params, const selection *chosen,
+                           uint64_t *cached_tokens, hd_error *error) {
+    if (params->epoch <= s->epoch) {
+        return hd_error_set(error, HD_STALE, "sequence %llu is open under epoch %llu", (unsigned long long)params->sequence,
+                            (unsigned long long)s->epoch);
+    }
+    identity_scope scope = scope_of(params);
+    if (!identity_scope_is_equal(&scope, &s->scope) || chosen->ops != s->selection.ops) {
+        return hd_error_set(error, HD_INVALID, "sequence %llu is open with another salt, variant or selection",
+                            (unsigned long long)params->sequence);
+    }
+    uint64_t same = sequence_match(&e->home, s, 0, params->token_ids, params->token_count);
+    same = state_store_resumable(&e->states, s->slot, same);
+    hd_status status = sequence_truncate(&e->home, s, same);
+    if (status != HD_OK) return hd_error_set(error, status, "no memory to cut sequence %llu", (unsigned long long)params->sequence);
+    state_store_truncate(&e->states, s->slot, same);
+    status = sequence_set_tokens_max(&e->home, s, params->tokens_max, error);
+    if (status != HD_OK) return status;
+    s->epoch = params->epoch;
+    *cached_tokens = least(same, params->token_count - 1);
+    return HD_OK;
+}
+
+/* A slot under that name, or the reason why there is none. */
+static hd_status take_slot(engine *e, uint64_t name, uint64_t epoch, sequence **out, hd_error *error) {
+    if (sequence_table_find(&e->sequences, name) != NULL) {
+        return hd_error_set(error, HD_INVALID, "sequence %llu is open already", (unsigned long long)name);
+    }
+    sequence *s = sequence_table_take(&e->sequences, name);
+    if (s == NULL) return hd_error_set(error, HD_FULL, "all %u sequences are open", e->sequences_max);
+    s->epoch = epoch;
+    *out = s;
+    return HD_OK;
+}
+
+static void count_prefix(engine *e, uint64_t queried, uint64_t hit) {
+    atomic_fetch_add_explicit(&e->published.prefix_queries_tokens, queried, memory_order_relaxed);
+    atomic_fetch_add_explicit(&e->published.prefix_hits_tokens, hit, memory_order_relaxed);
+}
+
+static hd_status sequence_open(attention *self, const attention_sequence_params *params, uint64_t *cached_tokens, hd_error *error) {
+    engine *e = engine_of(self);
+    assert(!e->step.is_open);
+    selection chosen;
+    hd_status status = check_params(params, error);
+    if (status == HD_OK) status = selection_parse(params->selection, &chosen, error);
+    if (status != HD_OK) return status;
+
+    sequence *s = sequence_table_find(&e->sequences, params->sequence);
+    if (s != NULL) {
+        status = take_over(e, s, params, &chosen, cached_tokens, error);
+        engine_publish(e);
+        return status;
+    }
+    status = take_slot(e, params->sequence, params->epoch, &s, error);
+    if (status != HD_OK) return status;
+    s->scope = scope_of(params);
+    s->selection = chosen;
+    uint64_t reuse_max = least(params->reuse_max, params->token_count - 1);
+    status = sequence_start(&e->home, s, params->token_ids, params->token_count, reuse_max, params->tokens_max, error);
+    if (status != HD_OK) {
+        sequence_table_give(&e->sequences, s);
+        return status;
+    }
+    *cached_tokens = least(s->length, reuse_max);
+    if (reuse_max > 0) count_prefix(e, params->token_count, *cached_tokens);
+    engine_publish(e);
+    return HD_OK;
+}
+
+static hd_status fork_sequence(attention *self, uint64_t source_name, uint64_t length, uint64_t name, uint64_t epoch,
+                               uint64_t tokens_max, hd_error *error) {
+    engine *e = engine_of(self);
+    assert(!e->step.is_open);
+    sequence *source = sequence_table_find(&e->sequences, source_name), *s = NULL;
+    if (source == NULL) return hd_error_set(error, HD_NOT_FOUND, "no sequence %llu", (unsigned long long)source_name);
+    if (length > source->length || length > tokens_max) {
+        return hd_error_set(error, HD_INVALID, "cannot fork %llu tokens of sequence %llu, which has %llu, to at most %llu",
+                            (unsigned long long)length, (unsigned long long)source_name, (unsigned long long)source->length,
+                            (unsigned long long)tokens_max);
+    }
+    length = state_store_resumable(&e->states, source->slot, length);
+    hd_status status = take_slot(e, name, epoch, &s, error);
+    if (status != HD_OK) return status;
+    status = sequence_start_fork(&e->home, s, source, length, tokens_max, error);
+    if (status == HD_OK) state_store_copy(&e->states, source->slot, length, s->slot);
+    else sequence_table_give(&e->sequences, s);
+    engine_publish(e);
+    return status;
+}
+
+/* ---- An open sequence ---- */
+
+/* A newer epoch than the sequence's is news of a takeover; an older one is refused. */
+static hd_status find_owned(engine *e, uint64_t name, uint64_t epoch, sequence **out) {
+    sequence *s = sequence_table_find(&e->sequences, name);
+    if (s == NULL) return HD_NOT_FOUND;
+    if (epoch < s->epoch) return HD_STALE;
+    s->epoch = epoch;
+    *out = s;
+    return HD_OK;
+}
+
+static hd_status truncate_sequence(attention *self, uint64_t name, uint64_t epoch, uint64_t length) {
+    engine *e = engine_of(self);
+    assert(!e->step.is_open);
+    sequence *s = NULL;
+    hd_status status = find_owned(e, name, epoch, &s);
+    if (status != HD_OK) return status;
+    if (length > s->length) return HD_INVALID;
+    length = state_store_resumable(&e->states, s->slot, length);
+    status = sequence_truncate(&e->home, s, length);
+    if (status == HD_OK) state_store_truncate(&e->states, s->slot, length);
+    engine_publish(e);
+    return status;
+}
+
+static hd_status close_sequence(attention *self, uint64_t name, uint64_t epoch, bool keep, bool early) {
+    engine *e = engine_of(self);
+    assert(!e->step.is_open);
+    sequence *s = NULL;
+    hd_status status = find_owned(e, name, epoch, &s);
+    if (status != HD_OK) return status;
+    sequence_finish(&e->home, s, !keep ? RETAIN_NOT : early ? RETAIN_EARLY : RETAIN_KEPT);
+    state_store_drop(&e->states, s->slot);
+    sequence_table_give(&e->sequences, s);
+    engine_publish(e);
+    return HD_OK;
+}
+
+static hd_status sequence_length(const attention *self, uint64_t name, uint64_t *length) {
+    const sequence *s = sequence_table_find(&((const engine *)self)->sequences, name);
+    if (s == NULL) return HD_NOT_FOUND;
+    *length = s->length;
+    return HD_OK;
+}
+
+static hd_status state_save(attention *self, uint64_t name, uint64_t epoch, uint64_t position, uint32_t stream, const void *bytes) {
+    engine *e = engine_of(self);
+    sequence *s = NULL;
+    hd_status status = find_owned(e, name, epoch, &s);
+    if (status != HD_OK) return status;
+    if (stream >= e->table.stream_count || position == 0 || position > s->length) return HD_INVALID;
+    return state_store_save(&e->states, s->slot, position, stream, bytes);
+}
+
+static hd_status state_load(const attention *self, uint64_t name, uint64_t position, uint32_t stream, void *bytes) {
+    const engine *e = (const engine *)self;
+    const sequence *s = sequence_table_find(&e->sequences, name);
+    if (s == NULL) return HD_NOT_FOUND;
+    if (stream >= e->table.stream_count) return HD_INVALID;
+    return state_store_load(&e->states, s->slot, position, stream, bytes);
+}
+
+/* ---- The whole ---- */
+
+static void cache_reset(attention *self) {
+    engine *e = engine_of(self);
+    block_store_reset_cache(&e->home.store);
+    engine_publish(e);
+}
+
+static uint64_t read_stat(const _Atomic uint64_t *value) {
+    return atomic_load_explicit(value, memory_order_relaxed);
+}
+
+static void read_stats(const attention *self, attention_stats *stats) {
+    const engine *e = (const engine *)self;
+    *stats = (attention_stats){
+        .budget_bytes = e->budget_bytes,
+        .block_bytes = e->home.store.pool.layout.block_bytes,
+        .blocks_total = e->home.store.pool.block_count,
+        .blocks_sequences = read_stat(&e->published.blocks_sequences),
+        .blocks_reserved = read_stat(&e->published.blocks_reserved),
+        .blocks_cached = read_stat(&e->published.blocks_cached),
+        .sequences = read_stat(&e->published.sequences),
+        .prefix_queries_tokens = read_stat(&e->published.prefix_queries_tokens),
+        .prefix_hits_tokens = read_stat(&e->published.prefix_hits_tokens),
+        .appended_tokens = read_stat(&e->published.appended_tokens),
+        .evicted_blocks = read_stat(&e->published.evicted_blocks),
+    };
+}
+
+static hd_dtype dtype_of(const attention *self) {
+    return ((const engine *)self)->home.kv_dtype;
+}
+
+static void engine_close(attention *self) {
+    if (self == NULL) return;
+    engine *e = engine_of(self);
+    engine_memory_close(e);
+    hd_free(e);
+}
+
+static const attention_ops engine_ops = {
+    .name = "engine",
+    .close = engine_close,
+    .sequence_open = sequence_open,
+    .fork = fork_sequence,
+    .truncate = truncate_sequence,
+    .sequence_length = sequence_length,
+    .state_save = state_save,
+    .state_load = state_load,
+    .sequence_close = close_sequence,
+    .step_begin = engine_step_begin,
+    .submit = engine_step_submit,
+    .wait = engine_step_wait,
+    .step_end = engine_step_end,
+    .cache_reset = cache_reset,
+    .stats = read_stats,
+    .dtype = dtype_of,
+};
+
+static hd_status check_config(const engine_config *config, hd_error *error) {
+    if (config->kv_dtype != HD_BF16 && config->kv_dtype != HD_F32) {
+        return hd_error_set(error, HD_UNSUPPORTED, "keys and values are kept as bf16 or f32, not as %s", hd_dtype_name(config->kv_dtype));
+    }
+    if (config->step_rows_max == 0 || config->sequences_max == 0) {
+        return hd_error_set(error, HD_INVALID, "a step needs at least one row, and an engine one sequence");
+    }
+    hd_status status = attention_layer_table_check(&config->layers, error);
+    if (status != HD_OK) return status;
+    if (attention_layer_table_state_bytes(&config->layers) != 0 && config->snapshots_max < config->sequences_max) {
+        return hd_error_set(error, HD_INVALID, "%u snapshots of states are too few for %u sequences", config->snapshots_max,
+                            config->sequences_max);
+    }
+    return HD_OK;
+}
+
+hd_status engine_open(const engine_config *config, attention **out, hd_error *error) {
+    hd_status status = check_config(config, error);
+    if (status != HD_OK) return status;
+    if (sodium_init() < 0) return hd_error_set(error, HD_IO, "libsodium cannot start: the system has no randomness");
+    engine *e = hd_alloc_zeroed(sizeof(*e), HD_CACHE_LINE);
+    if (e == NULL) return hd_error_set(error, HD_NO_MEMORY, "out of memory");
+    e->base.ops = &engine_ops;
+    e->kernels = config->kernels;
+    e->pool = config->pool;
+    e->budget_bytes = config->hot_bytes;
+    e->rows_max = config->step_rows_max;
+    e->sequences_max = config->sequences_max;
+    memcpy(e->home.key, config->key, sizeof(e->home.key));
+    memcpy(e->home.fingerprint, config->fingerprint, sizeof(e->home.fingerprint));
+    e->home.kv_dtype = config->kv_dtype;
+    /* A prefix of a table with states is only resumable with snapshots, which belong to open sequences. */
+    e->home.is_sharing = attention_layer_table_state_bytes(&config->layers) == 0;
+    status = engine_memory_open(e, config, error);
+    if (status == HD_OK) *out = &e->base;
+    else engine_close(&e->base);
+    return status;
+}

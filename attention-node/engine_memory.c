@@ -1,0 +1,208 @@
+/* engine_memory.c - cuts the budget into blocks and everything that goes with them.
+ *
+ * One function lists every table with its size; open takes them in the same order from one arena. The number of blocks is the
+ * largest for which the sum stays within the budget. */
+#include <assert.h>
+#include <inttypes.h>
+
+#include "attention-node/engine_state.h"
+#include "base/flags.h"
+
+static uint64_t aligned(uint64_t bytes) {
+    return HD_ALIGN_UP(bytes, (uint64_t)HD_CACHE_LINE);
+}
+
+static plan_limits limits_of(const engine_config *config) {
+    plan_limits limits = {.rows_max = config->step_rows_max,
+                          .tile_rows = config->kernels->attend_rows_best,
+                          .thread_count = hd_pool_thread_count(config->pool)};
+    for (uint32_t i = 0; i < config->layers.layer_count; i++) {
+        const attention_layer *l = &config->layers.layers[i];
+        uint32_t kv_heads = config->layers.streams[l->key_stream].heads, group_size = l->query_heads / kv_heads;
+        if (kv_heads > limits.kv_heads_max) limits.kv_heads_max = kv_heads;
+        if (group_size > limits.group_size_max) limits.group_size_max = group_size;
+    }
+    return limits;
+}
+
+static uint32_t value_dim_max_of(const attention_layer_table *table) {
+    uint32_t dim = 0;
+    for (uint32_t i = 0; i < table->layer_count; i++) {
+        if (table->layers[i].value_dim > dim) dim = table->layers[i].value_dim;
+    }
+    return (uint32_t)aligned(dim * sizeof(float)) / sizeof(float);
+}
+
+static uint64_t sink_count_of(const attention_layer_table *table) {
+    uint64_t count = 0;
+    for (uint32_t i = 0; i < table->layer_count; i++) {
+        if (table->layers[i].sink_logits != NULL) count += HD_ALIGN_UP(table->layers[i].query_heads, 16u);
+    }
+    return count;
+}
+
+static bool has_states(const attention_layer_table *table) {
+    return attention_layer_table_state_bytes(table) != 0;
+}
+
+static uint32_t partials_per_thread_of(uint32_t block_count) {
+    return merge_tree_partials_max(block_count / HD_GROUP_BLOCKS + 2);
+}
+
+/* A partial of a full item: out, max, sum. */
+static uint64_t partial_bytes_of(const plan_limits *limits, uint32_t value_dim_max) {
+    return aligned((uint64_t)attend_plan_item_rows_max(limits) * (value_dim_max + 2) * sizeof(float));
+}
+
+static uint64_t thread_bytes(const engine_config *config, const plan_limits *limits, uint32_t block_count) {
+    return aligned(config->kernels->scratch_bytes) + aligned(HD_GROUP_TOKENS * sizeof(kernel_span)) +
+           aligned(attend_plan_item_rows_max(limits) * sizeof(uint64_t)) +
+           partials_per_thread_of(block_count) * partial_bytes_of(limits, value_dim_max_of(&config->layers));
+}
+
+static uint64_t step_bytes(const engine_config *config) {
+    return aligned(config->sequences_max * sizeof(sequence *)) + aligned(config->sequences_max * sizeof(plan_span)) +
+           aligned(config->step_rows_max * sizeof(engine_segment));
+}
+
+static uint64_t arena_bytes(const engine_config *config, const plan_limits *limits, uint32_t block_count) {
+    const attention_layer_table *table = &config->layers;
+    uint64_t partial_rows = attend_plan_partial_rows_max(limits);
+    return aligned(sizeof(engine)) + aligned(table->stream_count * sizeof(attention_stream)) +
+           aligned(table->layer_count * sizeof(engine_layer)) + aligned(table->layer_count * sizeof(attention_layer)) +
+           sink_count_of(table) * sizeof(float) + block_store_table_bytes(table, block_count) +
+           sequence_table_bytes(config->sequences_max) +
+           (has_states(table) ? state_store_table_bytes(table, config->snapshots_max) : state_store_table_bytes(table, 0)) +
+           attend_plan_table_bytes(limits) + aligned(limits->thread_count * sizeof(engine_thread)) +
+           limits->thread_count * thread_bytes(config, limits, block_count) + aligned(partial_rows * value_dim_max_of(table) * sizeof(float)) +
+           2 * aligned(partial_rows * sizeof(float)) + step_bytes(config);
+}
+
+static uint64_t total_bytes(const engine_config *config, const plan_limits *limits, uint32_t block_count) {
+    return arena_bytes(config, limits, block_count) + block_pool_payload_bytes(&config->layers, block_count) +
+           run_table_bytes(config->sequences_max, block_count, attention_layer_table_block_bytes(&config->layers));
+}
+
+/* The largest number of blocks that the budget holds. */
+static uint32_t blocks_of(const engine_config *config, const plan_limits *limits) {
+    uint64_t most = config->hot_bytes / attention_layer_table_block_bytes(&config->layers);
+    uint32_t low = 0, high = most < UINT32_MAX - 1 ? (uint32_t)most : UINT32_MAX - 1;
+    while (low < high) {
+        uint32_t middle = low + (high - low + 1) / 2;
+        if (total_bytes(config, limits, middle) <= config->hot_bytes) low = middle;
+        else high = middle - 1;
+    }
+    return low;
+}
+
+static hd_status check_budget(const engine_config *config, const plan_limits *limits, uint32_t block_count, hd_error *error) {
+    if (block_count > 0) return HD_OK;
+    char budget[32], least[32], block[32];
+    return hd_error_set(error, HD_INVALID,
+                        "%s for keys and values hold no tokens: at least %s are needed, and %s more for each further %u tokens",
+                        hd_format_size(config->hot_bytes, budget, sizeof(budget)),
+                        hd_format_size(total_bytes(config, limits, 1), least, sizeof(least)),
+                        hd_format_size(attention_layer_table_block_bytes(&config->layers), block, sizeof(block)), HD_BLOCK_TOKENS);
+}
+
+/* ---- Taking it ---- */
+
+static void *take(engine *e, uint64_t bytes) {
+    void *memory = hd_arena_take(&e->arena, (size_t)bytes);
+    assert(memory != NULL);
+    return memory;
+}
+
+static void copy_table(engine *e, const attention_layer_table *table) {
+    attention_stream *streams = take(e, table->stream_count * sizeof(*streams));
+    attention_layer *layers = take(e, table->layer_count * sizeof(*layers));
+    memcpy(streams, table->streams, table->stream_count * sizeof(*streams));
+    memcpy(layers, table->layers, table->layer_count * sizeof(*layers));
+    for (uint32_t i = 0; i < table->layer_count; i++) {
+        if (layers[i].sink_logits == NULL) continue;
+        float *sinks = take(e, layers[i].query_heads * sizeof(float));
+        memcpy(sinks, layers[i].sink_logits, layers[i].query_heads * sizeof(float));
+        layers[i].sink_logits = sinks;
+    }
+    e->table = (attention_layer_table){streams, table->stream_count, layers, table->layer_count};
+}
+
+static bool is_plain(const attention_stream *stream, hd_dtype kv_dtype) {
+    return stream->tokens_per_record == 1 && stream->codec == kv_dtype && stream->dim % KERNEL_N_ALIGN == 0;
+}
+
+static void init_layers(engine *e, hd_dtype kv_dtype) {
+    e->layers = take(e, e->table.layer_count * sizeof(*e->layers));
+    for (uint32_t i = 0; i < e->table.layer_count; i++) {
+        const attention_layer *l = &e->table.layers[i];
+        const attention_stream *keys = &e->table.streams[l->key_stream], *values = &e->table.streams[l->value_stream];
+        uint64_t window = l->window != 0 ? l->window : keys->window;
+        e->layers[i] = (engine_layer){
+            .table = *l,
+            .shape = {.dtype = kv_dtype, .key_dim = keys->dim, .value_dim = l->value_dim},
+            .plan = {.kv_heads = keys->heads, .group_size = l->query_heads / keys->heads, .window = window},
+            .query_dim = HD_ALIGN_UP(keys->dim, KERNEL_K_ALIGN),
+            .is_computable = !l->value_is_key_prefix && is_plain(keys, kv_dtype) && is_plain(values, kv_dtype),
+            .is_owner = keys->owner_layer == i && values->owner_layer == i,
+        };
+        if (!e->layers[i].is_computable) continue;
+        assert(kernel_page_key_bytes(&e->layers[i].shape) <= attention_stream_page_bytes(keys));
+        assert(kernel_page_value_bytes(&e->layers[i].shape) <= attention_stream_page_bytes(values));
+    }
+}
+
+static void init_threads(engine *e, const engine_config *config, const plan_limits *limits, uint32_t block_count) {
+    e->partials_per_thread = partials_per_thread_of(block_count);
+    e->threads = take(e, limits->thread_count * sizeof(*e->threads));
+    for (uint32_t i = 0; i < limits->thread_count; i++) {
+        engine_thread *t = &e->threads[i];
+        t->kernel_scratch = take(e, config->kernels->scratch_bytes);
+        t->spans = take(e, HD_GROUP_TOKENS * sizeof(*t->spans));
+        t->positions = take(e, e->item_rows_max * sizeof(*t->positions));
+        t->partials = take(e, e->partials_per_thread * partial_bytes_of(limits, e->value_dim_max));
+    }
+}
+
+static void init_step(engine *e, const engine_config *config) {
+    e->step.sequences = take(e, config->sequences_max * sizeof(*e->step.sequences));
+    e->step.spans = take(e, config->sequences_max * sizeof(*e->step.spans));
+    e->step.segments = take(e, config->step_rows_max * sizeof(*e->step.segments));
+}
+
+hd_status engine_memory_open(engine *e, const engine_config *config, hd_error *error) {
+    plan_limits limits = limits_of(config);
+    uint32_t block_count = blocks_of(config, &limits);
+    hd_status status = check_budget(config, &limits, block_count, error);
+    if (status != HD_OK) return status;
+
+    uint64_t block_bytes = attention_layer_table_block_bytes(&config->layers);
+    status = hd_arena_init(&e->arena, (size_t)(arena_bytes(config, &limits, block_count) - aligned(sizeof(engine))));
+    if (status == HD_OK) status = run_table_init(&e->home.runs, config->sequences_max, block_count, block_bytes);
+    if (status == HD_OK) status = block_store_init(&e->home.store, &config->layers, block_count, &e->arena);
+    if (status != HD_OK) {
+        char budget[32];
+        return hd_error_set(error, status, "cannot map %s for keys and values",
+                            hd_format_size(config->hot_bytes, budget, sizeof(budget)));
+    }
+    copy_table(e, &config->layers);
+    init_layers(e, config->kv_dtype);
+    sequence_table_init(&e->sequences, config->sequences_max, &e->arena);
+    state_store_init(&e->states, &config->layers, has_states(&config->layers) ? config->snapshots_max : 0, &e->arena);
+    attend_plan_init(&e->plan, &limits, &e->arena);
+    e->item_rows_max = attend_plan_item_rows_max(&limits);
+    e->value_dim_max = value_dim_max_of(&config->layers);
+    init_threads(e, config, &limits, block_count);
+    uint64_t partial_rows = attend_plan_partial_rows_max(&limits);
+    e->item_out = take(e, partial_rows * e->value_dim_max * sizeof(float));
+    e->item_max = take(e, partial_rows * sizeof(float));
+    e->item_sum = take(e, partial_rows * sizeof(float));
+    init_step(e, config);
+    assert(e->arena.used_bytes <= e->arena.capacity_bytes);
+    return HD_OK;
+}
+
+void engine_memory_close(engine *e) {
+    block_store_fini(&e->home.store);
+    run_table_fini(&e->home.runs);
+    hd_arena_fini(&e->arena);
+}

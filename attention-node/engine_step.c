@@ -1,0 +1,361 @@
+/* engine_step.c - the steps of an engine: rows in, keys and values into pages, attention out.
+ *
+ * A layer is one run of the pool. First every thread stores its share of the new tokens; behind a barrier, threads take items of the
+ * plan (attend_plan.h) by ticket. Whoever completes a tile writes its output, so there is no second barrier. The path takes no
+ * lock and allocates nothing. */
+#include <assert.h>
+#include <math.h>
+
+#include "attention-node/engine_state.h"
+
+static engine *engine_of(attention *self) {
+    return (engine *)self;
+}
+
+/* ---- Beginning ---- */
+
+static hd_status check_span(engine *e, const attention_rows *rows, sequence **out, hd_error *error) {
+    unsigned long long name = (unsigned long long)rows->sequence, first = (unsigned long long)rows->first_position;
+    sequence *s = sequence_table_find(&e->sequences, rows->sequence);
+    if (s == NULL) return hd_error_set(error, HD_NOT_FOUND, "no sequence %llu", name);
+    if (rows->epoch < s->epoch) {
+        return hd_error_set(error, HD_STALE, "sequence %llu has epoch %llu now", name, (unsigned long long)s->epoch);
+    }
+    if (rows->count == 0 || s->step == e->step.serial) {
+        return hd_error_set(error, HD_INVALID, "sequence %llu: %s", name, rows->count == 0 ? "no rows" : "twice in one step");
+    }
+    if (rows->first_position > s->length) {
+        return hd_error_set(error, HD_INVALID, "sequence %llu: a gap from %llu to %llu", name, (unsigned long long)s->length, first);
+    }
+    if (rows->count > s->tokens_max - rows->first_position) {
+        return hd_error_set(error, HD_INVALID, "sequence %llu: %u rows at %llu, but it was opened for %llu tokens", name, rows->count,
+                            first, (unsigned long long)s->tokens_max);
+    }
+    uint64_t there = s->length - rows->first_position, compared = there < rows->count ? there : rows->count;
+    if (sequence_match(&e->home, s, rows->first_position, rows->token_ids, compared) < compared) {
+        return hd_error_set(error, HD_INVALID, "sequence %llu: another token than the one at %llu or after it", name, first);
+    }
+    s->step = e->step.serial;
+    *out = s;
+    return HD_OK;
+}
+
+static hd_status check_rows(engine *e, const attention_rows *rows, uint32_t span_count, hd_error *error) {
+    if (span_count == 0 || span_count > e->sequences_max) {
+        return hd_error_set(error, HD_INVALID, "a step of %u sequences, but 1 to %u are possible", span_count, e->sequences_max);
+    }
+    uint64_t row_count = 0;
+    for (uint32_t i = 0; i < span_count; i++) {
+        hd_status status = check_span(e, &rows[i], &e->step.sequences[i], error);
+        if (status != HD_OK) return status;
+        row_count += rows[i].count;
+    }
+    if (row_count > e->rows_max) {
+        return hd_error_set(error, HD_INVALID, "a step of %llu rows, but %u are possible", (unsigned long long)row_count, e->rows_max);
+    }
+    e->step.row_count = (uint32_t)row_count;
+    e->step.span_count = span_count;
+    return HD_OK;
+}
+
+/* The new tokens of a span, as they lie in blocks. */
+static void add_segments(engine *e, const sequence *s, const plan_span *span) {
+    uint64_t position = s->length;
+    for (uint32_t i = sequence_run_at(s->runs, s->run_count, position); i < s->run_count; i++) {
+        const kv_run *run = &s->runs[i];
+        uint32_t skipped = (uint32_t)(position - run->position);
+        e->step.segments[e->step.segment_count++] =
+            (engine_segment){.block_index = run->block.index,
+                             .slot = run->first + skipped,
+                             .count = run->count - skipped,
+                             .first_row = span->first_row + (uint32_t)(position - span->first_position)};
+        position += run->count - skipped;
+    }
+}
+
+hd_status engine_step_begin(attention *self, const attention_rows *rows, uint32_t row_span_count, hd_error *error) {
+    engine *e = engine_of(self);
+    engine_step *step = &e->step;
+    assert(!step->is_open);
+    step->serial++;
+    hd_status status = check_rows(e, rows, row_span_count, error);
+    if (status != HD_OK) return status;
+
+    uint32_t row = 0;
+    step->segment_count = 0;
+    for (uint32_t i = 0; i < row_span_count; i++) {
+        sequence *s = step->sequences[i];
+        plan_span *span = &step->spans[i];
+        s->epoch = rows[i].epoch;
+        *span = (plan_span){.first_row = row, .row_count = rows[i].count, .first_position = rows[i].first_position};
+        uint64_t there = s->length - rows[i].first_position;
+        if (there < rows[i].count) {
+            sequence_extend(&e->home, s, rows[i].token_ids + there, rows[i].count - there);
+            add_segments(e, s, span);
+            atomic_fetch_add_explicit(&e->published.appended_tokens, rows[i].count - there, memory_order_relaxed);
+        }
+        row += rows[i].count;
+    }
+    step->is_open = true;
+    step->is_planned = step->is_submitted = false;
+    engine_publish(e);
+    return HD_OK;
+}
+
+/* ---- Storing ---- */
+
+static const unsigned char *row_of(const attention_tensor *tensor, uint64_t row_elements, uint64_t row, uint64_t column) {
+    return (const unsigned char *)tensor->data + (row * row_elements + column) * (hd_dtype_bits(tensor->dtype) / 8);
+}
+
+static void store_segment(engine *e, const engine_layer *layer, const engine_segment *segment, uint32_t head) {
+    const attention_layer_call *call = &e->step.call;
+    const kernel_page_shape *shape = &layer->shape;
+    uint32_t heads = layer->plan.kv_heads, key_stream = layer->table.key_stream, value_stream = layer->table.value_stream;
+    block_pool *pool = &e->home.store.pool;
+    void *keys = block_pool_page(pool, segment->block_index, key_stream, head);
+    void *values = block_pool_page(pool, segment->block_index, value_stream, head);
+    if (segment->slot == 0 && segment->count < HD_BLOCK_TOKENS) { /* block_pool.h, rule 4 */
+        memset(keys, 0, (size_t)pool->layout.streams[key_stream].page_bytes);
+        memset(values, 0, (size_t)pool->layout.streams[value_stream].page_bytes);
+    }
+    size_t key_stride = (size_t)heads * shape->key_dim, value_stride = (size_t)heads * shape->value_dim;
+    e->kernels->page_store(shape, keys, values, segment->slot, segment->count,
+                           row_of(&call->keys, key_stride, segment->first_row, (uint64_t)head * shape->key_dim), key_stride,
+                           row_of(&call->values, value_stride, segment->first_row, (uint64_t)head * shape->value_dim), value_stride);
+    if (segment->slot + segment->count < HD_BLOCK_TOKENS) return;
+    block_pool_record_checksum(pool, segment->block_index, key_stream, head);
+    block_pool_record_checksum(pool, segment->block_index, value_stream, head);
+}
+
+static void store_share(engine *e, const engine_layer *layer, unsigned thread, unsigned thread_count) {
+    size_t first, count, heads = layer->plan.kv_heads;
+    hd_share(e->step.segment_count * heads, 1, thread, thread_count, &first, &count);
+    for (size_t i = first; i < first + count; i++) {
+        store_segment(e, layer, &e->step.segments[i / heads], (uint32_t)(i % heads));
+    }
+}
+
+/* ---- Attending ---- */
+
+static kernel_partial partial_at(float *out, float *max, float *sum, uint64_t row, uint32_t value_dim) {
+    return (kernel_partial){.out = out + row * value_dim, .out_stride = value_dim, .max = max + row, .sum = sum + row};
+}
+
+/* The partial of an item that is not whole, from one of its rows on. */
+static kernel_partial item_partial(const engine *e, const plan_item *item, uint32_t head, uint32_t row) {
+    uint32_t group_size = e->plan.shape.group_size;
+    uint64_t first = item->partial_row + ((uint64_t)head * item->row_count + row) * group_size;
+    return partial_at(e->item_out, e->item_max, e->item_sum, first, e->value_dim_max);
+}
+
+static kernel_partial scratch_partial(const engine *e, const engine_thread *t, uint32_t index) {
+    uint64_t rows = e->item_rows_max, row_floats = e->value_dim_max + 2;
+    float *base = t->partials + index * HD_ALIGN_UP(rows * row_floats, (uint64_t)HD_CACHE_LINE / sizeof(float));
+    return partial_at(base, base + rows * e->value_dim_max, base + rows * (row_floats - 1), 0, e->value_dim_max);
+}
+
+/* The positions of an item's kernel rows, and the first position that any of them sees. */
+static uint64_t set_positions(const engine *e, const engine_thread *t, const plan_item *item) {
+    uint32_t group_size = e->plan.shape.group_size;
+    uint64_t *next = t->positions, first = UINT64_MAX, window = e->plan.shape.window;
+    for (uint32_t i = 0; i < item->tile_count; i++) {
+        const plan_tile *tile = &e->plan.tiles[item->first_tile + i];
+        const plan_span *span = &e->plan.spans[tile->span];
+        uint64_t position = span->first_position + (tile->first_row - span->first_row);
+        if (position < first) first = position;
+        for (uint32_t row = 0; row < tile->row_count; row++, position++) {
+            for (uint32_t g = 0; g < group_size; g++) *next++ = position;
+        }
+    }
+    return window != 0 && first + 1 > window ? first + 1 - window : 0;
+}
+
+/* The runs of a group as spans of pages, but for those that end before first_visible. */
+static uint32_t gather_spans(const engine *e, const engine_layer *layer, const plan_span *span, uint64_t group, uint64_t first_visible,
+                             uint32_t head, kernel_span *spans) {
+    const block_pool *pool = &e->home.store.pool;
+    uint64_t begin = group * HD_GROUP_TOKENS, end = begin + HD_GROUP_TOKENS;
+    uint32_t count = 0;
+    for (uint32_t i = sequence_run_at(span->runs, span->run_count, begin > first_visible ? begin : first_visible);
+         i < span->run_count && span->runs[i].position < end; i++) {
+        const kv_run *run = &span->runs[i];
+        uint32_t skipped = run->position < begin ? (uint32_t)(begin - run->position) : 0;
+        uint64_t run_end = run->position + run->count;
+        spans[count++] = (kernel_span){.keys = block_pool_page(pool, run->block.index, layer->table.key_stream, head),
+                                       .values = block_pool_page(pool, run->block.index, layer->table.value_stream, head),
+                                       .first = run->first + skipped,
+                                       .count = (uint32_t)((run_end < end ? run_end : end) - run->position) - skipped,
+                                       .position = run->position + skipped};
+    }
+    return count;
+}
+
+static void write_output(const engine *e, const engine_layer *layer, const plan_tile *tile, uint32_t head, const kernel_partial *partial) {
+    const attention_layer_call *call = &e->step.call;
+    uint32_t group_size = layer->plan.group_size, value_dim = layer->shape.value_dim, first_head = head * group_size;
+    const float *sinks = layer->table.sink_logits;
+    size_t element_bytes = hd_dtype_bits(call->output.dtype) / 8;
+    for (uint32_t row = 0; row < tile->row_count; row++) {
+        uint32_t first = row * group_size;
+        kernel_partial rows = partial_at(partial->out, partial->max, partial->sum, first, (uint32_t)partial->out_stride);
+        size_t element = (size_t)(tile->first_row + row) * call->output_stride + (size_t)first_head * value_dim;
+        e->kernels->finish(&rows, group_size, value_dim, sinks != NULL ? sinks + first_head : NULL, call->output.dtype,
+                           (unsigned char *)call->output.data + element * element_bytes, value_dim, NULL);
+    }
+}
+
+/* Merges a tile's items, in the order of the tree, in the memory of the first one. */
+static void merge_tile(const engine *e, const engine_layer *layer, const plan_tile *tile, uint32_t head) {
+    merge_tree tree;
+    merge_tree_init(&tree, e->kernels, tile->row_count * layer->plan.group_size, layer->shape.value_dim);
+    for (uint32_t i = 0; i < tile->shared_count + tile->own_count; i++) {
+        const plan_item *item =
+            &e->plan.items[i < tile->shared_count ? tile->shared_first + i : tile->own_first + i - tile->shared_count];
+        kernel_partial partial = item_partial(e, item, head, tile->first_row - item->first_row);
+        merge_tree_begin(&tree, item->level, item->index);
+        merge_tree_push(&tree, &partial);
+    }
+    kernel_partial result;
+    if (merge_tree_collapse(&tree, &result)) write_output(e, layer, tile, head, &result);
+}
+
+static void set_empty(const kernel_partial *partial, uint32_t row_count, uint32_t value_dim) {
+    for (uint32_t row = 0; row < row_count; row++) {
+        memset(partial->out + row * partial->out_stride, 0, value_dim * sizeof(float));
+        partial->max[row] = -INFINITY;
+        partial->sum[row] = 0.0f;
+    }
+}
+
+static void attend_item(engine *e, const engine_layer *layer, const engine_thread *t, const plan_item *item, uint32_t head) {
+    uint32_t group_size = layer->plan.group_size, kernel_rows = item->row_count * group_size;
+    uint64_t query_row = ((uint64_t)head * e->step.row_count + item->first_row) * group_size;
+    kernel_attend call = {.shape = layer->shape,
+                          .scale = layer->table.scale,
+                          .soft_cap = layer->table.soft_cap,
+                          .window = layer->plan.window,
+                          .queries = row_of(&e->step.call.queries, layer->query_dim, query_row, 0),
+                          .query_stride = layer->query_dim,
+                          .positions = t->positions,
+                          .row_count = kernel_rows,
+                          .spans = t->spans,
+                          .scratch = t->kernel_scratch};
+    const plan_tile *tile = &e->plan.tiles[item->first_tile];
+    const plan_span *span = &e->plan.spans[tile->span];
+    uint64_t first_visible = set_positions(e, t, item);
+    kernel_partial first = item->is_whole ? scratch_partial(e, t, 0) : item_partial(e, item, head, 0);
+    merge_tree tree;
+    merge_tree_init(&tree, e->kernels, kernel_rows, layer->shape.value_dim);
+    for (uint64_t group = item->group_first; group < item->group_end; group++) {
+        call.span_count = gather_spans(e, layer, span, group, first_visible, head, t->spans);
+        if (call.span_count == 0) continue;
+        uint32_t index = merge_tree_begin(&tree, 0, group);
+        assert(index < e->partials_per_thread);
+        call.partial = index == 0 ? first : scratch_partial(e, t, index);
+        e->kernels->attend(&call);
+        merge_tree_push(&tree, &call.partial);
+    }
+    kernel_partial result;
+    if (!merge_tree_collapse(&tree, &result)) set_empty(&first, kernel_rows, layer->shape.value_dim);
+    if (item->is_whole) {
+        write_output(e, layer, tile, head, &first);
+        return;
+    }
+    for (uint32_t i = 0; i < item->tile_count; i++) {
+        if (attend_plan_tile_done(&e->plan, &tile[i], head)) merge_tile(e, layer, &tile[i], head);
+    }
+}
+
+static void run_layer(void *context, unsigned thread, unsigned thread_count) {
+    engine *e = context;
+    const engine_layer *layer = &e->layers[e->step.call.layer];
+    if (layer->is_owner) {
+        store_share(e, layer, thread, thread_count);
+        hd_pool_barrier(e->pool);
+    }
+    size_t count = attend_plan_ticket_count(&e->plan);
+    for (size_t ticket; (ticket = hd_ticket_take(&e->step.ticket, count)) < count;) {
+        uint32_t head;
+        const plan_item *item = attend_plan_item(&e->plan, ticket, &head);
+        attend_item(e, layer, &e->threads[thread], item, head);
+    }
+}
+
+/* ---- A layer ---- */
+
+static bool is_usable(const attention_tensor *tensor, hd_dtype dtype) {
+    return tensor->data != NULL && tensor->dtype == dtype && tensor->place == ATTENTION_HOST;
+}
+
+hd_status engine_step_submit(attention *self, const attention_layer_call *call) {
+    engine *e = engine_of(self);
+    assert(e->step.is_open && !e->step.is_submitted);
+    if (call->layer >= e->table.layer_count) return HD_INVALID;
+    const engine_layer *layer = &e->layers[call->layer];
+    if (!layer->is_computable) return HD_UNSUPPORTED;
+    hd_dtype dtype = e->home.kv_dtype;
+    bool has_inputs = !layer->is_owner || (is_usable(&call->keys, dtype) && is_usable(&call->values, dtype));
+    if (!has_inputs || !is_usable(&call->queries, dtype) || !is_usable(&call->output, dtype)) return HD_INVALID;
+    if (call->output_stride < (size_t)layer->table.query_heads * layer->shape.value_dim) return HD_INVALID;
+    e->step.call = *call;
+    e->step.is_submitted = true;
+    return HD_OK;
+}
+
+/* Asks each sequence's selection; the plan of the layer before does as well when nothing that it was made from is different. */
+static void plan_layer(engine *e, const engine_layer *layer) {
+    engine_step *step = &e->step;
+    bool is_same = step->is_planned && memcmp(&layer->plan, &e->plan.shape, sizeof(layer->plan)) == 0;
+    for (uint32_t i = 0; i < step->span_count; i++) {
+        const sequence *s = step->sequences[i];
+        plan_span *span = &step->spans[i];
+        selection_question question = {.layer = step->call.layer,
+                                       .runs = s->runs,
+                                       .run_count = s->run_count,
+                                       .first_position = span->first_position,
+                                       .row_count = span->row_count};
+        selection_answer answer;
+        s->selection.ops->choose(&s->selection, &question, &answer);
+        is_same = is_same && answer.runs == span->runs && answer.run_count == span->run_count;
+        span->runs = answer.runs;
+        span->run_count = answer.run_count;
+    }
+    if (is_same) return;
+    attend_plan_build(&e->plan, step->spans, step->span_count, &layer->plan);
+    step->is_planned = true;
+}
+
+hd_status engine_step_wait(attention *self, uint32_t layer) {
+    engine *e = engine_of(self);
+    engine_step *step = &e->step;
+    if (!step->is_submitted || step->call.layer != layer) return HD_INVALID;
+    plan_layer(e, &e->layers[layer]);
+    atomic_store_explicit(&step->ticket, 0, memory_order_relaxed);
+    hd_pool_run(e->pool, run_layer, e);
+    step->is_submitted = false;
+    e->layers[layer].done_step = step->serial;
+    return HD_OK;
+}
+
+/* ---- The end ---- */
+
+static bool is_complete(const engine *e) {
+    for (uint32_t i = 0; i < e->table.layer_count; i++) {
+        if (e->layers[i].is_computable && e->layers[i].done_step != e->step.serial) return false;
+    }
+    return true;
+}
+
+hd_status engine_step_end(attention *self) {
+    engine *e = engine_of(self);
+    assert(e->step.is_open);
+    e->step.is_open = e->step.is_submitted = false;
+    bool is_done = is_complete(e);
+    for (uint32_t i = 0; i < e->step.span_count; i++) {
+        if (is_done) sequence_commit(&e->home, e->step.sequences[i]);
+        else sequence_rollback(&e->home, e->step.sequences[i]);
+    }
+    engine_publish(e);
+    return is_done ? HD_OK : HD_CANCELLED;
+}
