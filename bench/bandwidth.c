@@ -63,6 +63,19 @@ static void touch_share(void *context, unsigned thread, unsigned thread_count) {
     memset((uint64_t *)r->words + first, 1, count * sizeof(uint64_t));
 }
 
+static double seconds_to_read(hd_pool *pool, reading *r, unsigned streams) {
+    r->streams = streams;
+    uint64_t start = hd_now_ns();
+    hd_pool_run(pool, read_share, r);
+    return (double)(hd_now_ns() - start) * 1e-9;
+}
+
+double bench_read_pass(hd_pool *pool, const void *region, size_t bytes) {
+    reading r = {.sum_words = choose_sum(), .words = region, .count = bytes / sizeof(uint64_t)};
+    double one = seconds_to_read(pool, &r, 1), four = seconds_to_read(pool, &r, 4);
+    return (double)bytes / (one < four ? one : four);
+}
+
 double bench_read_bandwidth(hd_pool *pool) {
     static const unsigned streams[] = {1, 2, 4, 8};
     size_t bytes = REGION_BYTES_MAX;
@@ -76,12 +89,8 @@ double bench_read_bandwidth(hd_pool *pool) {
     for (size_t i = 0; i < sizeof(streams) / sizeof(streams[0]); i++) {
         double seconds[PASSES];
         sample passes = {.values = seconds, .capacity = PASSES};
-        r.streams = streams[i];
-        for (int pass = 0; pass < PASSES; pass++) {
-            uint64_t start = hd_now_ns();
-            hd_pool_run(pool, read_share, &r);
-            sample_add(&passes, (double)(hd_now_ns() - start) * 1e-9); /* within its capacity: never fails */
-        }
+        for (int pass = 0; pass < PASSES; pass++)
+            sample_add(&passes, seconds_to_read(pool, &r, streams[i])); /* within its capacity: never fails */
         double rate = (double)bytes / sample_summarise(&passes).median;
         if (rate > best) best = rate;
     }

@@ -18,6 +18,11 @@ size_t kernel_matrix_bytes(hd_dtype dtype, uint32_t n, uint32_t k) {
     return (size_t)HD_ALIGN_UP(n, KERNEL_N_ALIGN) * HD_ALIGN_UP(k, KERNEL_K_ALIGN) * element_bytes(dtype);
 }
 
+size_t kernel_input_stride(hd_dtype input_dtype, uint32_t k) {
+    size_t line = HD_CACHE_LINE / element_bytes(input_dtype);
+    return (HD_ALIGN_UP(k, KERNEL_K_ALIGN) / line | 1) * line;
+}
+
 uint32_t kernel_matrix_panels(const kernel_matrix *matrix) {
     return (matrix->n_padded + KERNEL_PANEL - 1) / KERNEL_PANEL;
 }

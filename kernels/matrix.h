@@ -38,6 +38,10 @@ uint32_t kernel_matrix_panels(const kernel_matrix *matrix);
 /* Element type of A for this matrix: HD_F32 for f32, HD_BF16 for bf16 and int8. */
 hd_dtype kernel_matrix_input_dtype(const kernel_matrix *matrix);
 
+/* Elements from row to row of an input of depth k that every table reads well: k_padded, made an odd number of cache lines, since rows
+ * that lie a multiple of 4 KiB apart share one set of the first-level cache, and sixteen of them do not fit there. */
+size_t kernel_input_stride(hd_dtype input_dtype, uint32_t k);
+
 /* Sets the shape; data (and scales) are the caller's memory. Zeroes the padding only, so that weights are touched once, by whoever
  * packs them; a page's memory, which is packed token by token, is zeroed by its owner. */
 void kernel_matrix_init(kernel_matrix *matrix, hd_dtype dtype, uint32_t n, uint32_t k, void *data, float *scales);

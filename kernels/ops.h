@@ -33,7 +33,7 @@ typedef enum {
 typedef struct kernel_matmul {
     const kernel_matrix *weights;
     const void *input;     /* [row_count, k_padded] in kernel_matrix_input_dtype; columns past k are zero; 64-byte aligned rows */
-    size_t input_stride;   /* elements from row to row, >= k_padded, a multiple of 32 */
+    size_t input_stride;   /* elements from row to row, >= k_padded, a multiple of 32; best is kernel_input_stride */
     uint32_t row_count;    /* >= 1 */
     void *output;          /* float, or the input dtype for KERNEL_SWIGLU */
     size_t output_stride;  /* elements; >= n (KERNEL_SWIGLU: n / 2). Columns past n are not written */
