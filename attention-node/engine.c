@@ -22,16 +22,18 @@ void engine_publish(engine *e) {
 /* ---- Opening a sequence ---- */
 
 static hd_status check_params(const attention_sequence_params *params, hd_error *error) {
-    if (params->token_count == 0) return hd_error_set(error, HD_INVALID, "a sequence needs at least one token");
-    if (params->token_count > params->tokens_max) {
-        return hd_error_set(error, HD_INVALID, "%llu tokens of prompt, but %llu at most",
-                            (unsigned long long)params->token_count, (unsigned long long)params->tokens_max);
-    }
-    return HD_OK;
+    if (params->token_count <= params->tokens_max) return HD_OK;
+    return hd_error_set(error, HD_INVALID, "%llu tokens of prompt, but %llu at most", (unsigned long long)params->token_count,
+                        (unsigned long long)params->tokens_max);
 }
 
 static uint64_t least(uint64_t a, uint64_t b) {
     return a < b ? a : b;
+}
+
+/* The last token's forward pass has to run, whatever is there. */
+static uint64_t reusable(const attention_sequence_params *params) {
+    return params->token_count == 0 ? 0 : params->token_count - 1;
 }
 
 static identity_scope scope_of(const attention_sequence_params *params) {
@@ -61,7 +63,7 @@ static hd_status take_over(engine *e, sequence *s, const attention_sequence_para
     status = sequence_set_tokens_max(&e->home, s, params->tokens_max, error);
     if (status != HD_OK) return status;
     s->epoch = params->epoch;
-    *cached_tokens = least(same, params->token_count - 1);
+    *cached_tokens = least(same, reusable(params));
     return HD_OK;
 }
 
@@ -100,7 +102,7 @@ static hd_status sequence_open(attention *self, const attention_sequence_params 
     if (status != HD_OK) return status;
     s->scope = scope_of(params);
     s->selection = chosen;
-    uint64_t reuse_max = least(params->reuse_max, params->token_count - 1);
+    uint64_t reuse_max = least(params->reuse_max, reusable(params));
     status = sequence_start(&e->home, s, params->token_ids, params->token_count, reuse_max, params->tokens_max, error);
     if (status != HD_OK) {
         sequence_table_give(&e->sequences, s);

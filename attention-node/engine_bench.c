@@ -1,0 +1,74 @@
+/* engine_bench.c - random pages. A packed page is a permutation of its elements, so random elements need no packing. */
+#include "attention-node/engine_bench.h"
+
+#include <assert.h>
+
+#include "attention-node/engine_state.h"
+
+typedef struct {
+    engine *engine;
+    const sequence *sequence;
+    uint64_t seed;
+    _Atomic size_t ticket;
+} filling;
+
+static uint64_t next_random(uint64_t *state) {
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+/* Random sign and mantissa under one of four exponents, 2^-3 to 2^0. */
+static uint64_t random_bf16(uint64_t bits) {
+    return (bits & 0x807f807f807f807fu) | (0x3e003e003e003e00u + (bits & 0x0180018001800180u));
+}
+
+static uint64_t random_f32(uint64_t bits) {
+    return (bits & 0x807fffff807fffffu) | (0x3e0000003e000000u + (bits & 0x0180000001800000u));
+}
+
+static void fill_page(uint64_t *words, uint64_t word_count, hd_dtype dtype, uint64_t seed) {
+    for (uint64_t i = 0; i < word_count; i++) {
+        uint64_t bits = next_random(&seed);
+        words[i] = dtype == HD_F32 ? random_f32(bits) : random_bf16(bits);
+    }
+}
+
+static void fill_blocks(void *context, unsigned thread, unsigned thread_count) {
+    filling *f = context;
+    const block_pool *pool = &f->engine->home.store.pool;
+    const block_layout *layout = &pool->layout;
+    uint32_t run_count = f->sequence->run_count;
+    for (size_t run; (run = hd_ticket_take(&f->ticket, run_count)) < run_count;) {
+        uint32_t block = f->sequence->runs[run].block.index;
+        for (uint32_t stream = 0; stream < layout->stream_count; stream++) {
+            const stream_place *place = &layout->streams[stream];
+            for (uint32_t head = 0; head < place->heads; head++) {
+                fill_page(block_pool_page(pool, block, stream, head), place->page_bytes / sizeof(uint64_t),
+                          f->engine->table.streams[stream].codec, f->seed + run * layout->page_count + place->first_page + head);
+            }
+        }
+    }
+}
+
+hd_status engine_fill_synthetic(attention *self, uint64_t name, uint64_t tokens, uint32_t vocabulary, uint64_t seed) {
+    engine *e = (engine *)self;
+    assert(!e->step.is_open && vocabulary > 0);
+    sequence *s = sequence_table_find(&e->sequences, name);
+    if (s == NULL) return HD_NOT_FOUND;
+    if (s->length != 0 || tokens > s->tokens_max) return HD_INVALID;
+    s->is_private = true;
+    uint64_t state = seed;
+    for (uint64_t done = 0; done < tokens;) {
+        uint32_t ids[HD_BLOCK_TOKENS], count = tokens - done < HD_BLOCK_TOKENS ? (uint32_t)(tokens - done) : HD_BLOCK_TOKENS;
+        for (uint32_t i = 0; i < count; i++) ids[i] = (uint32_t)(next_random(&state) % vocabulary);
+        sequence_extend(&e->home, s, ids, count);
+        done += count;
+    }
+    filling f = {.engine = e, .sequence = s, .seed = next_random(&state)};
+    hd_pool_run(e->pool, fill_blocks, &f);
+    sequence_commit(&e->home, s);
+    engine_publish(e);
+    return HD_OK;
+}
