@@ -42,6 +42,7 @@ static hd_status map_open_file(int fd, mapped_file *file, hd_error *error) {
     if (!S_ISREG(facts.st_mode)) return hd_error_set(error, HD_INVALID, "%s: is not a regular file", file->path);
     if (facts.st_size == 0) return hd_error_set(error, HD_CORRUPT, "%s: is empty", file->path);
     void *bytes = MAP_FAILED;
+    errno = ENOMEM;
     if (!fault_strikes(FAULT_ALLOCATION)) bytes = mmap(NULL, (size_t)facts.st_size, PROT_READ, MAP_SHARED, fd, 0);
     if (bytes == MAP_FAILED)
         return hd_error_set(error, HD_NO_MEMORY, "%s: cannot be mapped: %s", file->path, strerror(errno));

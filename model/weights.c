@@ -55,10 +55,10 @@ static void pack_piece(packer *p, unsigned thread, uint32_t piece) {
     uint32_t rows = left < WEIGHT_PART_ROWS ? left : WEIGHT_PART_ROWS;
     const unsigned char *source = part->data + first * row_bytes(part);
     p->hashes[piece] = XXH3_128bits(source, rows * row_bytes(part));
-    if (part->matrix == NULL) {
+    if (part->floats != NULL) {
         read_floats(source, part->tensor->dtype, part->columns, *part->floats + part->first_column);
-        return;
     }
+    if (part->matrix == NULL) return;
     if (p->aligned != NULL) source = memcpy(p->aligned + thread * p->aligned_bytes, source, rows * row_bytes(part));
     kernel_matrix_pack(part->matrix, weight_part_column(part, first), source, part->tensor->dtype, part->columns, rows);
 }
@@ -175,6 +175,13 @@ static hd_status no_memory(const char *directory, const model_weights *weights, 
                         hd_format_size(weights->bytes, size, sizeof(size)));
 }
 
+static void log_ignored(const weight_plan *plan) {
+    if (plan->ignored_count == 0) return;
+    char quoted[256];
+    hd_log(HD_LOG_WARN, "tensors_ignored", "count=%u example=%s", plan->ignored_count,
+           hd_log_quote(plan->ignored_example, quoted, sizeof(quoted)));
+}
+
 /* Everything can be refused before the memory is taken. */
 static hd_status load(const char *directory, const model_config *config, hd_pool *pool, model_weights *weights,
                       hd_error *error) {
@@ -182,6 +189,7 @@ static hd_status load(const char *directory, const model_config *config, hd_pool
     hd_status status = safetensors_open(directory, &weights->files, error);
     if (status == HD_OK) status = weight_plan_init(config, weights->files, weights, &plan, error);
     if (status != HD_OK) return status;
+    log_ignored(&plan);
     weights->embedding = plan.embedding;
     status = weights_layout_place(config, weights);
     if (status == HD_OK) status = pack_weights(&plan, config, pool, weights);

@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/log.h"
 #include "base/memory.h"
 #include "model/architecture.h"
 
@@ -229,6 +228,7 @@ static void add_embeddings(planner *p, model_weights *weights) {
     if (config->tied_embeddings && safetensors_find(p->files, lm_head) == NULL) lm_head = embedding;
     if (config->tied_embeddings && safetensors_find(p->files, embedding) == NULL) embedding = lm_head;
     p->plan->embedding = take_tensor(p, embedding, 2, shape);
+    if (embedding != lm_head) add_matrix(p, embedding, config->vocabulary_size, config->hidden_size, 0, false, NULL);
     add_matrix(p, lm_head, config->vocabulary_size, config->hidden_size, 0, false, &weights->lm_head);
 }
 
@@ -240,8 +240,6 @@ static bool begins_with(const char *text, const char *start) {
  * Others (a value head, extra prediction layers) leave the logits alone. Rotary frequencies were saved by old releases
  * and are computed anyway. */
 static void check_unused(planner *p) {
-    unsigned unused_count = 0;
-    const char *example = NULL;
     for (uint32_t i = 0; i < safetensors_count(p->files) && p->status == HD_OK; i++) {
         const safetensors_tensor *tensor = safetensors_at(p->files, i);
         if (p->is_used[i] || strstr(tensor->name, ".rotary_emb.") != NULL) continue;
@@ -250,13 +248,9 @@ static void check_unused(planner *p) {
                                      "%s: tensor '%.100s' has no place in the %s that config.json describes",
                                      safetensors_path(p->files, tensor), tensor->name, p->config->architecture->name);
         }
-        example = tensor->name;
-        unused_count++;
+        p->plan->ignored_example = tensor->name;
+        p->plan->ignored_count++;
     }
-    if (unused_count == 0 || p->status != HD_OK) return;
-    char quoted[256];
-    hd_log(HD_LOG_WARN, "tensors_ignored", "count=%u example=%s", unused_count,
-           hd_log_quote(example, quoted, sizeof(quoted)));
 }
 
 static void add_model(planner *p, model_weights *weights) {

@@ -11,14 +11,15 @@
 
 #define WEIGHT_PART_ROWS 64u /* rows that are packed, and hashed, at a time: a panel of columns */
 
-/* rows x columns elements of a tensor, which become columns of a matrix, or floats. It refers to the matrix, and to the
- * pointer to the floats, since their memory is mapped only when the plan has been accepted. */
+/* rows x columns elements of a tensor, which become columns of a matrix, or floats, or stay where they are (the
+ * embedding: it is only hashed). It refers to the matrix, and to the pointer to the floats, since their memory is
+ * mapped only when the plan has been accepted. */
 typedef struct weight_part {
     const safetensors_tensor *tensor;
     const unsigned char *data; /* inside the tensor */
     uint32_t rows, columns;
-    kernel_matrix *matrix; /* or NULL, and then */
-    float **floats;        /* one row of them */
+    kernel_matrix *matrix; /* or NULL */
+    float **floats;        /* one row of them, or NULL */
     uint32_t first_column; /* or first float */
     bool is_gated;         /* panels of this part alternate with those of its other half, as KERNEL_SWIGLU has them */
 } weight_part;
@@ -28,6 +29,8 @@ typedef struct weight_plan {
     uint32_t part_count;
     uint64_t tensor_bytes; /* of all parts */
     const safetensors_tensor *embedding;
+    uint32_t ignored_count; /* tensors beside the model */
+    const char *ignored_example;
 } weight_plan;
 
 /* Column of the part's matrix where row goes; up to the next multiple of WEIGHT_PART_ROWS the following rows go to the

@@ -108,6 +108,21 @@ float tensor_writer_value(const char *type, float start, size_t index) {
     return value;
 }
 
+/* Room for the data of one more tensor, which the header then lists. */
+static unsigned char *append(tensor_writer *writer, const char *name, const char *type, json_t *sizes, size_t bytes) {
+    size_t first = writer->bytes, end = first + bytes;
+    if (end > writer->capacity_bytes) {
+        writer->capacity_bytes = end * 2;
+        writer->data = realloc(writer->data, writer->capacity_bytes);
+        require(writer->data != NULL, "realloc");
+    }
+    json_object_set_new(writer->header, name,
+                        json_pack("{s:s, s:o, s:[I, I]}", "dtype", type, "shape", sizes, "data_offsets",
+                                  (json_int_t)first, (json_int_t)end));
+    writer->bytes = end;
+    return writer->data + first;
+}
+
 void tensor_writer_add(tensor_writer *writer, const char *name, const char *type, unsigned rank, const uint64_t *shape,
                        float start) {
     size_t count = 1, element_bytes = strcmp(type, "F32") == 0 ? 4 : 2;
@@ -116,22 +131,17 @@ void tensor_writer_add(tensor_writer *writer, const char *name, const char *type
         count *= shape[i];
         json_array_append_new(sizes, json_integer((json_int_t)shape[i]));
     }
-    size_t end = writer->bytes + count * element_bytes;
-    if (end > writer->capacity_bytes) {
-        writer->capacity_bytes = end * 2;
-        writer->data = realloc(writer->data, writer->capacity_bytes);
-        require(writer->data != NULL, "realloc");
-    }
+    unsigned char *data = append(writer, name, type, sizes, count * element_bytes);
     for (size_t i = 0; i < count; i++) {
         float value = exact_value(start, i);
         uint16_t half = strcmp(type, "BF16") == 0 ? hd_f32_to_bf16(value) : to_f16(value);
         const void *source = element_bytes == 4 ? (const void *)&value : (const void *)&half;
-        memcpy(writer->data + writer->bytes + i * element_bytes, source, element_bytes);
+        memcpy(data + i * element_bytes, source, element_bytes);
     }
-    json_object_set_new(writer->header, name,
-                        json_pack("{s:s, s:o, s:[I, I]}", "dtype", type, "shape", sizes, "data_offsets",
-                                  (json_int_t)writer->bytes, (json_int_t)end));
-    writer->bytes = end;
+}
+
+void tensor_writer_add_byte(tensor_writer *writer, const char *name) {
+    *append(writer, name, "U8", json_pack("[i]", 1), 1) = 0;
 }
 
 void tensor_writer_write(const tensor_writer *writer, const model_files *files, const char *name) {

@@ -37,6 +37,8 @@ typedef struct tensor_writer {
 void tensor_writer_init(tensor_writer *writer);
 void tensor_writer_add(tensor_writer *writer, const char *name, const char *type, unsigned rank, const uint64_t *shape,
                        float start);
+/* One byte, so that what follows lies at odd addresses. */
+void tensor_writer_add_byte(tensor_writer *writer, const char *name);
 void tensor_writer_write(const tensor_writer *writer, const model_files *files, const char *name);
 void tensor_writer_fini(tensor_writer *writer);
 /* What tensor_writer_add wrote at an index, as float. */
