@@ -1,0 +1,35 @@
+/* api_generate.c - /v1/chat/completions and /v1/completions: from the body to a generation. */
+#include "coordinator/api.h"
+#include "coordinator/generation.h"
+
+typedef hd_status parse_function(request *r, const request_limits *limits, const char *body, size_t body_bytes, api_error *error);
+
+static void serve(api_call *call, request_kind kind, parse_function *parse) {
+    const api *a = call->api;
+    api_error error;
+    request r;
+    request_init(&r, kind, &a->limits);
+    size_t body_bytes;
+    const char *body = http_exchange_body(call->exchange, &body_bytes);
+    hd_status status = parse(&r, &a->limits, body, body_bytes, &error);
+    http_exchange_drop_body(call->exchange);
+    prompt *prompts = NULL;
+    if (status == HD_OK) status = prompts_build(a->text, &r, &prompts, &error);
+    if (status == HD_OK) status = prompts_check(prompts, &r, a->limits.vocabulary_size, &error);
+    request_drop_body(&r);
+    if (status == HD_OK) {
+        generation_start(call, &r, prompts);
+        return;
+    }
+    prompts_free(prompts, r.prompt_count);
+    request_fini(&r);
+    api_call_fail(call, &error);
+}
+
+void api_serve_chat(api_call *call) {
+    serve(call, REQUEST_CHAT, request_parse_chat);
+}
+
+void api_serve_completion(api_call *call) {
+    serve(call, REQUEST_COMPLETION, request_parse_completion);
+}

@@ -1,0 +1,48 @@
+/* api_status.c - /health, /ready, /version, /metrics and /reset_prefix_cache. */
+#include <stdlib.h>
+
+#include "coordinator/api.h"
+
+static void answer_status(api_call *call, unsigned status, const char *word) {
+    text_buffer body;
+    text_buffer_init(&body);
+    text_buffer_format(&body, "{\"status\":\"%s\"}", word);
+    api_call_json(call, status, &body);
+}
+
+/* Alive, also while ending: a liveness probe must not kill a server that finishes its requests. */
+void api_serve_health(api_call *call) {
+    answer_status(call, 200, "ok");
+}
+
+void api_serve_ready(api_call *call) {
+    bool is_ending = atomic_load(&call->api->is_ending);
+    answer_status(call, is_ending ? 503 : 200, is_ending ? "ending" : "ready");
+}
+
+void api_serve_version(api_call *call) {
+    text_buffer body;
+    text_buffer_init(&body);
+    text_buffer_text(&body, "{\"version\":\"" HADAL_VERSION "\",\"fingerprint\":");
+    text_buffer_json_text(&body, call->api->fingerprint);
+    text_buffer_text(&body, "}");
+    api_call_json(call, 200, &body);
+}
+
+void api_serve_metrics(api_call *call) {
+    char *text = NULL;
+    size_t bytes = 0;
+    api_error error;
+    if (call->api->registry != NULL && hd_metrics_render(call->api->registry, &text, &bytes) != HD_OK) {
+        api_error_no_memory(&error);
+        api_call_fail(call, &error);
+        return;
+    }
+    api_call_text(call, 200, "text/plain; version=0.0.4; charset=utf-8", text, bytes);
+}
+
+void api_serve_cache_reset(api_call *call) {
+    worker_rpc *worker = call->api->worker;
+    worker->ops->cache_reset(worker);
+    answer_status(call, 200, "ok");
+}

@@ -1,0 +1,212 @@
+/* coordinator.c - opens the parts in the order in which they need each other, and ends them in reverse.
+ *
+ * The ticker is the one thread that looks at the clock for all requests: a table of a few thousand entries every 50 ms costs less than a
+ * timer for each. */
+#include "coordinator/coordinator.h"
+
+#include <pthread.h>
+#include <sodium.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/log.h"
+#include "base/memory.h"
+#include "base/threads.h"
+#include "coordinator/api.h"
+#include "coordinator/generation.h"
+#include "coordinator/listen_address.h"
+
+#define TICK_NS             50000000L
+#define IDLE_TIMEOUT_S      120u
+#define FLUSH_MS            2000u       /* for the last answers to leave */
+#define BODIES_BYTES_MAX    (1ull << 30)
+
+struct coordinator {
+    api api;
+    char address[LISTEN_ADDRESS_BYTES];
+    pthread_t ticker;
+    bool has_ticker;
+    pthread_mutex_t lock; /* guards is_closing */
+    pthread_cond_t closing;
+    bool is_closing;
+};
+
+static void tick_one(struct generation *g, void *context) {
+    generation_tick(g, *(uint64_t *)context);
+}
+
+static void end_one(struct generation *g, void *context) {
+    generation_end(g);
+}
+
+static void *ticker_main(void *context) {
+    coordinator *c = context;
+    pthread_mutex_lock(&c->lock);
+    while (!c->is_closing) {
+        struct timespec until;
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_nsec += TICK_NS;
+        if (until.tv_nsec >= 1000000000L) {
+            until.tv_sec++;
+            until.tv_nsec -= 1000000000L;
+        }
+        pthread_cond_timedwait(&c->closing, &c->lock, &until);
+        pthread_mutex_unlock(&c->lock);
+        uint64_t now_ns = api_now_ns(&c->api);
+        sequence_table_visit(c->api.sequences, tick_one, &now_ns);
+        pthread_mutex_lock(&c->lock);
+    }
+    pthread_mutex_unlock(&c->lock);
+    return NULL;
+}
+
+static unsigned threads_or(unsigned configured, unsigned minimum, unsigned share) {
+    if (configured > 0) return configured < minimum ? minimum : configured;
+    unsigned threads = hd_cpu_limit() / share;
+    return threads < minimum ? minimum : threads > 8 ? 8 : threads;
+}
+
+static void init_api(api *a, const coordinator_config *config) {
+    worker_rpc *worker = config->worker;
+    worker->ops->info(worker, &a->info);
+    a->worker = worker;
+    a->text = config->text;
+    a->registry = config->metrics;
+    a->clock = config->clock != NULL ? *config->clock : hd_clock_system;
+    a->body_bytes_max = config->body_bytes_max;
+    a->default_max_tokens = config->default_max_tokens;
+    a->request_timeout_ms = config->request_timeout_ms;
+    a->queue_timeout_ms = config->queue_timeout_ms;
+    a->keep_alive_ms = config->keep_alive_ms;
+    a->created_s = api_wall_s(a);
+    a->limits = (request_limits){
+        .model_name = config->model_name != NULL ? config->model_name : a->info.model_name,
+        .vocabulary_size = a->info.vocabulary_size,
+        .default_temperature = a->info.default_temperature,
+        .default_top_p = a->info.default_top_p,
+        .default_top_k = a->info.default_top_k,
+    };
+    atomic_init(&a->next_id, 1);
+    snprintf(a->fingerprint, sizeof(a->fingerprint), "hadal-" HADAL_VERSION "-%s-%s-%s", a->info.kernels, a->info.weights_dtype,
+             a->info.kv_dtype);
+}
+
+static hd_status open_pools(api *a, const coordinator_config *config) {
+    unsigned request_threads = threads_or(config->request_threads, 2, 2);
+    work_pool_config requests = {
+        .name = "request",
+        .thread_count = request_threads,
+        .lane_threads_max = {request_threads, request_threads - 1},
+        .lane_items_max = {config->connections_max, config->connections_max},
+    };
+    unsigned reply_threads = threads_or(config->reply_threads, 1, 4);
+    work_pool_config replies = {
+        .name = "reply",
+        .thread_count = reply_threads,
+        .lane_threads_max = {reply_threads, 0},
+        .lane_items_max = {config->connections_max, 0},
+    };
+    hd_status status = sequence_table_open(config->connections_max, &a->sequences);
+    if (status == HD_OK) status = work_pool_open(&replies, &a->reply_pool);
+    if (status == HD_OK) status = work_pool_open(&requests, &a->request_pool);
+    return status;
+}
+
+static uint64_t bodies_bytes_max(const coordinator_config *config) {
+    uint64_t bytes = config->bodies_bytes_max;
+    if (bytes == 0) {
+        bytes = hd_memory_available_bytes() / 8;
+        if (bytes > BODIES_BYTES_MAX) bytes = BODIES_BYTES_MAX;
+    }
+    return bytes > config->body_bytes_max ? bytes : config->body_bytes_max;
+}
+
+static hd_status open_http(coordinator *c, const coordinator_config *config, hd_error *error) {
+    http_config http = {
+        .thread_count = threads_or(config->http_threads, 1, 4),
+        .connections_max = config->connections_max,
+        .idle_timeout_s = IDLE_TIMEOUT_S,
+        .body_bytes_max = config->body_bytes_max,
+        .bodies_bytes_max = bodies_bytes_max(config),
+    };
+    api_router_callbacks(&c->api, &http.callbacks);
+    hd_status status = listen_address_open(config->listen_address, c->api.keys == NULL, &http.listener, c->address, error);
+    return status == HD_OK ? http_server_open(&http, &c->api.http, error) : status;
+}
+
+static hd_status start_ticker(coordinator *c) {
+    if (pthread_create(&c->ticker, NULL, ticker_main, c) != 0) return HD_NO_MEMORY;
+    pthread_setname_np(c->ticker, "ticker");
+    c->has_ticker = true;
+    return HD_OK;
+}
+
+hd_status coordinator_open(const coordinator_config *config, coordinator **out, hd_error *error) {
+    if (sodium_init() < 0) return hd_error_set(error, HD_IO, "libsodium cannot be initialised");
+    coordinator *c = calloc(1, sizeof(*c));
+    if (c == NULL) return hd_error_set(error, HD_NO_MEMORY, "no memory for the coordinator");
+    pthread_mutex_init(&c->lock, NULL);
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&c->closing, &attributes);
+    pthread_condattr_destroy(&attributes);
+    init_api(&c->api, config);
+    hd_status status = HD_OK;
+    if (config->api_keys_file != NULL) status = api_keys_open(config->api_keys_file, &c->api.keys, error);
+    if (status == HD_OK && serving_metrics_init(&c->api.metrics, config->metrics, &c->api.info) != HD_OK) {
+        status = hd_error_set(error, HD_NO_MEMORY, "no memory for the metrics");
+    }
+    if (status == HD_OK && (open_pools(&c->api, config) != HD_OK || start_ticker(c) != HD_OK)) {
+        status = hd_error_set(error, HD_NO_MEMORY, "no memory for the coordinator's threads");
+    }
+    if (status == HD_OK) status = open_http(c, config, error);
+    if (status != HD_OK) {
+        coordinator_close(c, 0);
+        return status;
+    }
+    char model[160];
+    hd_log(HD_LOG_INFO, "listening", "address=%s model=%s keys=%zu context_max=%llu body_bytes_max=%llu", c->address,
+           hd_log_quote(c->api.limits.model_name, model, sizeof(model)), c->api.keys != NULL ? api_keys_count(c->api.keys) : 0,
+           (unsigned long long)c->api.info.context_max, (unsigned long long)config->body_bytes_max);
+    *out = c;
+    return HD_OK;
+}
+
+const char *coordinator_address(const coordinator *c) {
+    return c->address;
+}
+
+/* Lets requests end by themselves, then makes them; returns when the worker holds nothing of ours. */
+static void drain(coordinator *c, uint64_t drain_ms) {
+    api *a = &c->api;
+    atomic_store(&a->is_ending, true);
+    hd_log(HD_LOG_INFO, "draining", "requests=%u", http_server_open_exchanges(a->http));
+    if (http_server_wait_idle(a->http, drain_ms)) return;
+    sequence_table_visit(a->sequences, end_one, NULL);
+    if (!http_server_wait_idle(a->http, FLUSH_MS)) http_server_abort(a->http);
+}
+
+void coordinator_close(coordinator *c, uint64_t drain_ms) {
+    if (c == NULL) return;
+    if (c->api.http != NULL) {
+        drain(c, drain_ms);
+        http_server_stop(c->api.http); /* before the pools: no request comes to them any more */
+    }
+    work_pool_close(c->api.request_pool);
+    if (c->api.sequences != NULL) sequence_table_wait_empty(c->api.sequences);
+    pthread_mutex_lock(&c->lock);
+    c->is_closing = true;
+    pthread_cond_broadcast(&c->closing);
+    pthread_mutex_unlock(&c->lock);
+    if (c->has_ticker) pthread_join(c->ticker, NULL);
+    work_pool_close(c->api.reply_pool);
+    http_server_close(c->api.http);
+    sequence_table_close(c->api.sequences);
+    api_keys_close(c->api.keys);
+    pthread_cond_destroy(&c->closing);
+    pthread_mutex_destroy(&c->lock);
+    free(c);
+}
