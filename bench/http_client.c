@@ -1,7 +1,7 @@
 /* http_client.c - non-blocking sockets in one epoll set.
  *
- * A finished exchange leaves the set at once, but an event for it may already have been fetched in the same batch; so a
- * batch is handled one event at a time, and http_client_poll asks the kernel again after each exchange that ended. */
+ * A finished call leaves the set at once, but an event for it may already have been fetched in the same batch; so a
+ * batch is handled one event at a time, and http_client_poll asks the kernel again after each call that ended. */
 #include "bench/http_client.h"
 
 #include <errno.h>
@@ -27,9 +27,9 @@ struct http_client {
     char *host;          /* as the Host header wants it: HOST[:PORT] */
     char *prefix;        /* of the path, without a trailing slash; "" for none */
     char *authorization; /* the header line, or "" */
-    http_exchange *exchanges;
+    http_call *calls;
     size_t running;
-    bool has_ended; /* an exchange ended since the events in hand were fetched */
+    bool has_ended; /* a call ended since the events in hand were fetched */
 };
 
 /* HOST, HOST:PORT, [V6] or [V6]:PORT */
@@ -94,7 +94,7 @@ hd_status http_client_open(const char *url, const char *api_key, http_client **o
 
 void http_client_close(http_client *client) {
     if (client == NULL) return;
-    while (client->exchanges != NULL) http_client_cancel(client->exchanges);
+    while (client->calls != NULL) http_client_cancel(client->calls);
     if (client->epoll_fd >= 0) close(client->epoll_fd);
     free(client->host);
     free(client->prefix);
@@ -107,117 +107,117 @@ size_t http_client_running(const http_client *client) {
 }
 
 static void take_line(void *context, const char *line, size_t bytes) {
-    http_exchange *exchange = context;
-    exchange->http_status = exchange->answer.status;
-    exchange->on_line(exchange, line, bytes);
+    http_call *call = context;
+    call->http_status = call->answer.status;
+    call->on_line(call, line, bytes);
 }
 
-static void release(http_exchange *exchange) {
-    if (exchange->fd >= 0) close(exchange->fd); /* this also takes it out of the epoll set */
-    exchange->fd = -1;
-    free(exchange->head);
-    exchange->head = NULL;
-    http_answer_fini(&exchange->answer);
+static void release(http_call *call) {
+    if (call->fd >= 0) close(call->fd); /* this also takes it out of the epoll set */
+    call->fd = -1;
+    free(call->head);
+    call->head = NULL;
+    http_answer_fini(&call->answer);
 }
 
-static void finish(http_exchange *exchange, hd_status status) {
-    http_client *client = exchange->client;
-    if (exchange->previous != NULL) exchange->previous->next = exchange->next;
-    else client->exchanges = exchange->next;
-    if (exchange->next != NULL) exchange->next->previous = exchange->previous;
+static void finish(http_call *call, hd_status status) {
+    http_client *client = call->client;
+    if (call->previous != NULL) call->previous->next = call->next;
+    else client->calls = call->next;
+    if (call->next != NULL) call->next->previous = call->previous;
     client->running--;
     client->has_ended = true;
-    exchange->http_status = exchange->answer.status;
-    release(exchange);
-    exchange->on_done(exchange, status);
+    call->http_status = call->answer.status;
+    release(call);
+    call->on_done(call, status);
 }
 
-void http_client_cancel(http_exchange *exchange) {
-    finish(exchange, HD_CANCELLED);
+void http_client_cancel(http_call *call) {
+    finish(call, HD_CANCELLED);
 }
 
-hd_status http_client_start(http_client *client, http_exchange *exchange) {
-    exchange->client = client;
-    exchange->http_status = 0;
-    exchange->sent_bytes = 0;
-    exchange->fd = -1;
-    http_answer_init(&exchange->answer, take_line, exchange);
-    int length = asprintf(&exchange->head,
+hd_status http_client_start(http_client *client, http_call *call) {
+    call->client = client;
+    call->http_status = 0;
+    call->sent_bytes = 0;
+    call->fd = -1;
+    http_answer_init(&call->answer, take_line, call);
+    int length = asprintf(&call->head,
                           "%s %s%s HTTP/1.1\r\nHost: %s\r\n%sContent-Type: application/json\r\nContent-Length: %zu\r\n"
                           "Accept: */*\r\nConnection: close\r\n\r\n",
-                          exchange->body != NULL ? "POST" : "GET", client->prefix, exchange->path, client->host,
-                          client->authorization, exchange->body != NULL ? exchange->body_bytes : 0);
+                          call->body != NULL ? "POST" : "GET", client->prefix, call->path, client->host,
+                          client->authorization, call->body != NULL ? call->body_bytes : 0);
     if (length < 0) {
-        exchange->head = NULL;
+        call->head = NULL;
         return HD_NO_MEMORY;
     }
-    exchange->head_bytes = (size_t)length;
+    call->head_bytes = (size_t)length;
 
-    exchange->fd = socket(client->family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (exchange->fd < 0) {
-        release(exchange);
+    call->fd = socket(client->family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (call->fd < 0) {
+        release(call);
         return HD_FULL;
     }
     int one = 1;
-    setsockopt(exchange->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT, .data.ptr = exchange};
-    if ((connect(exchange->fd, (const struct sockaddr *)&client->address, client->address_bytes) != 0 &&
+    setsockopt(call->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT, .data.ptr = call};
+    if ((connect(call->fd, (const struct sockaddr *)&client->address, client->address_bytes) != 0 &&
          errno != EINPROGRESS) ||
-        epoll_ctl(client->epoll_fd, EPOLL_CTL_ADD, exchange->fd, &event) != 0) {
-        release(exchange);
+        epoll_ctl(client->epoll_fd, EPOLL_CTL_ADD, call->fd, &event) != 0) {
+        release(call);
         return HD_PEER_LOST;
     }
-    exchange->previous = NULL;
-    exchange->next = client->exchanges;
-    if (client->exchanges != NULL) client->exchanges->previous = exchange;
-    client->exchanges = exchange;
+    call->previous = NULL;
+    call->next = client->calls;
+    if (client->calls != NULL) client->calls->previous = call;
+    client->calls = call;
     client->running++;
     return HD_OK;
 }
 
 /* What is left to send: first of the head, then of the body. */
-static ssize_t send_some(http_exchange *exchange) {
-    if (exchange->sent_bytes < exchange->head_bytes)
-        return send(exchange->fd, exchange->head + exchange->sent_bytes, exchange->head_bytes - exchange->sent_bytes,
-                    MSG_NOSIGNAL | (exchange->body != NULL ? MSG_MORE : 0));
-    size_t body_sent = exchange->sent_bytes - exchange->head_bytes;
-    return send(exchange->fd, exchange->body + body_sent, exchange->body_bytes - body_sent, MSG_NOSIGNAL);
+static ssize_t send_some(http_call *call) {
+    if (call->sent_bytes < call->head_bytes)
+        return send(call->fd, call->head + call->sent_bytes, call->head_bytes - call->sent_bytes,
+                    MSG_NOSIGNAL | (call->body != NULL ? MSG_MORE : 0));
+    size_t body_sent = call->sent_bytes - call->head_bytes;
+    return send(call->fd, call->body + body_sent, call->body_bytes - body_sent, MSG_NOSIGNAL);
 }
 
 /* HD_PENDING: more to send later. A server may answer before it has read everything (a body that is too large), and then
  * resets the connection, so a failed send is no failure as long as there is an answer to read. */
-static hd_status on_writable(http_exchange *exchange) {
-    size_t total = exchange->head_bytes + (exchange->body != NULL ? exchange->body_bytes : 0);
-    while (exchange->sent_bytes < total) {
-        ssize_t sent = send_some(exchange);
+static hd_status on_writable(http_call *call) {
+    size_t total = call->head_bytes + (call->body != NULL ? call->body_bytes : 0);
+    while (call->sent_bytes < total) {
+        ssize_t sent = send_some(call);
         if (sent < 0) return errno == EAGAIN ? HD_PENDING : HD_PEER_LOST;
-        exchange->sent_bytes += (size_t)sent;
+        call->sent_bytes += (size_t)sent;
     }
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = exchange};
-    return epoll_ctl(exchange->client->epoll_fd, EPOLL_CTL_MOD, exchange->fd, &event) == 0 ? HD_OK : HD_PEER_LOST;
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = call};
+    return epoll_ctl(call->client->epoll_fd, EPOLL_CTL_MOD, call->fd, &event) == 0 ? HD_OK : HD_PEER_LOST;
 }
 
-/* HD_PENDING: the answer goes on. Else the exchange is over. */
-static hd_status on_readable(http_exchange *exchange) {
+/* HD_PENDING: the answer goes on. Else the call is over. */
+static hd_status on_readable(http_call *call) {
     char buffer[READ_BYTES];
     for (;;) {
-        ssize_t count = recv(exchange->fd, buffer, sizeof(buffer), 0);
+        ssize_t count = recv(call->fd, buffer, sizeof(buffer), 0);
         if (count < 0) return errno == EAGAIN || errno == EINTR ? HD_PENDING : HD_PEER_LOST;
-        if (count == 0) return http_answer_end(&exchange->answer);
-        hd_status status = http_answer_take(&exchange->answer, buffer, (size_t)count);
+        if (count == 0) return http_answer_end(&call->answer);
+        hd_status status = http_answer_take(&call->answer, buffer, (size_t)count);
         if (status != HD_OK) return status;
-        if (exchange->answer.state == HTTP_DONE) return HD_OK;
+        if (call->answer.state == HTTP_DONE) return HD_OK;
         if ((size_t)count < sizeof(buffer)) return HD_PENDING;
     }
 }
 
-static void handle(http_exchange *exchange, uint32_t events) {
+static void handle(http_call *call, uint32_t events) {
     hd_status sending = HD_OK;
-    if (events & EPOLLOUT) sending = on_writable(exchange);
+    if (events & EPOLLOUT) sending = on_writable(call);
     hd_status receiving = HD_PENDING;
-    if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) || sending == HD_PEER_LOST) receiving = on_readable(exchange);
+    if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) || sending == HD_PEER_LOST) receiving = on_readable(call);
     if (receiving == HD_PENDING && (sending == HD_PEER_LOST || (events & EPOLLERR))) receiving = HD_PEER_LOST;
-    if (receiving != HD_PENDING) finish(exchange, receiving);
+    if (receiving != HD_PENDING) finish(call, receiving);
 }
 
 hd_status http_client_poll(http_client *client, int timeout_ms) {
@@ -239,8 +239,8 @@ typedef struct fetch {
     hd_status status;
 } fetch;
 
-static void fetch_line(http_exchange *exchange, const char *line, size_t bytes) {
-    fetch *f = exchange->context;
+static void fetch_line(http_call *call, const char *line, size_t bytes) {
+    fetch *f = call->context;
     char *grown = realloc(f->text, f->bytes + bytes + 2);
     if (grown == NULL) return; /* the text ends early, and whoever parses it says so */
     f->text = grown;
@@ -250,35 +250,35 @@ static void fetch_line(http_exchange *exchange, const char *line, size_t bytes) 
     f->text[f->bytes] = '\0';
 }
 
-static void fetch_done(http_exchange *exchange, hd_status status) {
-    ((fetch *)exchange->context)->status = status;
+static void fetch_done(http_call *call, hd_status status) {
+    ((fetch *)call->context)->status = status;
 }
 
 hd_status http_client_fetch(http_client *client, const char *path, const char *body, int timeout_ms, int *http_status,
                             char **text) {
     fetch f = {.text = strdup(""), .status = HD_PENDING};
     if (f.text == NULL) return HD_NO_MEMORY;
-    http_exchange exchange = {.path = path,
-                              .body = body,
-                              .body_bytes = body != NULL ? strlen(body) : 0,
-                              .on_line = fetch_line,
-                              .on_done = fetch_done,
-                              .context = &f};
-    hd_status status = http_client_start(client, &exchange);
+    http_call call = {.path = path,
+                      .body = body,
+                      .body_bytes = body != NULL ? strlen(body) : 0,
+                      .on_line = fetch_line,
+                      .on_done = fetch_done,
+                      .context = &f};
+    hd_status status = http_client_start(client, &call);
     uint64_t deadline = hd_now_ns() + (uint64_t)timeout_ms * 1000000u;
     while (status == HD_OK && f.status == HD_PENDING) {
         uint64_t now = hd_now_ns();
         if (now >= deadline) {
-            http_client_cancel(&exchange);
+            http_client_cancel(&call);
             f.status = HD_TIMED_OUT;
         } else {
             status = http_client_poll(client, (int)((deadline - now + 999999) / 1000000));
-            if (status != HD_OK) http_client_cancel(&exchange);
+            if (status != HD_OK) http_client_cancel(&call);
         }
     }
     if (status == HD_OK) status = f.status;
     if (status == HD_OK) {
-        *http_status = exchange.http_status;
+        *http_status = call.http_status;
         *text = f.text;
     } else {
         free(f.text);

@@ -17,7 +17,7 @@
 typedef struct load load;
 
 typedef struct load_slot { /* one request while it runs */
-    http_exchange exchange;
+    http_call call;
     load *load;
     load_request *result;
     char *body;
@@ -115,9 +115,9 @@ static void take_event(load_slot *slot, const json_t *event) {
     l->events++;
 }
 
-static void on_line(http_exchange *exchange, const char *line, size_t bytes) {
-    load_slot *slot = exchange->context;
-    if (exchange->http_status != 200) {
+static void on_line(http_call *call, const char *line, size_t bytes) {
+    load_slot *slot = call->context;
+    if (call->http_status != 200) {
         size_t used = strlen(slot->failure);
         snprintf(slot->failure + used, sizeof(slot->failure) - used, "%s", line);
         return;
@@ -133,8 +133,8 @@ static void on_line(http_exchange *exchange, const char *line, size_t bytes) {
     json_decref(event);
 }
 
-static void on_done(http_exchange *exchange, hd_status status) {
-    load_slot *slot = exchange->context;
+static void on_done(http_call *call, hd_status status) {
+    load_slot *slot = call->context;
     load_result *result = slot->load->result;
     load_request *request = slot->result;
     request->end_s = elapsed_s(slot->load);
@@ -144,7 +144,7 @@ static void on_done(http_exchange *exchange, hd_status status) {
     if (request->events == 0) request->first_s = request->last_s = request->end_s;
     if (request->output_tokens == 0)
         request->output_tokens = request->events; /* a server without usage in its stream */
-    request->is_ok = status == HD_OK && exchange->http_status == 200 && slot->failure[0] == '\0';
+    request->is_ok = status == HD_OK && call->http_status == 200 && slot->failure[0] == '\0';
     if (request->is_ok) {
         result->completed++;
         return;
@@ -156,8 +156,7 @@ static void on_done(http_exchange *exchange, hd_status status) {
     else if (status != HD_OK)
         snprintf(result->first_failure, sizeof(result->first_failure), "%s", hd_status_text(status));
     else
-        snprintf(result->first_failure, sizeof(result->first_failure), "HTTP %d: %s", exchange->http_status,
-                 slot->failure);
+        snprintf(result->first_failure, sizeof(result->first_failure), "HTTP %d: %s", call->http_status, slot->failure);
 }
 
 static void start_request(load *l, uint64_t index) {
@@ -166,16 +165,16 @@ static void start_request(load *l, uint64_t index) {
     slot->result = &l->result->requests[index];
     slot->body = make_body(l, index);
     slot->result->start_s = elapsed_s(l);
-    slot->exchange = (http_exchange){.path = l->config->is_chat ? "/v1/chat/completions" : "/v1/completions",
-                                     .body = slot->body,
-                                     .body_bytes = slot->body != NULL ? strlen(slot->body) : 0,
-                                     .on_line = on_line,
-                                     .on_done = on_done,
-                                     .context = slot};
+    slot->call = (http_call){.path = l->config->is_chat ? "/v1/chat/completions" : "/v1/completions",
+                             .body = slot->body,
+                             .body_bytes = slot->body != NULL ? strlen(slot->body) : 0,
+                             .on_line = on_line,
+                             .on_done = on_done,
+                             .context = slot};
     l->sent++;
     slot->is_running = true;
-    hd_status status = slot->body != NULL ? http_client_start(l->client, &slot->exchange) : HD_NO_MEMORY;
-    if (status != HD_OK) on_done(&slot->exchange, status);
+    hd_status status = slot->body != NULL ? http_client_start(l->client, &slot->call) : HD_NO_MEMORY;
+    if (status != HD_OK) on_done(&slot->call, status);
 }
 
 static void cancel_late(load *l) {
@@ -184,7 +183,7 @@ static void cancel_late(load *l) {
         load_slot *slot = &l->slots[i];
         if (!slot->is_running || now - slot->result->start_s < bound_s) continue;
         slot->is_timed_out = true;
-        http_client_cancel(&slot->exchange);
+        http_client_cancel(&slot->call);
     }
 }
 

@@ -1,10 +1,9 @@
 """demo.py HADAL MODEL_DIR [TOKENS] - hides a random number at a random place of a long document, asks for it over the OpenAI
 interface, and compares. Ends with 1 when the answer is wrong."""
-import random
 import sys
 import time
 
-import needle_document as document
+import needle_document
 from server import Server
 
 
@@ -34,12 +33,11 @@ def main():
     token_count = int(sys.argv[3]) if len(sys.argv) > 3 else 32000
     say(f"$ {binary} serve {model}")
     with Server(binary, model, log="build/demo.log") as server:
-        text, [(word, number)] = document.make(random.SystemRandom().getrandbits(64), token_count, 1, server.tokens)
-        place = text.index(document.needle(word, number))
-        say(f"A document of {len(text):,} characters, and in it, {100 * place / len(text):.0f} % of the way through:")
-        say(f"    {document.needle(word, number).strip()}")
-        say(f"Asked at its end:\n    {document.question(word)} ...")
-        answer, first, gap, usage = ask(server, text + " " + document.question(word))
+        text, [needle] = needle_document.draw(model, token_count)
+        say(f"A document of {token_count:,} tokens, {len(text):,} characters. At token {needle['position']:,} it says:")
+        say(f"   {needle['prompt']} {needle['number']}.")
+        say(f"Asked at its end:\n   {needle['prompt']} ...")
+        answer, first, gap, usage = ask(server, text + needle["prompt"])
         say(f"Answered:\n    {answer}")
         say()
         prompt_tokens = usage["prompt_tokens"]
@@ -48,8 +46,8 @@ def main():
         say(f"then                  {1 / gap:.1f} tokens/s")
         say(f"peak memory           {server.memory('VmHWM') / 2**20:,.0f} MiB")
         say()
-    if answer != number:
-        say(f"WRONG: the document says {number}, the answer {answer!r}. The server's log is build/demo.log.")
+    if answer != needle["number"]:
+        say(f"WRONG: the document says {needle['number']}, the answer {answer!r}. The server's log is build/demo.log.")
         return 1
     say("Right. To serve a model of your own, download one from Hugging Face (Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE or Mixtral, with its")
     say("safetensors and tokenizer.json) into a directory, and")

@@ -1,0 +1,362 @@
+/* decode.c - fills sequences, times steps, and holds the times against what memory gives.
+ *
+ * The floor of a decode step is the memory it must read: every weight once, and every key and value of every sequence once.
+ * Share = floor at the bandwidth measured in the same run, divided by the step's time. */
+#include "bench/decode.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "attention-node/engine_bench.h"
+#include "base/clock.h"
+#include "base/flags.h"
+#include "base/memory.h"
+#include "bench/bandwidth.h"
+#include "bench/random.h"
+#include "bench/report.h"
+#include "bench/statistics.h"
+#include "bench/timed_attention.h"
+#include "worker/forward.h"
+
+#define EPOCH 1u
+#define STEPS_MIN 3u /* of a timed series, however long they take */
+#define SERIES_NS 20000000000u
+#define CHUNK_REPEATS 2u /* the best counts */
+
+typedef struct sequence {
+    uint64_t name, length;
+    uint32_t next_token;
+} sequence;
+
+typedef struct bench {
+    const bench_decode_config *config;
+    timed_attention attention;
+    forward *forward;
+    rope_table *rope;
+    sequence *sequences; /* [batch] */
+    forward_span *spans; /* [batch] */
+    uint32_t *tokens;    /* of the chunk in hand */
+    uint64_t next_name;
+    bench_random random;
+    double bandwidth; /* bytes a second */
+    FILE *table;
+    json_t *decode, *chunks, *prefills; /* borrowed from the report */
+} bench;
+
+typedef struct step_times {
+    sample total_ms, attention_ms;
+} step_times;
+
+hd_status bench_list_parse(const char *flag, const char *text, bench_list *list, hd_error *error) {
+    bench_list parsed = {.count = 0};
+    const char *at = text;
+    while (*at != '\0') {
+        char *end;
+        if (*at < '0' || *at > '9') break;
+        uint64_t value = strtoull(at, &end, 10);
+        if ((*end != ',' && *end != '\0') || (*end == ',' && end[1] == '\0')) break;
+        if (parsed.count == BENCH_LIST_MAX)
+            return hd_error_set(error, HD_INVALID, "--%s: more than %u values", flag, BENCH_LIST_MAX);
+        parsed.values[parsed.count++] = value;
+        at = end + (*end == ',');
+    }
+    if (*at != '\0') return hd_error_set(error, HD_INVALID, "--%s: '%s' is not a list like 0,4096,32768", flag, text);
+    *list = parsed;
+    return HD_OK;
+}
+
+static double milliseconds_since(uint64_t start_ns) {
+    return (double)(hd_now_ns() - start_ns) * 1e-6;
+}
+
+/* Bytes of weights that a step of `rows` rows reads: all of them, but of experts only those that can have been chosen. */
+static uint64_t weight_bytes_read(const bench_decode_config *c, uint32_t rows) {
+    uint64_t bytes = c->weights->bytes;
+    for (uint32_t i = 0; i < c->model->layer_count; i++) {
+        const model_layer *layer = &c->weights->layers[i];
+        uint64_t chosen = (uint64_t)rows * c->model->experts_per_token;
+        if (layer->experts == NULL || chosen >= c->model->expert_count) continue;
+        const kernel_matrix *gate_up = &layer->experts[0].gate_up, *down = &layer->experts[0].down;
+        bytes -= (c->model->expert_count - chosen) * (kernel_matrix_bytes(gate_up->dtype, gate_up->n, gate_up->k) +
+                                                      kernel_matrix_bytes(down->dtype, down->n, down->k));
+    }
+    return bytes;
+}
+
+/* Bytes of keys and values that one row at `depth` attends to. */
+static uint64_t kv_bytes_read(const bench_decode_config *c, uint64_t depth) {
+    uint64_t bytes = 0;
+    hd_dtype dtype = c->attention->ops->dtype(c->attention);
+    for (uint32_t i = 0; i < c->model->layer_count; i++) {
+        uint64_t window = c->model->windows[i], visible = window > 0 && window < depth ? window : depth;
+        bytes += visible * c->model->kv_heads * c->model->head_dim * 2 * hd_dtype_bits(dtype) / 8;
+    }
+    return bytes;
+}
+
+/* Multiplications and additions of `count` tokens from position `first` on; attention is causal. */
+static double prefill_operations(const bench_decode_config *c, uint64_t first, uint64_t count) {
+    const model_config *m = c->model;
+    double products = 0, attended = 0;
+    for (uint32_t i = 0; i < m->layer_count; i++) {
+        const model_layer *layer = &c->weights->layers[i];
+        products += (double)layer->qkv.n * layer->qkv.k + (double)layer->attention_output.n * layer->attention_output.k;
+        if (layer->experts != NULL)
+            products += 3.0 * m->hidden_size * m->expert_intermediate_size * m->experts_per_token;
+        else products += 3.0 * m->hidden_size * m->intermediate_size;
+        double depth = (double)first + (double)count / 2, window = (double)m->windows[i];
+        attended += 2.0 * m->query_heads * m->head_dim * (window > 0 && window < depth ? window : depth);
+    }
+    return 2.0 * (double)count * (products + attended);
+}
+
+static hd_status sequence_begin(bench *b, sequence *s, uint64_t tokens_max, hd_error *error) {
+    s->name = ++b->next_name;
+    s->length = 0;
+    s->next_token = 0;
+    attention_sequence_params params = {
+        .sequence = s->name, .epoch = EPOCH, .tokens_max = tokens_max, .selection = b->config->selection};
+    uint64_t cached_tokens;
+    attention *a = &b->attention.base;
+    return a->ops->sequence_open(a, &params, &cached_tokens, error);
+}
+
+static void sequence_end(bench *b, const sequence *s) {
+    attention *a = &b->attention.base;
+    a->ops->sequence_close(a, s->name, EPOCH, false, false);
+}
+
+/* One step of the first `span_count` spans. */
+static hd_status run_step(bench *b, uint32_t span_count, hd_error *error) {
+    bool has_begun;
+    return forward_step(b->forward, b->spans, span_count, &has_begun, error);
+}
+
+/* `count` random tokens at the sequence's end, in chunks of batch_tokens_max rows; logits of the last, as a server needs them. */
+static hd_status prefill(bench *b, sequence *s, uint64_t count, hd_error *error) {
+    hd_status status = HD_OK;
+    while (count > 0 && status == HD_OK) {
+        uint32_t rows = count < b->config->batch_tokens_max ? (uint32_t)count : b->config->batch_tokens_max;
+        for (uint32_t i = 0; i < rows; i++)
+            b->tokens[i] = (uint32_t)bench_random_below(&b->random, b->config->model->vocabulary_size);
+        b->spans[0] = (forward_span){.rows = {s->name, EPOCH, s->length, rows, b->tokens},
+                                     .need = count == rows ? FORWARD_LAST_LOGITS : FORWARD_NO_LOGITS,
+                                     .rope = b->rope};
+        status = run_step(b, 1, error);
+        if (status == HD_OK && count == rows) (void)forward_logits(b->forward, 0, 1);
+        s->length += rows;
+        count -= rows;
+    }
+    return status;
+}
+
+/* One token of every sequence, drawn greedily. */
+static hd_status decode_step(bench *b, hd_error *error) {
+    uint32_t batch = b->config->batch;
+    for (uint32_t i = 0; i < batch; i++)
+        b->spans[i] = (forward_span){
+            .rows = {b->sequences[i].name, EPOCH, b->sequences[i].length, 1, &b->sequences[i].next_token},
+            .need = FORWARD_LAST_LOGITS,
+            .rope = b->rope};
+    hd_status status = run_step(b, batch, error);
+    if (status != HD_OK) return status;
+    const float *logits = forward_logits(b->forward, 0, batch);
+    for (uint32_t i = 0; i < batch; i++) {
+        b->config->kernels->logits_summary(logits + i * forward_logits_stride(b->forward),
+                                           b->config->model->vocabulary_size, &b->sequences[i].next_token, NULL, NULL);
+        b->sequences[i].length++;
+    }
+    return HD_OK;
+}
+
+static hd_status time_steps(bench *b, step_times *times, hd_error *error) {
+    hd_status status = decode_step(b, error); /* the first step after a fill finds the caches cold */
+    uint64_t start = hd_now_ns();
+    for (uint32_t i = 0; i < b->config->steps && status == HD_OK; i++) {
+        if (i >= STEPS_MIN && hd_now_ns() - start > SERIES_NS) break;
+        uint64_t step_start = hd_now_ns();
+        b->attention.attend_ns = 0;
+        status = decode_step(b, error);
+        if (status == HD_OK) status = sample_add(&times->total_ms, milliseconds_since(step_start));
+        if (status == HD_OK) status = sample_add(&times->attention_ms, (double)b->attention.attend_ns * 1e-6);
+    }
+    return status;
+}
+
+static void report_decode(bench *b, uint64_t depth, bool is_synthetic, step_times *times) {
+    const bench_decode_config *c = b->config;
+    sample_summary total = sample_summarise(&times->total_ms), attention_ms = sample_summarise(&times->attention_ms);
+    double bytes = (double)weight_bytes_read(c, c->batch) + (double)c->batch * (double)kv_bytes_read(c, depth);
+    double kv_bytes = (double)c->batch * (double)kv_bytes_read(c, depth);
+    double rate = bytes / (total.median * 1e-3), kv_rate = kv_bytes / (attention_ms.median * 1e-3);
+    double share = b->bandwidth > 0 ? rate / b->bandwidth : 0;
+    fprintf(b->table, "%9llu %6u %-9s %10.2f %10.2f %10.2f %10.2f %10.2f %9.2f %9.2f %6.0f%%\n",
+            (unsigned long long)depth, c->batch, is_synthetic ? "synthetic" : "prefilled", total.median, total.min,
+            total.p90, 1e3 * c->batch / total.median, attention_ms.median, rate * 1e-9, kv_rate * 1e-9, 100 * share);
+    fflush(b->table);
+    json_array_append_new(b->decode,
+                          json_pack("{s:I, s:i, s:b, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "depth",
+                                    (json_int_t)depth, "batch", (int)c->batch, "synthetic_kv", (int)is_synthetic,
+                                    "steps", (json_int_t)total.count, "step_ms_median", total.median, "step_ms_min",
+                                    total.min, "step_ms_p90", total.p90, "tokens_per_s", 1e3 * c->batch / total.median,
+                                    "attention_ms", attention_ms.median, "other_ms", total.median - attention_ms.median,
+                                    "read_bytes", bytes, "read_bytes_per_s", rate, "bandwidth_share", share));
+}
+
+static hd_status fill(bench *b, sequence *s, uint64_t depth, bool is_synthetic, hd_error *error) {
+    if (depth == 0) return HD_OK;
+    if (!is_synthetic) return prefill(b, s, depth, error);
+    hd_status status =
+        engine_fill_synthetic(b->config->attention, s->name, depth, b->config->model->vocabulary_size, s->name);
+    s->length = depth;
+    return status == HD_OK ? HD_OK
+                           : hd_error_set(error, status, "cannot fill %llu tokens: %s", (unsigned long long)depth,
+                                          hd_status_text(status));
+}
+
+/* A chunk of a prompt behind `depth` tokens, on the first sequence; what it appended is taken back. */
+static hd_status time_chunk(bench *b, uint64_t depth, hd_error *error) {
+    const bench_decode_config *c = b->config;
+    attention *a = &b->attention.base;
+    sequence *s = &b->sequences[0];
+    double best_ms = 0, attention_ms = 0;
+    hd_status status = a->ops->truncate(a, s->name, EPOCH, depth);
+    for (uint32_t i = 0; i < CHUNK_REPEATS && status == HD_OK; i++) {
+        s->length = depth;
+        b->attention.attend_ns = 0;
+        uint64_t start = hd_now_ns();
+        status = prefill(b, s, c->chunk, error);
+        double ms = milliseconds_since(start);
+        if (i == 0 || ms < best_ms) {
+            best_ms = ms;
+            attention_ms = (double)b->attention.attend_ns * 1e-6;
+        }
+        if (status == HD_OK) status = a->ops->truncate(a, s->name, EPOCH, depth);
+    }
+    if (status != HD_OK) return status;
+    double tokens_per_s = 1e3 * c->chunk / best_ms, rate = prefill_operations(c, depth, c->chunk) / (best_ms * 1e-3);
+    fprintf(b->table, "%9llu  chunk of %u: %.2f tokens/s (%.0f ms, attention %.0f ms, %.0f GFLOP/s)\n",
+            (unsigned long long)depth, c->chunk, tokens_per_s, best_ms, attention_ms, rate * 1e-9);
+    fflush(b->table);
+    json_array_append_new(b->chunks, json_pack("{s:I, s:i, s:f, s:f, s:f, s:f}", "depth", (json_int_t)depth, "tokens",
+                                               (int)c->chunk, "ms", best_ms, "tokens_per_s", tokens_per_s,
+                                               "attention_ms", attention_ms, "flops_per_s", rate));
+    return HD_OK;
+}
+
+static hd_status bench_depth(bench *b, uint64_t depth, hd_error *error) {
+    const bench_decode_config *c = b->config;
+    bool is_synthetic = depth * c->batch > c->prefill_up_to;
+    uint64_t tokens_max = depth + c->chunk + c->steps + 1;
+    rope_table_init(b->rope, &c->model->rope, tokens_max);
+    step_times times = {{0}, {0}};
+    hd_status status = HD_OK;
+    uint32_t opened = 0;
+    for (; opened < c->batch && status == HD_OK; opened += status == HD_OK)
+        status = sequence_begin(b, &b->sequences[opened], tokens_max, error);
+    for (uint32_t i = 0; i < c->batch && status == HD_OK; i++)
+        status = fill(b, &b->sequences[i], depth, is_synthetic, error);
+    if (status == HD_OK) status = time_steps(b, &times, error);
+    if (status == HD_OK) report_decode(b, depth, is_synthetic, &times);
+    if (status == HD_OK && c->chunk > 0 && depth > 0) status = time_chunk(b, depth, error);
+    for (uint32_t i = 0; i < opened; i++) sequence_end(b, &b->sequences[i]);
+    sample_fini(&times.total_ms);
+    sample_fini(&times.attention_ms);
+    return status;
+}
+
+static hd_status bench_prefill(bench *b, uint64_t count, hd_error *error) {
+    const bench_decode_config *c = b->config;
+    sequence s;
+    rope_table_init(b->rope, &c->model->rope, count);
+    hd_status status = sequence_begin(b, &s, count, error);
+    if (status != HD_OK) return status;
+    b->attention.attend_ns = 0;
+    uint64_t start = hd_now_ns();
+    status = prefill(b, &s, count, error);
+    double ms = milliseconds_since(start), attention_ms = (double)b->attention.attend_ns * 1e-6;
+    sequence_end(b, &s);
+    if (status != HD_OK) return status;
+    double rate = prefill_operations(c, 0, count) / (ms * 1e-3);
+    fprintf(b->table, "%9llu  prefill: %.2f tokens/s (%.0f ms, attention %.0f ms, %.0f GFLOP/s)\n",
+            (unsigned long long)count, 1e3 * (double)count / ms, ms, attention_ms, rate * 1e-9);
+    fflush(b->table);
+    json_array_append_new(b->prefills,
+                          json_pack("{s:I, s:f, s:f, s:f, s:f}", "tokens", (json_int_t)count, "ms", ms, "tokens_per_s",
+                                    1e3 * (double)count / ms, "attention_ms", attention_ms, "flops_per_s", rate));
+    return HD_OK;
+}
+
+static json_t *open_report(bench *b) {
+    const bench_decode_config *c = b->config;
+    json_t *report = bench_report_open("decode");
+    json_t *fields =
+        json_pack("{s:s, s:s, s:s, s:s, s:i, s:i, s:f}", "model", c->model_name, "weights",
+                  hd_dtype_name(c->weights->dtype), "kv", hd_dtype_name(c->attention->ops->dtype(c->attention)),
+                  "kernels", c->kernels->name, "threads", (int)hd_pool_thread_count(c->pool), "max_batch_tokens",
+                  (int)c->batch_tokens_max, "read_bandwidth_bytes_per_s", b->bandwidth);
+    json_object_update(report, fields);
+    json_decref(fields);
+    json_object_set_new(report, "decode", b->decode = json_array());
+    json_object_set_new(report, "chunks", b->chunks = json_array());
+    json_object_set_new(report, "prefill", b->prefills = json_array());
+    return report;
+}
+
+static void print_head(bench *b) {
+    const bench_decode_config *c = b->config;
+    char cpu[256], weights[32];
+    fprintf(b->table, "%s, %u threads, %s kernels; %s, weights %s (%s), KV %s; read bandwidth %.1f GB/s\n",
+            bench_cpu_name(cpu, sizeof(cpu)), hd_pool_thread_count(c->pool), c->kernels->name, c->model_name,
+            hd_dtype_name(c->weights->dtype), hd_format_size(c->weights->bytes, weights, sizeof(weights)),
+            hd_dtype_name(c->attention->ops->dtype(c->attention)), b->bandwidth * 1e-9);
+}
+
+static hd_status run_all(bench *b, hd_error *error) {
+    const bench_decode_config *c = b->config;
+    hd_status status = HD_OK;
+    for (size_t i = 0; i < c->prefills.count && status == HD_OK; i++)
+        if (c->prefills.values[i] > 0) status = bench_prefill(b, c->prefills.values[i], error);
+    if (c->depths.count > 0 && status == HD_OK)
+        fprintf(b->table, "%9s %6s %-9s %10s %10s %10s %10s %10s %9s %9s %7s\n", "depth", "batch", "kv", "ms/step",
+                "best", "p90", "tokens/s", "attention", "GB/s", "kv GB/s", "share");
+    for (size_t i = 0; i < c->depths.count && status == HD_OK; i++) status = bench_depth(b, c->depths.values[i], error);
+    return status;
+}
+
+hd_status bench_decode_run(const bench_decode_config *config, hd_error *error) {
+    assert(config->batch >= 1 && config->batch <= config->batch_tokens_max && config->steps >= 1);
+    bench b = {.config = config, .random = {1}, .table = bench_report_table(config->json_path)};
+    timed_attention_init(&b.attention, config->attention);
+    b.rope = malloc(rope_table_bytes(&config->model->rope));
+    b.sequences = calloc(config->batch, sizeof(*b.sequences));
+    b.spans = calloc(config->batch, sizeof(*b.spans));
+    b.tokens = calloc(config->batch_tokens_max, sizeof(*b.tokens));
+    forward_config shape = {.model = config->model,
+                            .weights = config->weights,
+                            .kernels = config->kernels,
+                            .pool = config->pool,
+                            .attention = &b.attention.base,
+                            .rows_max = config->batch_tokens_max,
+                            .spans_max = config->batch,
+                            .logits_rows_max = config->batch};
+    hd_status status = b.rope != NULL && b.sequences != NULL && b.spans != NULL && b.tokens != NULL
+                           ? forward_open(&shape, &b.forward)
+                           : HD_NO_MEMORY;
+    if (status != HD_OK) hd_error_set(error, status, "no memory for a step of %u rows", config->batch_tokens_max);
+    if (status == HD_OK) {
+        b.bandwidth = bench_read_bandwidth(config->pool);
+        print_head(&b);
+        json_t *report = open_report(&b);
+        status = run_all(&b, error);
+        if (status == HD_OK) status = bench_report_write(report, config->json_path, error);
+        else json_decref(report);
+    }
+    forward_close(b.forward);
+    free(b.rope);
+    free(b.sequences);
+    free(b.spans);
+    free(b.tokens);
+    return status;
+}

@@ -1,0 +1,63 @@
+/* memory_plan.c - see memory_plan.h. */
+#include "cli/memory_plan.h"
+
+#include <stdio.h>
+
+#include "base/flags.h"
+
+#define BLOCK_TOKENS 128u
+
+typedef struct size_text {
+    char text[32];
+} size_text;
+
+static size_text size_of(uint64_t bytes) {
+    size_text size;
+    hd_format_size(bytes, size.text, sizeof(size.text));
+    return size;
+}
+
+static hd_status check_weights(const memory_request *r, hd_error *error) {
+    if (r->weights_bytes <= r->usable_bytes && r->working_bytes <= r->usable_bytes - r->weights_bytes) return HD_OK;
+    return hd_error_set(error, HD_NO_MEMORY,
+                        "the weights take %s as %s, a step %s, and this process may use %s; give it more memory, or "
+                        "smaller weights by --weights "
+                        "int8 or a smaller model",
+                        size_of(r->weights_bytes).text, r->weights_dtype, size_of(r->working_bytes).text,
+                        size_of(r->usable_bytes).text);
+}
+
+static hd_status check_context(const memory_request *r, uint64_t hot_bytes, hd_error *error) {
+    if (r->context_tokens > r->model_tokens)
+        return hd_error_set(error, HD_INVALID,
+                            "--max-context %llu is more than the %llu positions that the model was made for",
+                            (unsigned long long)r->context_tokens, (unsigned long long)r->model_tokens);
+    uint64_t blocks = (r->context_tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+    uint64_t block_bytes = r->kv_bytes_per_token * BLOCK_TOKENS;
+    if (blocks <= hot_bytes / block_bytes) return HD_OK;
+    return hd_error_set(error, HD_NO_MEMORY,
+                        "--max-context %llu needs %s of keys and values (%s a token), and there is %s for them, which "
+                        "holds %llu tokens; lower "
+                        "--max-context, or give more memory",
+                        (unsigned long long)r->context_tokens, size_of(blocks * block_bytes).text,
+                        size_of(r->kv_bytes_per_token).text, size_of(hot_bytes).text,
+                        (unsigned long long)(hot_bytes / block_bytes * BLOCK_TOKENS));
+}
+
+hd_status memory_plan_make(const memory_request *r, memory_plan *plan, hd_error *error) {
+    hd_status status = check_weights(r, error);
+    if (status != HD_OK) return status;
+    uint64_t left = r->usable_bytes - r->weights_bytes - r->working_bytes;
+    if (r->hot_bytes > left)
+        return hd_error_set(error, HD_NO_MEMORY,
+                            "--hot-memory %s does not fit: this process may use %s, of which the weights take %s and a "
+                            "step %s; %s is left",
+                            size_of(r->hot_bytes).text, size_of(r->usable_bytes).text, size_of(r->weights_bytes).text,
+                            size_of(r->working_bytes).text, size_of(left).text);
+    uint64_t hot_bytes = r->hot_bytes > 0 ? r->hot_bytes : left;
+    status = check_context(r, hot_bytes, error);
+    if (status != HD_OK) return status;
+    *plan = (memory_plan){.hot_bytes = hot_bytes,
+                          .context_fits = hot_bytes / (r->kv_bytes_per_token * BLOCK_TOKENS) * BLOCK_TOKENS};
+    return HD_OK;
+}

@@ -1,0 +1,98 @@
+/* node_options.c - the flags and what their values may be. */
+#include "cli/node_options.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "kernels/ops.h"
+
+#define BATCH_TOKENS_MAX 65536u
+#define REQUESTS_MAX 65536u
+#define THREADS_MAX 1024u
+
+size_t node_options_flags(node_options *o, hd_flag *flags) {
+    const hd_flag all[] = {
+        {"hot-memory", HD_FLAG_SIZE, &o->hot_memory, "BYTES",
+         "memory for keys and values (default: what the weights leave)", false},
+        {"kv-dtype", HD_FLAG_STRING, &o->kv_dtype, "f32|bf16", "how keys and values are kept", false},
+        {"selection", HD_FLAG_STRING, &o->selection, "NAME", "which earlier tokens a query attends to: full", false},
+        {"threads", HD_FLAG_U64, &o->threads, "N", "compute threads (default: the CPUs this process may use)", false},
+        {"weights", HD_FLAG_STRING, &o->weights, "auto|f32|bf16|int8", "how weights are kept; auto is bf16", false},
+        {"max-batch-tokens", HD_FLAG_U64, &o->max_batch_tokens, "N",
+         "rows of a step: decoding requests and chunks of prompts together", false},
+        {"max-context", HD_FLAG_U64, &o->max_context, "N",
+         "tokens of a request, prompt and answer (default: the model's, or what fits)", false},
+        {"max-requests", HD_FLAG_U64, &o->max_requests, "N", "requests running and waiting; more are refused", false},
+        {"model-name", HD_FLAG_STRING, &o->model_name, "NAME",
+         "what clients call the model (default: the last part of MODEL_DIR)", false},
+        {"kernels", HD_FLAG_STRING, &o->kernels, "NAME", "the table of kernels (default: the best that this CPU runs)",
+         false},
+        {"log-level", HD_FLAG_STRING, &o->log_level, "debug|info|warn|error", "what is logged", false},
+    };
+    memcpy(flags, all, sizeof(all));
+    return sizeof(all) / sizeof(all[0]);
+}
+
+static hd_status choose_weights(const char *name, hd_dtype *dtype, hd_error *error) {
+    if (strcmp(name, "auto") == 0 || strcmp(name, "bf16") == 0) *dtype = HD_BF16;
+    else if (strcmp(name, "f32") == 0) *dtype = HD_F32;
+    else if (strcmp(name, "int8") == 0) *dtype = HD_INT8;
+    else return hd_error_set(error, HD_INVALID, "--weights: '%s' is none of auto, f32, bf16, int8", name);
+    return HD_OK;
+}
+
+static hd_status choose_kv(const char *name, hd_dtype *dtype, hd_error *error) {
+    if (strcmp(name, "bf16") == 0) *dtype = HD_BF16;
+    else if (strcmp(name, "f32") == 0) *dtype = HD_F32;
+    else return hd_error_set(error, HD_INVALID, "--kv-dtype: '%s' is none of f32, bf16", name);
+    return HD_OK;
+}
+
+static hd_status choose_log_level(const char *name, hd_error *error) {
+    static const char *const names[] = {
+        [HD_LOG_DEBUG] = "debug", [HD_LOG_INFO] = "info", [HD_LOG_WARN] = "warn", [HD_LOG_ERROR] = "error"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        if (strcmp(name, names[i]) == 0) {
+            hd_log_set_level((hd_log_level)i);
+            return HD_OK;
+        }
+    return hd_error_set(error, HD_INVALID, "--log-level: '%s' is none of debug, info, warn, error", name);
+}
+
+static hd_status check_range(const char *flag, uint64_t value, uint64_t least, uint64_t most, hd_error *error) {
+    if (value >= least && value <= most) return HD_OK;
+    return hd_error_set(error, HD_INVALID, "--%s: %llu is not between %llu and %llu", flag, (unsigned long long)value,
+                        (unsigned long long)least, (unsigned long long)most);
+}
+
+/* The last part of the path: "models/x/" is x; "." and "/" have none. */
+static void name_of_directory(const char *path, char *name, size_t name_bytes) {
+    size_t end = strlen(path);
+    while (end > 0 && path[end - 1] == '/') end--;
+    size_t start = end;
+    while (start > 0 && path[start - 1] != '/') start--;
+    snprintf(name, name_bytes, "%.*s", (int)(end - start), path + start);
+    if (name[0] == '\0' || strcmp(name, ".") == 0 || strcmp(name, "..") == 0) snprintf(name, name_bytes, "model");
+}
+
+hd_status node_options_check(const node_options *o, node_settings *settings, hd_error *error) {
+    const kernel_ops *kernels;
+    hd_status status = choose_log_level(o->log_level, error);
+    if (status == HD_OK) status = choose_weights(o->weights, &settings->weights_dtype, error);
+    if (status == HD_OK) status = choose_kv(o->kv_dtype, &settings->kv_dtype, error);
+    if (status == HD_OK && strcmp(o->selection, "full") != 0)
+        status = hd_error_set(error, HD_INVALID, "--selection: '%s' is not known; there is full", o->selection);
+    if (status == HD_OK) status = check_range("threads", o->threads, 0, THREADS_MAX, error);
+    if (status == HD_OK) status = check_range("max-batch-tokens", o->max_batch_tokens, 1, BATCH_TOKENS_MAX, error);
+    if (status == HD_OK) status = check_range("max-requests", o->max_requests, 1, REQUESTS_MAX, error);
+    if (status == HD_OK) {
+        hd_error problem;
+        status = kernel_ops_choose(o->kernels, &kernels, &problem);
+        if (status != HD_OK) hd_error_set(error, status, "--kernels: %s", problem.text);
+    }
+    if (status != HD_OK) return status;
+    if (o->model_name != NULL) snprintf(settings->model_name, sizeof(settings->model_name), "%s", o->model_name);
+    else name_of_directory(o->model_directory, settings->model_name, sizeof(settings->model_name));
+    return HD_OK;
+}

@@ -1,0 +1,35 @@
+/* node_options.h - the flags that say which model runs here and with how much: shared by serve, generate and the benchmarks.
+ *
+ * Threads: main thread. */
+#ifndef CLI_NODE_OPTIONS_H
+#define CLI_NODE_OPTIONS_H
+
+#include "base/flags.h"
+#include "kernels/dtype.h"
+
+typedef struct node_options {
+    const char *model_directory; /* the positional argument */
+    uint64_t hot_memory;         /* bytes of KV; 0: what is left after the weights */
+    const char *kv_dtype, *weights, *selection, *kernels, *model_name, *log_level;
+    uint64_t threads;                                     /* 0: every CPU that this process may use */
+    uint64_t max_batch_tokens, max_requests, max_context; /* max_context 0: the model's, or what fits */
+} node_options;
+
+#define NODE_OPTIONS_DEFAULTS                                                                                          \
+    {                                                                                                                  \
+        .kv_dtype = "bf16", .weights = "auto", .selection = "full", .log_level = "info", .max_batch_tokens = 512,      \
+        .max_requests = 1024                                                                                           \
+    }
+
+/* Fills flags and returns how many. */
+size_t node_options_flags(node_options *options, hd_flag *flags);
+
+typedef struct node_settings { /* the same as values */
+    hd_dtype kv_dtype, weights_dtype;
+    char model_name[256];
+} node_settings;
+
+/* Refuses values that can never be right, naming the flag; sets the log level. */
+hd_status node_options_check(const node_options *options, node_settings *settings, hd_error *error);
+
+#endif

@@ -1,0 +1,96 @@
+#!/bin/sh
+# foundation.sh [ITEM...] - measures the foundation's targets at their full size and prints for each figure a line
+#     item  figure | target: ... | pass or FAIL
+# Items: 1 demo and tests from a fresh clone   2 logits   3 OpenAI clients   4 needles   5 speed beside peers
+#        6 many clients, sanitizers, fuzzing   7 bad input. Without one, all. Called by ./run accept foundation, which has built.
+# Ends with 1 when a line failed. Logs of each item go to build/accept/.
+set -u
+cd "$(dirname "$0")/../.."
+root=$PWD
+logs=$root/build/accept
+mkdir -p "$logs"
+python=$root/build/venv/bin/python3
+failures=0
+
+line() { # ITEM FIGURE TARGET pass|FAIL
+    printf '%-4s %s | target: %s | %s\n' "$1" "$2" "$3" "$4"
+    [ "$4" = pass ] || failures=$((failures + 1))
+}
+
+# judge ITEM FIGURE TARGET COMMAND...: passes when the command succeeds
+judge() {
+    item=$1 figure=$2 target=$3
+    shift 3
+    if "$@"; then line "$item" "$figure" "$target" pass; else line "$item" "$figure" "$target" FAIL; fi
+}
+
+# tests ITEM WHAT CTEST_ARGUMENTS...: passes when the tests named are there and pass; the figure is how many
+tests() {
+    item=$1 what=$2 log=$logs/item-$1-tests.log
+    shift 2
+    ctest --preset default --no-tests=error "$@" >"$log" 2>&1
+    code=$?
+    figure=$(sed -n 's/^\([0-9]*% tests passed.*\)$/\1/p' "$log")
+    judge "$item" "$what: ${figure:-no tests}" "all pass" [ $code -eq 0 ]
+}
+
+python_item() { # SCRIPT ARGUMENTS...: prints its own lines
+    "$python" "$@" || failures=$((failures + 1))
+}
+
+needle_model() {
+    model=$root/build/models/needle
+    [ -f "$model/config.json" ] || "$python" tools/needle/make_needle_model.py "$model" >/dev/null
+}
+
+item_1() {
+    clone=$(mktemp -d)
+    trap 'rm -rf "$clone"' EXIT
+    git clone -q "$root" "$clone/hadal" || return
+    for task in demo test; do
+        start=$(date +%s)
+        (cd "$clone/hadal" && ./run $task) >"$logs/item-1-$task.log" 2>&1
+        code=$?
+        seconds=$(($(date +%s) - start))
+        judge 1 "./run $task in a fresh clone: $seconds s, exit code $code" "0, under 480 s" [ $code -eq 0 -a $seconds -lt 480 ]
+    done
+    sed -n '/Right\./,$d; s/^/     /p' "$logs/item-1-demo.log" | tail -n 14
+}
+
+item_2() { tests 2 "logits against HF transformers, and their bits" -R '^worker_golden'; }
+
+item_3() { tests 3 "OpenAI clients" -R '^api_'; }
+
+item_4() {
+    needle_model
+    python_item tests/accept/needle.py build/hadal "$model"
+}
+
+item_5() {
+    bash bench/peers.sh --json "$logs/peers.json" >"$logs/item-5-peers.log" 2>&1
+    judge 5 "bench/peers.sh ran" "exit code 0" [ $? -eq 0 ]
+    python_item tests/accept/speed.py build/hadal "$logs"
+}
+
+item_6() {
+    needle_model
+    python_item tests/accept/soak.py build/hadal "$model"
+    for sanitizer in asan tsan; do
+        ./run $sanitizer >"$logs/item-6-$sanitizer.log" 2>&1
+        judge 6 "./run $sanitizer" "clean" [ $? -eq 0 ]
+    done
+    ./run fuzz "${HADAL_FUZZ_SECONDS:-600}" >"$logs/item-6-fuzz.log" 2>&1
+    judge 6 "./run fuzz" "finds nothing, 90 % of each parser's lines" [ $? -eq 0 ]
+    sed 's/^/     /' "$logs/item-6-fuzz.log" | tail -n 20
+}
+
+item_7() { tests 7 "bad input, by its message" -R '^(cli_|model_|api_|text_|coordinator_)'; }
+
+[ $# -gt 0 ] || set -- 1 2 3 4 5 6 7
+for item in "$@"; do
+    case $item in
+    [1-7]) "item_$item" ;;
+    *) printf 'accept foundation: there is no item %s; there are 1 to 7\n' "$item" >&2; exit 2 ;;
+    esac
+done
+[ "$failures" -eq 0 ] || { printf '%s failed\n' "$failures" >&2; exit 1; }
