@@ -4,7 +4,8 @@
 #include <assert.h>
 
 #define ITEMS_PER_THREAD 16u
-#define PARTIALS_PER_THREAD 16u /* full tiles */
+#define PARTIALS_PER_THREAD 16u /* of full tiles, for long sequences that are cut */
+#define PARTIALS_PER_SPAN 8u    /* of one row, for sequences that share groups */
 #define COST_CLASSES 256u
 
 /* The cost of a group of blocks to an item: reading its keys and values, and the work for each row, in rows. */
@@ -25,7 +26,8 @@ uint32_t attend_plan_item_rows_max(const plan_limits *limits) {
 }
 
 uint64_t attend_plan_partial_rows_max(const plan_limits *limits) {
-    return (uint64_t)limits->thread_count * PARTIALS_PER_THREAD * attend_plan_item_rows_max(limits);
+    return (uint64_t)limits->thread_count * PARTIALS_PER_THREAD * attend_plan_item_rows_max(limits) +
+           (uint64_t)limits->spans_max * PARTIALS_PER_SPAN * limits->group_size_max * limits->kv_heads_max;
 }
 
 /* Every tile has a row and an item; cutting adds a bounded number of items. */
@@ -89,7 +91,7 @@ static void join_tiles(attend_plan *plan, uint32_t first) {
     plan_tile *head = &plan->tiles[first];
     const plan_span *span = &plan->spans[head->span];
     if (head->row_count != span->row_count) return;
-    uint64_t shared_end = head->group_end, shared_first = head->group_first;
+    uint64_t shared_end = head->group_end, shared_first = head->group_first, latest_first = head->group_first;
     uint32_t rows = head->row_count;
     for (uint32_t next = first + 1; next < plan->tile_count; next++) {
         const plan_tile *tile = &plan->tiles[next];
@@ -97,7 +99,8 @@ static void join_tiles(attend_plan *plan, uint32_t first) {
         if (tile->row_count != plan->spans[tile->span].row_count || rows * plan->shape.group_size > plan->limits.tile_rows) break;
         uint64_t begin = min_u64(shared_first, tile->group_first), joined = next - first;
         uint64_t end = min_u64(min_u64(shared_end, tile->group_end), common_end(span, &plan->spans[tile->span]));
-        if (end <= begin || (end - begin) * joined <= (shared_end - shared_first) * (joined - 1)) break;
+        latest_first = max_u64(latest_first, tile->group_first);
+        if (end <= latest_first || (end - begin) * joined <= (shared_end - shared_first) * (joined - 1)) break;
         shared_first = begin;
         shared_end = end;
         head->together = next - first + 1;
@@ -202,8 +205,10 @@ static void add_tile(attend_plan *plan, uint32_t index, uint64_t target) {
 
 /* What of a tile lies behind the groups that it shares. */
 static cutter own_cutter(const attend_plan *plan, const plan_tile *tile, uint64_t target) {
-    uint64_t begin = max_u64(tile->shared_end, tile->group_first);
-    return (cutter){.next = begin, .end = tile->group_end, .level_max = level_for(plan, tile->row_count, target), .is_left_hard = true};
+    return (cutter){.next = tile->shared_end,
+                    .end = tile->group_end,
+                    .level_max = level_for(plan, tile->row_count, target),
+                    .is_left_hard = true};
 }
 
 /* False, and nothing added, when there is no room for the partials. */

@@ -50,10 +50,9 @@ typedef struct plan_item {
 } plan_item;
 
 typedef struct plan_limits {
-    uint32_t rows_max;       /* of a step */
-    uint32_t kv_heads_max;
-    uint32_t group_size_max;
-    uint32_t tile_rows;      /* rows of a kernel call, if one row's GQA group is not larger */
+    uint32_t rows_max, spans_max; /* of a step */
+    uint32_t kv_heads_max, group_size_max;
+    uint32_t tile_rows; /* rows of a kernel call, if one row's GQA group is not larger */
     uint32_t thread_count;
 } plan_limits;
 

@@ -14,6 +14,7 @@ static uint64_t aligned(uint64_t bytes) {
 
 static plan_limits limits_of(const engine_config *config) {
     plan_limits limits = {.rows_max = config->step_rows_max,
+                          .spans_max = config->sequences_max,
                           .tile_rows = config->kernels->attend_rows_best,
                           .thread_count = hd_pool_thread_count(config->pool)};
     for (uint32_t i = 0; i < config->layers.layer_count; i++) {
