@@ -6,8 +6,8 @@
 
 #include "base/threads.h"
 
-/* Bytes a second that all threads of the pool read together from a region far larger than the caches: the median of several
- * passes, for the best of a few numbers of streams a thread. 0 without memory. Takes about two seconds. */
+/* Bytes a second that all threads of the pool read together from a region far larger than the caches: the median of
+ * several passes, for the best of a few numbers of streams a thread. 0 without memory. Takes about two seconds. */
 double bench_read_bandwidth(hd_pool *pool);
 
 /* Bytes a second of the better of two passes over that memory, a moment's figure to hold beside another moment's. */

@@ -1,7 +1,7 @@
 /* decode.c - fills sequences, times steps, and holds the times against what memory gives.
  *
- * The floor of a decode step is the memory it must read: every weight once, and every key and value of every sequence once.
- * Share = floor at the bandwidth measured in the same run, divided by the step's time. */
+ * The floor of a decode step is the memory it must read: every weight once, and every key and value of every sequence
+ * once. Share = floor at the bandwidth measured in the same run, divided by the step's time. */
 #include "bench/decode.h"
 
 #include <assert.h>
@@ -70,7 +70,7 @@ static double milliseconds_since(uint64_t start_ns) {
     return (double)(hd_now_ns() - start_ns) * 1e-6;
 }
 
-/* Bytes of weights that a step of `rows` rows reads: all of them, but of experts only those that can have been chosen. */
+/* Bytes of weights that a step of `rows` rows reads: all of them, but of experts only those that can be chosen. */
 static uint64_t weight_bytes_read(const bench_decode_config *c, uint32_t rows) {
     uint64_t bytes = c->weights->bytes;
     for (uint32_t i = 0; i < c->model->layer_count; i++) {
@@ -133,7 +133,8 @@ static hd_status run_step(bench *b, uint32_t span_count, hd_error *error) {
     return forward_step(b->forward, b->spans, span_count, &has_begun, error);
 }
 
-/* `count` random tokens at the sequence's end, in chunks of batch_tokens_max rows; logits of the last, as a server needs them. */
+/* `count` random tokens at the sequence's end, in chunks of batch_tokens_max rows; logits of the last, as a server
+ * needs them. */
 static hd_status prefill(bench *b, sequence *s, uint64_t count, hd_error *error) {
     hd_status status = HD_OK;
     while (count > 0 && status == HD_OK) {

@@ -1,9 +1,10 @@
 /* decode.h - `hadal bench decode`: tokens a second against the depth of the context, without a server around it.
  *
- * For every depth: sequences are opened and filled to it, then a batch of one row each is decoded, then one chunk of a prompt is
- * run at that depth. Depths up to prefill_up_to tokens (of all sequences together) are filled by real prefill; deeper ones with
- * synthetic keys and values, because prefill is quadratic; what attention reads and computes is the same, and the report
- * says which it was. Times are split into attention and the rest by a timer around the attention interface.
+ * For every depth: sequences are opened and filled to it, then a batch of one row each is decoded, then one chunk of a
+ * prompt is run at that depth. Depths up to prefill_up_to tokens (of all sequences together) are filled by real
+ * prefill; deeper ones with synthetic keys and values, because prefill is quadratic; what attention reads and computes
+ * is the same, and the report says which it was. Times are split into attention and the rest by a timer around the
+ * attention interface.
  * Threads: runs on the calling thread as the step thread; the pool must be free. */
 #ifndef BENCH_DECODE_H
 #define BENCH_DECODE_H

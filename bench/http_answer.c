@@ -1,4 +1,4 @@
-/* http_answer.c - the states of http_answer.h; the head's lines and the body's are collected in buffers of their own. */
+/* http_answer.c - the states of http_answer.h; the head's lines and the body's are collected in their own buffers. */
 #include "bench/http_answer.h"
 
 #include <ctype.h>

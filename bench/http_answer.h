@@ -3,8 +3,9 @@
  *   STATUS -> HEADERS -> BODY (by length, or to the end of the connection) -> DONE
  *                     -> CHUNK_SIZE -> CHUNK_BODY -> CHUNK_END -> CHUNK_SIZE ... -> TRAILERS -> DONE
  *
- * A body line ends at '\n' (a '\r' before it is dropped), which is what server-sent events are made of; what follows the last '\n'
- * is the last line. A line of more than HTTP_ANSWER_LINE_MAX bytes is refused, so a peer cannot make the reader grow.
+ * A body line ends at '\n' (a '\r' before it is dropped), which is what server-sent events are made of; what follows
+ * the last '\n' is the last line. A line of more than HTTP_ANSWER_LINE_MAX bytes is refused, so a peer cannot make the
+ * reader grow.
  * Threads: an answer belongs to one thread. */
 #ifndef BENCH_HTTP_ANSWER_H
 #define BENCH_HTTP_ANSWER_H
@@ -47,7 +48,8 @@ typedef struct http_answer {
 void http_answer_init(http_answer *answer, http_answer_line *on_line, void *context);
 void http_answer_fini(http_answer *answer);
 
-/* Takes all bytes. HD_OK: go on, or state is HTTP_DONE. HD_CORRUPT: not an answer, or a line beyond the bound. HD_NO_MEMORY. */
+/* Takes all bytes. HD_OK: go on, or state is HTTP_DONE. HD_CORRUPT: not an answer, or a line beyond the bound.
+ * HD_NO_MEMORY. */
 hd_status http_answer_take(http_answer *answer, const char *bytes, size_t count);
 /* The connection has ended. HD_OK where the answer is whole; else HD_PEER_LOST. */
 hd_status http_answer_end(http_answer *answer);

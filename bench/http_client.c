@@ -184,8 +184,8 @@ static ssize_t send_some(http_call *call) {
     return send(call->fd, call->body + body_sent, call->body_bytes - body_sent, MSG_NOSIGNAL);
 }
 
-/* HD_PENDING: more to send later. A server may answer before it has read everything (a body that is too large), and then
- * resets the connection, so a failed send is no failure as long as there is an answer to read. */
+/* HD_PENDING: more to send later. A server may answer before it has read everything (a body that is too large), and
+ * then resets the connection, so a failed send is no failure as long as there is an answer to read. */
 static hd_status on_writable(http_call *call) {
     size_t total = call->head_bytes + (call->body != NULL ? call->body_bytes : 0);
     while (call->sent_bytes < total) {

@@ -1,9 +1,11 @@
 /* http_client.h - many HTTP/1.1 requests at once, each on a connection of its own, driven by one thread.
  *
  * A client knows one server. A call is a request and its answer, in the caller's memory: started once, it ends with
- * exactly one on_done, and may be started again after that. Plain http:// only: what is measured here is the server, not TLS.
+ * exactly one on_done, and may be started again after that. Plain http:// only: what is measured here is the server,
+ * not TLS.
  *   1. The connection is part of what is measured: a call begins with connect.
- *   2. on_line and on_done run inside http_client_poll (on_done also inside http_client_cancel) and may start further calls.
+ *   2. on_line and on_done run inside http_client_poll (on_done also inside http_client_cancel) and may start further
+ *      calls.
  * Threads: a client and its calls belong to one thread. */
 #ifndef BENCH_HTTP_CLIENT_H
 #define BENCH_HTTP_CLIENT_H
@@ -31,7 +33,8 @@ struct http_call {
     int fd;
 };
 
-/* url: http://HOST[:PORT][/PREFIX]; api_key may be NULL. The error names what is wrong with the URL, or the host that is not found. */
+/* url: http://HOST[:PORT][/PREFIX]; api_key may be NULL. The error names what is wrong with the URL, or the host that
+ * is not found. */
 hd_status http_client_open(const char *url, const char *api_key, http_client **client, hd_error *error);
 /* Cancels what still runs. Accepts NULL. */
 void http_client_close(http_client *client);
@@ -44,8 +47,8 @@ size_t http_client_running(const http_client *client);
 /* Waits for at most timeout_ms (0: not at all) for something to happen and handles it. */
 hd_status http_client_poll(http_client *client, int timeout_ms);
 
-/* One call from start to end while nothing else runs: the answer's lines, joined by '\n', malloc'ed and zero terminated.
- * body NULL: a GET. HD_TIMED_OUT after timeout_ms. */
+/* One call from start to end while nothing else runs: the answer's lines, joined by '\n', malloc'ed and zero
+ * terminated. body NULL: a GET. HD_TIMED_OUT after timeout_ms. */
 hd_status http_client_fetch(http_client *client, const char *path, const char *body, int timeout_ms, int *http_status,
                             char **text);
 

@@ -1,7 +1,8 @@
 /* load.h - sends requests to an OpenAI-compatible server at a given rate and measures what comes back.
  *
- * Open loop: requests leave at the times of a Poisson process whatever the server does, so a server that falls behind shows it as
- * waiting time instead of slowing the load down. Every answer is streamed; an event is a piece of text of an answer.
+ * Open loop: requests leave at the times of a Poisson process whatever the server does, so a server that falls behind
+ * shows it as waiting time instead of slowing the load down. Every answer is streamed; an event is a piece of text of
+ * an answer.
  *   ttft  from connect to the first event                    itl  between two events of one answer
  *   tpot  (end - first event) / (output tokens - 1)          e2el from connect to the end of the answer
  * Threads: load_run runs on the calling thread and calls on_progress there. */

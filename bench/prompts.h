@@ -1,8 +1,9 @@
 /* prompts.h - prompts of a wanted length for a server that is only known by its HTTP interface.
  *
- * Where the server has /tokenize, prompts are lists of token ids drawn from the ids of a list of English words, so their length is
- * exact. Where it has not, or for chat, they are that many words, about a token each; the server's own usage figures say how many
- * tokens there were. Two prompts share their first `prefix_tokens` tokens and, beyond chance, nothing else.
+ * Where the server has /tokenize, prompts are lists of token ids drawn from the ids of a list of English words, so
+ * their length is exact. Where it has not, or for chat, they are that many words, about a token each; the server's own
+ * usage figures say how many tokens there were. Two prompts share their first `prefix_tokens` tokens and, beyond
+ * chance, nothing else.
  * Threads: stateless after open; one thread. */
 #ifndef BENCH_PROMPTS_H
 #define BENCH_PROMPTS_H

@@ -1,4 +1,5 @@
-/* report.h - what every benchmark says beside its figures: when, which version, on which machine; and where the JSON goes.
+/* report.h - what every benchmark says beside its figures: when, which version, on which machine; and where the JSON
+ * goes.
  *
  * Threads: stateless. */
 #ifndef BENCH_REPORT_H

@@ -1,5 +1,5 @@
-/* serve.c - from single requests to percentiles. Field names are those that other serving benchmarks use, so that scripts can
- * compare files. */
+/* serve.c - from single requests to percentiles. Field names are those that other serving benchmarks use, so that
+ * scripts can compare files. */
 #include "bench/serve.h"
 
 #include <math.h>

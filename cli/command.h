@@ -1,7 +1,7 @@
 /* command.h - a subcommand: what help says of it, its flags, and the function that wires it.
  *
- * The flags of a command are targets in a static options struct of its file, which hold the defaults until main has parsed
- * the command line into them; a process runs one command once.
+ * The flags of a command are targets in a static options struct of its file, which hold the defaults until main has
+ * parsed the command line into them; a process runs one command once.
  * Exit codes: 0 done; 1 failed, with one line on stderr that says what and what to do; 2 wrong usage.
  * Threads: main thread. */
 #ifndef CLI_COMMAND_H
@@ -47,7 +47,8 @@ bool cli_is_set(const cli_arguments *arguments, const char *flag);
 cli_exit cli_fail(const hd_error *error);
 cli_exit cli_misuse(const cli_command *command, const hd_error *error);
 
-/* `hadal help`, `hadal help bench`, `hadal help bench serve`: words are what follows help. On stdout, or on stderr after misuse. */
+/* `hadal help`, `hadal help bench`, `hadal help bench serve`: words are what follows help. On stdout, or on stderr
+ * after misuse. */
 cli_exit help_run(int word_count, char **words);
 void help_print_command(const cli_command *command, FILE *stream);
 void help_print_overview(FILE *stream);

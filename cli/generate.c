@@ -1,7 +1,7 @@
 /* generate.c - one prompt from a file, its answer to standard output as it comes, figures to standard error.
  *
- * The worker's events come on the step thread, which only puts them into an outbox of fixed size; this thread decodes and
- * writes, so a slow terminal holds up nobody but itself. */
+ * The worker's events come on the step thread, which only puts them into an outbox of fixed size; this thread decodes
+ * and writes, so a slow terminal holds up nobody but itself. */
 #include <errno.h>
 #include <jansson.h>
 #include <pthread.h>

@@ -19,7 +19,8 @@ static uint32_t least(uint64_t a, uint64_t b) {
     return (uint32_t)(a < b ? a : b);
 }
 
-/* An upper bound of the buffers of a step: the row buffers of the forward pass are of these sizes, each counted in fp32. */
+/* An upper bound of the buffers of a step: the row buffers of the forward pass are of these sizes, each counted in
+ * fp32. */
 static uint64_t working_bytes(const node_options *options, const node *n, uint64_t usable_bytes) {
     const model_config *m = n->config;
     uint64_t row = 2ull * m->hidden_size + 3ull * (m->query_heads + 2 * m->kv_heads) * m->head_dim +
@@ -45,8 +46,8 @@ static hd_status plan_memory(const node_options *options, node *n, hd_error *err
     return status == HD_OK ? memory_plan_make(&request, &n->memory, error) : status;
 }
 
-/* Identities are compared within this process alone, so the key may be new at each start; a key that nobody knows makes it
- * impossible to search for colliding prompts. */
+/* Identities are compared within this process alone, so the key may be new at each start; a key that nobody knows
+ * makes it impossible to search for colliding prompts. */
 static hd_status draw_key(unsigned char *key, size_t bytes, hd_error *error) {
     return getrandom(key, bytes, 0) == (ssize_t)bytes ? HD_OK
                                                       : hd_error_set(error, HD_IO, "the system gave no random bytes");

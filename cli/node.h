@@ -2,7 +2,8 @@
  *
  *   node_open: configuration -> tokenizer -> memory plan -> pool -> weights -> engine;   node_start: the worker
  *
- * Everything that can be refused from the headers of the files is refused before weights are read. Closed in reverse order.
+ * Everything that can be refused from the headers of the files is refused before weights are read. Closed in reverse
+ * order.
  * Threads: main thread. */
 #ifndef CLI_NODE_H
 #define CLI_NODE_H

@@ -1,4 +1,5 @@
-/* node_options.h - the flags that say which model runs here and with how much: shared by serve, generate and the benchmarks.
+/* node_options.h - the flags that say which model runs here and with how much: shared by serve, generate and the
+ * benchmarks.
  *
  * Threads: main thread. */
 #ifndef CLI_NODE_OPTIONS_H
