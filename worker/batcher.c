@@ -309,6 +309,7 @@ static void deliver(batcher *b, const step_answer *answer) {
         emit(request, &event);
         return;
     }
+    if (request->max_tokens == 0) return; /* the last row's logits came along with those of the prompt */
     if (ends_choice(b, &request->sampling, answer->token_id)) {
         finish_choice(b, s, WORKER_FINISH_STOP, answer->token_id);
         return;
@@ -399,16 +400,18 @@ static uint32_t choose_members(batcher *b, uint32_t *prompt_count, bool *is_deco
 }
 
 static void run_step(batcher *b) {
-    uint32_t prompt_count, rows = 0, prefill_rows = 0;
+    uint32_t prompt_count, rows = 0, prompt_rows = 0;
     bool is_decoding;
     uint32_t member_count = choose_members(b, &prompt_count, &is_decoding);
     if (member_count == 0) return;
-    for (uint32_t i = 0; i < member_count; i++) rows += b->members[i]->rows;
-    for (uint32_t i = 0; i < prompt_count; i++) prefill_rows += b->prompts[i].rows;
+    for (uint32_t i = 0; i < member_count; i++) {
+        rows += b->members[i]->rows;
+        if (b->members[i]->reports_prompt) prompt_rows += b->members[i]->rows;
+    }
     uint64_t begin_ns = hd_now_ns();
     run_members(b, b->members, member_count);
     schedule_learn(&b->schedule, b->prompts, prompt_count, is_decoding, (double)(hd_now_ns() - begin_ns));
-    hd_counter_add(b->metrics.prompt_tokens_total, prefill_rows);
+    hd_counter_add(b->metrics.prompt_tokens_total, prompt_rows);
     hd_histogram_observe(b->metrics.iteration_tokens_total, rows);
 }
 

@@ -10,7 +10,7 @@
 #define MIXED_STEP_NS (250 * NS_PER_MS) /* what a token of others may wait for, where prefill can be cut that small */
 #define PREFILL_STEP_NS (2000 * NS_PER_MS) /* nobody decodes: what a newcomer and a cancellation wait for */
 #define OLDEST_SHARE 0.25
-#define FIRST_GUESS_OPERATIONS_PER_NS 100.0 /* of one thread; the first step corrects it */
+#define FIRST_GUESS_OPERATIONS_PER_NS 200.0 /* of one thread; the first step corrects it */
 #define NEW_WEIGHT 0.3                      /* of the newest step in what is learnt */
 
 void schedule_init(schedule *s, const model_config *model, unsigned thread_count) {
@@ -25,6 +25,7 @@ void schedule_init(schedule *s, const model_config *model, unsigned thread_count
         if (model->windows[i] == 0) s->depth_work += 4.0 * query_width;
         else s->row_work += 4.0 * query_width * (double)model->windows[i];
     }
+    s->is_guess = true;
     s->ns_per_work = 1.0 / (FIRST_GUESS_OPERATIONS_PER_NS * thread_count);
 }
 
@@ -73,7 +74,7 @@ static schedule_prompt *next_shortest(schedule_prompt *prompts, uint32_t count, 
 
 void schedule_step(schedule *s, schedule_prompt *prompts, uint32_t count, uint32_t rows_max, bool is_decoding) {
     if (count == 0) {
-        s->saved_ns = s->oldest_saved_ns = 0;
+        s->saved_ns = s->oldest_share = 0;
         return;
     }
     schedule_prompt *oldest = &prompts[0];
@@ -84,17 +85,18 @@ void schedule_step(schedule *s, schedule_prompt *prompts, uint32_t count, uint32
     if (rows_max == 0) return;
     if (oldest->arrival != s->oldest_arrival) {
         s->oldest_arrival = oldest->arrival;
-        s->oldest_saved_ns = 0;
+        s->oldest_share = 0;
     }
     double step_ns = is_decoding ? fmax(MIXED_STEP_NS - s->decode_ns, s->decode_ns) : PREFILL_STEP_NS;
     uint32_t rows_left = rows_max;
 
     if (count > 1) { /* alone, the oldest is also the shortest */
-        uint32_t share = rows_max / 4 > SCHEDULE_ROWS_LEAST ? rows_max / 4 : rows_max, share_left = share;
-        double ns = s->oldest_saved_ns + step_ns * OLDEST_SHARE, spent = give(s, oldest, &share_left, ns);
-        rows_left -= share - share_left;
-        /* Saved up for the next chunk; what a chunk leaves over is not. */
-        s->oldest_saved_ns = oldest->rows > 0 ? 0 : ns;
+        s->oldest_share += OLDEST_SHARE;
+        uint32_t share = (uint32_t)(fmin(s->oldest_share, 1.0) * rows_max);
+        if (share < SCHEDULE_ROWS_LEAST && share < rows_max) share = 0;
+        double spent = give(s, oldest, &share, s->oldest_share * step_ns);
+        if (oldest->rows > 0) s->oldest_share = 0; /* what a chunk leaves over is not saved */
+        rows_left -= oldest->rows;
         step_ns = fmax(step_ns - spent, step_ns * (1 - OLDEST_SHARE));
     }
     double ns = s->saved_ns + step_ns;
@@ -107,8 +109,7 @@ void schedule_step(schedule *s, schedule_prompt *prompts, uint32_t count, uint32
         if (p->rows == before) break;
     }
 
-    uint32_t given = rows_max - rows_left;
-    if (given == 0 && !is_decoding) {
+    if (rows_left == rows_max && !is_decoding) {
         schedule_prompt *p = next_shortest(prompts, count, NULL);
         uint64_t left = p->total - p->done;
         uint32_t most = rows_max < SCHEDULE_ROWS_LEAST ? rows_max : SCHEDULE_ROWS_LEAST;
@@ -117,8 +118,8 @@ void schedule_step(schedule *s, schedule_prompt *prompts, uint32_t count, uint32
     }
 }
 
-static void learn(double *known, double seen) {
-    *known = *known > 0 ? *known + NEW_WEIGHT * (seen - *known) : seen;
+static void learn(double *known, double seen, bool is_first) {
+    *known = is_first ? seen : *known + NEW_WEIGHT * (seen - *known);
 }
 
 void schedule_learn(schedule *s, const schedule_prompt *prompts, uint32_t count, bool is_decoding, double step_ns) {
@@ -128,11 +129,12 @@ void schedule_learn(schedule *s, const schedule_prompt *prompts, uint32_t count,
         done_work += work(s, prompts[i].done, prompts[i].rows);
     }
     if (rows == 0) {
-        learn(&s->decode_ns, step_ns);
+        learn(&s->decode_ns, step_ns, s->decode_ns == 0);
         return;
     }
     /* A handful of rows costs what reading the weights costs, and tells nothing about a chunk. */
     if (rows < SCHEDULE_ROWS_LEAST) return;
     double prefill_ns = is_decoding ? fmax(step_ns - s->decode_ns, step_ns / 4) : step_ns;
-    learn(&s->ns_per_work, prefill_ns / done_work);
+    learn(&s->ns_per_work, prefill_ns / done_work, s->is_guess);
+    s->is_guess = false;
 }

@@ -5,7 +5,7 @@
  * rules:
  *   1. Prompts with the least left to do go first, so that a short request waits for chunks and not for a long
  *      prompt.
- *   2. The oldest prompt has a quarter of the time to itself as long as it lasts, so that none starves.
+ *   2. The oldest prompt has a quarter of rows and time to itself, saved up until it is a chunk, so that none starves.
  *   3. A chunk has at least SCHEDULE_ROWS_LEAST rows or what is left of the prompt. Where not even that fits the
  *      time, the time is saved up: steps without prefill pass until there is enough, and then one chunk runs. With
  *      nothing else to do, it runs at once.
@@ -30,14 +30,17 @@ typedef struct schedule_prompt {
 typedef struct schedule {
     double row_work, depth_work; /* operations of a row, and of a row for each position that it sees */
     double ns_per_work;          /* learnt */
+    bool is_guess;               /* it is not yet */
     double decode_ns;            /* learnt: a step with decode rows alone */
-    double saved_ns, oldest_saved_ns;
+    double saved_ns;
+    double oldest_share; /* of a step, saved up by the oldest prompt */
     uint64_t oldest_arrival;
 } schedule;
 
 void schedule_init(schedule *schedule, const model_config *model, unsigned thread_count);
 
-/* Fills in rows of every prompt, in total at most rows_max. is_decoding: the step has decode rows too. */
+/* Fills in rows of every prompt (none is done yet), in total at most rows_max. is_decoding: the step has decode rows
+ * too. */
 void schedule_step(schedule *schedule, schedule_prompt *prompts, uint32_t prompt_count, uint32_t rows_max,
                    bool is_decoding);
 

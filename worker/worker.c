@@ -45,12 +45,29 @@ static uint64_t least(uint64_t a, uint64_t b) {
     return a < b ? a : b;
 }
 
+/* Positions that the model can be used at: rope scaling stretches what it was trained on. */
+static uint64_t model_context(const model_config *model) {
+    const rope_config *rope = &model->rope;
+    switch (rope->kind) {
+    case ROPE_NONE:
+    case ROPE_LLAMA3: break; /* max_position_embeddings is stretched already */
+    case ROPE_LINEAR:
+    case ROPE_DYNAMIC: return (uint64_t)((double)model->max_positions * rope->factor);
+    case ROPE_YARN:
+        /* Checkpoints differ in whether it is stretched already; original_max_position_embeddings never is. */
+        if (rope->original_max_position * rope->factor > (double)model->max_positions) {
+            return (uint64_t)(rope->original_max_position * rope->factor);
+        }
+    }
+    return model->max_positions;
+}
+
 static void fill_info(worker *w) {
     const worker_config *config = &w->config;
     const model_config *model = config->model;
     attention_stats stats;
     config->attention->ops->stats(config->attention, &stats);
-    uint64_t context_max = least(model->max_positions, stats.blocks_total * HD_BLOCK_TOKENS);
+    uint64_t context_max = least(model_context(model), stats.blocks_total * HD_BLOCK_TOKENS);
     if (config->context_max > 0) context_max = least(context_max, config->context_max);
     hd_dtype kv_dtype = config->attention->ops->dtype(config->attention);
     w->info = (worker_info){
