@@ -98,11 +98,10 @@ static uint32_t blocks_of(const engine_config *config, const plan_limits *limits
 
 static hd_status check_budget(const engine_config *config, const plan_limits *limits, uint32_t block_count, hd_error *error) {
     if (block_count > 0) return HD_OK;
-    char budget[32], least[32], block[32];
+    char budget[32], block[32];
     return hd_error_set(error, HD_INVALID,
-                        "%s for keys and values hold no tokens: at least %s are needed, and %s more for each further %u tokens",
-                        hd_format_size(config->hot_bytes, budget, sizeof(budget)),
-                        hd_format_size(total_bytes(config, limits, 1), least, sizeof(least)),
+                        "%s for keys and values hold no tokens: at least %" PRIu64 " KiB are needed, and %s more for each further %u tokens",
+                        hd_format_size(config->hot_bytes, budget, sizeof(budget)), (total_bytes(config, limits, 1) + 1023) / 1024,
                         hd_format_size(attention_layer_table_block_bytes(&config->layers), block, sizeof(block)), HD_BLOCK_TOKENS);
 }
 
