@@ -17,15 +17,7 @@ static void open_small(toy *t, uint32_t blocks) {
     t->config.step_rows_max = 256;
     t->config.sequences_max = 16;
     assert_int_equal(kernel_ops_choose(NULL, &t->config.kernels, NULL), HD_OK);
-    assert_int_equal(hd_pool_open(1, &t->pool), HD_OK);
-    t->config.pool = t->pool;
-    for (t->config.hot_bytes = 1u << 20;; t->config.hot_bytes += 8192) {
-        if (engine_open(&t->config, &t->attention, NULL) != HD_OK) continue;
-        attention_stats stats;
-        t->attention->ops->stats(t->attention, &stats);
-        if (stats.blocks_total == blocks) return;
-        t->attention->ops->close(t->attention);
-    }
+    toy_open_blocks(t, 1, blocks);
 }
 
 static attention_stats stats_of(const toy *t) {

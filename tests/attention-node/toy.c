@@ -83,6 +83,18 @@ void toy_open(toy *t, unsigned threads) {
     assert_int_equal(status, HD_OK);
 }
 
+void toy_open_blocks(toy *t, unsigned threads, uint32_t blocks) {
+    assert_int_equal(hd_pool_open(threads, &t->pool), HD_OK);
+    t->config.pool = t->pool;
+    for (t->config.hot_bytes = 1u << 20;; t->config.hot_bytes += 8192) {
+        if (engine_open(&t->config, &t->attention, NULL) != HD_OK) continue;
+        attention_stats stats;
+        t->attention->ops->stats(t->attention, &stats);
+        if (stats.blocks_total >= blocks) return;
+        t->attention->ops->close(t->attention);
+    }
+}
+
 void toy_close(toy *t) {
     if (t->attention != NULL) t->attention->ops->close(t->attention);
     hd_pool_close(t->pool);

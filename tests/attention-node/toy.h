@@ -44,6 +44,7 @@ typedef struct toy {
 /* Fills in the shape's layer table and a config: portable kernels, a budget of 8 MiB, 64 sequences, 1,024 rows. */
 void toy_init(toy *t, const toy_shape *shape);
 void toy_open(toy *t, unsigned threads); /* the pool and the engine */
+void toy_open_blocks(toy *t, unsigned threads, uint32_t blocks); /* with the smallest budget that holds so many blocks */
 void toy_close(toy *t);
 void toy_fini(toy *t);
 
