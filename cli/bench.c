@@ -89,7 +89,7 @@ static hd_status load_directory(const bench_goals *goals, const node_settings *s
     node n;
     server_options server = SERVER_OPTIONS_DEFAULTS;
     server.listen = "127.0.0.1:0";
-    hd_status status = node_open(&serve.node, settings, &n, error);
+    hd_status status = node_open(&serve.node, settings, true, &n, error);
     if (status != HD_OK) return status;
     coordinator *front = NULL;
     status = node_start(&serve.node, &n, error);
@@ -195,7 +195,7 @@ static cli_exit bench_decode_command_run(const cli_command *command, const cli_a
     if (status != HD_OK) return cli_misuse(command, &error);
 
     node n;
-    if (node_open(&decode.node, &settings, &n, &error) != HD_OK) return cli_fail(&error);
+    if (node_open(&decode.node, &settings, false, &n, &error) != HD_OK) return cli_fail(&error);
     config.model_name = n.settings.model_name;
     config.model = n.config;
     config.weights = n.weights;

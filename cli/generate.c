@@ -327,7 +327,7 @@ static cli_exit generate_run(const cli_command *command, const cli_arguments *ar
     size_t text_bytes = 0;
     if (read_prompt(options.prompt_file, &text, &text_bytes, &error) != HD_OK) return cli_fail(&error);
     node n;
-    if (node_open(&options.node, &settings, &n, &error) != HD_OK) {
+    if (node_open(&options.node, &settings, true, &n, &error) != HD_OK) {
         free(text);
         return cli_fail(&error);
     }

@@ -125,12 +125,13 @@ static hd_status check_context(const node_options *options, const node *n, hd_er
         (unsigned long long)fits);
 }
 
-hd_status node_open(const node_options *options, const node_settings *settings, node *n, hd_error *error) {
+hd_status node_open(const node_options *options, const node_settings *settings, bool needs_text, node *n,
+                    hd_error *error) {
     *n = (node){.settings = *settings};
     n->running_max = least(least(options->max_requests, options->max_batch_tokens), NODE_RUNNING_MAX);
     hd_status status = kernel_ops_choose(options->kernels, &n->kernels, error);
     if (status == HD_OK) status = model_config_open(options->model_directory, &n->config, error);
-    if (status == HD_OK) status = text_model_open(options->model_directory, &n->text, error);
+    if (status == HD_OK && needs_text) status = text_model_open(options->model_directory, &n->text, error);
     if (status == HD_OK) status = plan_memory(options, n, error);
     if (status == HD_OK) {
         status = hd_pool_open((unsigned)options->threads, &n->pool);

@@ -27,7 +27,7 @@ typedef struct node {
     uint32_t running_max; /* sequences at once */
     const kernel_ops *kernels;
     model_config *config;
-    text_model *text;
+    text_model *text; /* NULL where it was not asked for */
     hd_pool *pool;
     model_weights *weights;
     attention *attention;
@@ -35,8 +35,10 @@ typedef struct node {
     worker *worker;      /* after node_start */
 } node;
 
-/* On failure node is closed already. settings come from node_options_check. Logs the effective configuration. */
-hd_status node_open(const node_options *options, const node_settings *settings, node *node, hd_error *error);
+/* needs_text: with a tokenizer, without which a directory is refused then. On failure node is closed already. settings
+ * come from node_options_check. Logs the effective configuration. */
+hd_status node_open(const node_options *options, const node_settings *settings, bool needs_text, node *node,
+                    hd_error *error);
 hd_status node_start(const node_options *options, node *node, hd_error *error);
 /* drain_ms as worker_close. Accepts a node that was never opened, if it is zeroed. */
 void node_close(node *node, uint64_t drain_ms);

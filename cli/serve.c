@@ -34,7 +34,7 @@ static cli_exit serve_run(const cli_command *command, const cli_arguments *argum
     signals_load();
     node n;
     coordinator *front = NULL;
-    if (node_open(&options.node, &settings, &n, &error) != HD_OK) return cli_fail(&error);
+    if (node_open(&options.node, &settings, true, &n, &error) != HD_OK) return cli_fail(&error);
     status = node_start(&options.node, &n, &error);
     if (status == HD_OK) status = server_open(&options.server, &n, &front, &error);
     if (status == HD_OK) {

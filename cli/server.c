@@ -30,8 +30,7 @@ hd_status server_options_check(const server_options *o, hd_error *error) {
     return HD_OK;
 }
 
-/* Each connection is a file, and so is a second one for a while, when a client comes back before its first is closed.
- * */
+/* Each connection is a file, and the listener closes none before the next has come. */
 static uint32_t connections_max(uint32_t wanted) {
     struct rlimit limit;
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return wanted;
