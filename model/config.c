@@ -17,13 +17,13 @@
 #include "model/rope_read.h"
 
 /* Bounds that keep every product of two of them within 64 bits, and a matrix's columns within 32. */
-#define LAYERS_MAX 4096u
+#define LAYERS_MAX 1024u
 #define HEADS_MAX 4096u
 #define HEAD_DIM_MAX 256u
 #define HEAD_DIM_GRAIN 16u
 #define WIDTH_MAX (1u << 20)
 #define VOCABULARY_MAX (1u << 24)
-#define EXPERTS_MAX 4096u
+#define EXPERTS_MAX 1024u
 #define POSITIONS_MAX ((uint64_t)1 << 40)
 
 /* Fields of other models whose arithmetic is not here. Harmless at their neutral value, which many files spell out. */
