@@ -7,12 +7,14 @@
 #ifndef WORKER_PRODUCT_H
 #define WORKER_PRODUCT_H
 
+#include <stdbool.h>
+
 #include "base/threads.h"
 #include "kernels/ops.h"
 
 typedef struct product {
-    kernel_matmul call;   /* scratch is left out */
-    uint32_t panels_each; /* of an item */
+    kernel_matmul call;              /* scratch is left out */
+    uint32_t panels_each, rows_each; /* of an item */
     uint32_t row_blocks, panel_blocks;
 } product;
 
