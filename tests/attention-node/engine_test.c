@@ -87,7 +87,10 @@ static void the_budget_is_filled_and_never_exceeded(void **state) {
         assert_int_equal(stats_of(&t).blocks_sequences, 0);
     }
     size_t grown = hd_memory_resident_bytes() - before;
+#ifndef __SANITIZE_THREAD__ /* which keeps several times the memory as a shadow */
     assert_true(grown <= (64u << 20) * 11 / 10);
+#endif
+    assert_true(grown > 0);
     toy_fini(&t);
 }
 
