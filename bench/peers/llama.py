@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""Measure llama.cpp through its C interface, as llama-cpp-python binds it.
+
+Usage: llama.py MODEL_BF16.gguf MODEL_Q8_0.gguf THREADS [PIECE...]
+
+Flash attention, keys and values in f16, batches of 2,048 and micro-batches of 512: what llama.cpp's own benchmarks use. A
+deep context is not prefilled, which would take hours: the state of one prefilled chunk is restored through the public
+sequence-state interface until the cache holds `depth` tokens. Positions repeat then, but what attention reads and computes
+for a token is that of a true context of that depth.
+"""
+import ctypes
+import importlib.metadata
+import statistics
+import sys
+
+import llama_cpp.llama_cpp as llama
+
+from measure import choose, report, timed
+
+CHUNK = 2048
+BATCH, MICRO_BATCH = 2048, 512
+TYPE_F16 = 1
+
+
+@llama.llama_log_callback
+def say_nothing(level, text, context):
+    pass
+
+
+class Engine:
+    """One model and one context. Sequence 0 is the one that is measured."""
+
+    def __init__(self, path, threads, context_tokens, sequences=4, is_unified=True, is_repacked=True):
+        model_parameters = llama.llama_model_default_params()
+        model_parameters.n_gpu_layers = 0
+        model_parameters.use_extra_bufts = is_repacked
+        self.model = llama.llama_model_load_from_file(path.encode(), model_parameters)
+        if not self.model:
+            sys.exit(f"llama.cpp cannot load {path}")
+        parameters = llama.llama_context_default_params()
+        parameters.n_ctx = (context_tokens + 255) // 256 * 256
+        parameters.n_batch, parameters.n_ubatch = BATCH, MICRO_BATCH
+        parameters.n_seq_max, parameters.kv_unified = sequences, is_unified
+        parameters.type_k = parameters.type_v = TYPE_F16
+        parameters.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.no_perf = True
+        self.context = llama.llama_init_from_model(self.model, parameters)
+        if not self.context:
+            sys.exit("llama.cpp cannot make a context")
+        self.memory = llama.llama_get_memory(self.context)
+        self.batch = llama.llama_batch_init(BATCH, 0, 1)
+
+    def close(self):
+        llama.llama_batch_free(self.batch)
+        llama.llama_free(self.context)
+        llama.llama_model_free(self.model)
+
+    def decode(self, rows):
+        """One pass over rows of (position, sequence, has_logits)."""
+        self.batch.n_tokens = len(rows)
+        for index, (position, sequence, has_logits) in enumerate(rows):
+            self.batch.token[index] = (index * 7919 + position * 31 + 13) % 100000
+            self.batch.pos[index] = position
+            self.batch.n_seq_id[index] = 1
+            self.batch.seq_id[index][0] = sequence
+            self.batch.logits[index] = has_logits
+        if llama.llama_decode(self.context, self.batch) != 0:
+            sys.exit("llama_decode failed")
+        llama.llama_synchronize(self.context)
+
+    def prefill(self, count, first=0, sequence=0):
+        for start in range(0, count, BATCH):
+            end = min(start + BATCH, count)
+            self.decode([(first + position, sequence, position == count - 1) for position in range(start, end)])
+
+    def end(self, sequence=0):
+        """The position behind the last one of a sequence."""
+        return llama.llama_memory_seq_pos_max(self.memory, sequence) + 1
+
+    def clear(self):
+        llama.llama_memory_clear(self.memory, True)
+
+    def state(self, sequence):
+        state = (ctypes.c_uint8 * llama.llama_state_seq_get_size(self.context, sequence))()
+        if llama.llama_state_seq_get_data(self.context, state, len(state), sequence) != len(state):
+            sys.exit("llama.cpp cannot save the state of a sequence")
+        return state
+
+    def restore(self, state, sequence):
+        if llama.llama_state_seq_set_data(self.context, state, len(state), sequence) == 0:
+            sys.exit("llama.cpp cannot restore the state of a sequence")
+
+    def fill(self, depth):
+        """Gives sequence 0 `depth` cached tokens, a multiple of the chunk, in the one (unified) cache."""
+        if depth == 0:
+            return
+        self.prefill(CHUNK, sequence=1)
+        state = self.state(1)
+        llama.llama_memory_seq_rm(self.memory, 1, -1, -1)
+        for _ in range(depth // CHUNK):
+            self.restore(state, 2)
+            llama.llama_memory_seq_cp(self.memory, 2, 0, -1, -1)
+            llama.llama_memory_seq_rm(self.memory, 2, -1, -1)
+
+
+def prefill(count, repeats):
+    def measure(path, threads):
+        engine = Engine(path, threads, count + 64)
+        engine.prefill(32)  # weights are paged in
+        runs = []
+        for _ in range(repeats):
+            engine.clear()
+            runs.append(count / timed(lambda: engine.prefill(count)))
+        engine.close()
+        return "tokens/s", runs
+    return measure
+
+
+def decode(depth, tokens, repeats, is_repacked=True):
+    def measure(path, threads):
+        engine = Engine(path, threads, depth + 2 * CHUNK + tokens * (repeats + 1), is_repacked=is_repacked)
+        engine.fill(depth)
+        engine.decode([(engine.end(), 0, True)])
+        runs = []
+        for _ in range(repeats):
+            seconds = timed(lambda: [engine.decode([(engine.end(), 0, True)]) for _ in range(tokens)])
+            runs.append(1000 * seconds / tokens)
+        engine.close()
+        return "ms/token", runs
+    return measure
+
+
+def chunk(depth, count, repeats):
+    def measure(path, threads):
+        engine = Engine(path, threads, depth + 2 * CHUNK + count * (repeats + 1))
+        engine.fill(depth)
+        runs = [count / timed(lambda: engine.prefill(count, engine.end())) for _ in range(repeats)]
+        engine.close()
+        return "tokens/s", runs
+    return measure
+
+
+def batch(size, depth, steps, repeats):
+    """Sequences with a cache of their own, as unlike prompts have; tokens/s of all together."""
+    def measure(path, threads):
+        engine = Engine(path, threads, size * (depth + 512), size, is_unified=False)
+        engine.prefill(depth)
+        state = engine.state(0)
+        for sequence in range(1, size):
+            engine.restore(state, sequence)
+        step = lambda: engine.decode([(engine.end(sequence), sequence, True) for sequence in range(size)])
+        step()
+        runs = [size * steps / timed(lambda: [step() for _ in range(steps)]) for _ in range(repeats)]
+        engine.close()
+        return "tokens/s", runs
+    return measure
+
+
+def faster_decode(*measures):
+    """llama.cpp repacks quantised weights for some processors; which way decodes faster depends on them."""
+    def measure(path, threads):
+        return min((way(path, threads) for way in measures), key=lambda result: statistics.median(result[1]))
+    return measure
+
+
+PIECES = {
+    "prefill-512": prefill(512, 3),
+    "prefill-4096": prefill(4096, 2),
+    "decode-0": decode(0, 16, 5),
+    "decode-4096": decode(4096, 16, 3),
+    "decode-32768": decode(32768, 4, 3),
+    "decode-131072": decode(131072, 4, 3),
+    "chunk-32768": chunk(32768, 256, 2),
+    "batch-8": batch(8, 4096, 8, 3),
+    "q8-decode-0": faster_decode(decode(0, 16, 5), decode(0, 16, 5, is_repacked=False)),
+}
+
+
+def main(bf16_path, q8_path, threads, *names):
+    llama.llama_log_set(say_nothing, None)
+    llama.llama_backend_init()
+    version = importlib.metadata.version("llama-cpp-python")
+    for name, measure in choose(PIECES, names):
+        weights, path = ("q8_0", q8_path) if name.startswith("q8-") else ("bf16", bf16_path)
+        unit, runs = measure(path, int(threads))
+        report("llama.cpp", f"llama-cpp-python {version}", name, weights, "f16", int(threads), unit, runs)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
