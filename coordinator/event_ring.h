@@ -28,8 +28,8 @@ typedef struct event_record {
 typedef struct event_ring {
     event_record *records;
     worker_logprob *logprobs; /* width of each record */
-    uint32_t width, capacity, reserved;
-    uint32_t first, count;
+    uint32_t width, capacity, tokens_max;
+    uint32_t first, count, tokens; /* tokens: those of count that are tokens */
 } event_ring;
 
 /* tokens_max records for tokens and reserved more for what must not be lost; width as token_log's. */

@@ -57,7 +57,7 @@ http_exchange *http_exchange_open(http_server *server, struct MHD_Connection *co
 void http_exchange_lose(http_exchange *exchange);
 /* The connection is over; from now on nothing touches it. */
 void http_exchange_detach(http_exchange *exchange);
-/* What libmicrohttpd sends: a response, or NULL when out of memory. Called with the lock held. */
+/* What libmicrohttpd sends: a response, or NULL when out of memory. Once, after the answer has been set. */
 struct MHD_Response *http_exchange_response(http_exchange *exchange);
 
 /* Body bytes held by all exchanges; http_server.c. */

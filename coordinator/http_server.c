@@ -114,6 +114,8 @@ static void take_body(http_server *server, http_exchange *exchange, const char *
     exchange->body_count = needed;
 }
 
+/* Without the exchange's lock: an answer that is set does not change any more, and the library takes locks of its own here that it
+ * holds when it calls the exchange's reader. */
 static enum MHD_Result send_answer(http_exchange *exchange, struct MHD_Connection *connection) {
     struct MHD_Response *response = http_exchange_response(exchange);
     if (response == NULL) return MHD_NO;
@@ -141,41 +143,45 @@ static void on_hangup(void *context) {
     http_exchange_lose(context);
 }
 
+/* What there is to be done for an exchange whose body is complete. */
+typedef enum { NEXT_SEND, NEXT_WAIT, NEXT_CUT } next_step;
+
+static next_step choose_next(http_exchange *exchange) {
+    if (exchange->is_gone || exchange->is_cut) return NEXT_CUT;
+    return exchange->answer != ANSWER_NONE ? NEXT_SEND : NEXT_WAIT;
+}
+
+static next_step look(http_exchange *exchange) {
+    pthread_mutex_lock(&exchange->lock);
+    next_step next = choose_next(exchange);
+    pthread_mutex_unlock(&exchange->lock);
+    return next;
+}
+
 /* The body is complete: hands the exchange over, and suspends the connection if that has not answered it yet. */
 static enum MHD_Result dispatch(http_server *server, http_exchange *exchange, struct MHD_Connection *connection) {
     const http_callbacks *callbacks = &server->config.callbacks;
     exchange->is_body_wanted = false;
     callbacks->on_request(callbacks->context, exchange);
-    enum MHD_Result result = MHD_YES;
-    pthread_mutex_lock(&exchange->lock);
-    bool is_answered = exchange->answer != ANSWER_NONE;
-    if (is_answered) result = send_answer(exchange, connection);
-    pthread_mutex_unlock(&exchange->lock);
-    if (is_answered && exchange->answer == ANSWER_WHOLE) return result;
+    if (look(exchange) == NEXT_SEND && exchange->answer == ANSWER_WHOLE) return send_answer(exchange, connection);
 
     exchange->socket = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
     /* Without a slot the client's going is seen when something is sent to it, which is right as well, only later. */
     (void)hangup_watch_add(server->watch, exchange->socket, on_hangup, exchange, &exchange->ticket);
     pthread_mutex_lock(&exchange->lock);
-    if (!is_answered) {
-        if (exchange->is_gone) result = MHD_NO;
-        else if (exchange->answer != ANSWER_NONE) result = send_answer(exchange, connection);
-        else {
-            exchange->is_suspended = true;
-            MHD_suspend_connection(connection);
-        }
+    next_step next = choose_next(exchange);
+    if (next == NEXT_WAIT) {
+        exchange->is_suspended = true;
+        MHD_suspend_connection(connection);
     }
     pthread_mutex_unlock(&exchange->lock);
-    return result;
+    if (next == NEXT_SEND) return send_answer(exchange, connection);
+    return next == NEXT_WAIT ? MHD_YES : MHD_NO;
 }
 
 /* Called again after a resume: there is an answer, or the client has gone. */
 static enum MHD_Result resume(http_exchange *exchange, struct MHD_Connection *connection) {
-    pthread_mutex_lock(&exchange->lock);
-    enum MHD_Result result = MHD_NO;
-    if (!exchange->is_gone && !exchange->is_cut && exchange->answer != ANSWER_NONE) result = send_answer(exchange, connection);
-    pthread_mutex_unlock(&exchange->lock);
-    return result;
+    return look(exchange) == NEXT_SEND ? send_answer(exchange, connection) : MHD_NO;
 }
 
 static enum MHD_Result on_access(void *context, struct MHD_Connection *connection, const char *url, const char *method,

@@ -1,6 +1,8 @@
 /* json_body.c - the scan, then jansson. */
 #include "coordinator/json_body.h"
 
+#include <string.h>
+
 typedef struct scan {
     size_t containers, values;
     size_t depth, depth_max, deepest_at; /* deepest_at: the byte that opened the first level beyond the limit */
@@ -95,6 +97,11 @@ bool json_text_parse(const char *bytes, size_t byte_count, size_t depth_max, jso
 }
 
 hd_status json_body_parse(const char *bytes, size_t byte_count, json_t **root, api_error *error) {
+    /* The parser would take it for the end. */
+    const char *zero = memchr(bytes, '\0', byte_count);
+    if (zero != NULL) {
+        return api_error_invalid(error, NULL, "invalid_json", "the body is not JSON: it holds a zero byte, at byte %zu", (size_t)(zero - bytes));
+    }
     size_t blank = 0;
     while (blank < byte_count && (bytes[blank] == ' ' || bytes[blank] == '\t' || bytes[blank] == '\r' || bytes[blank] == '\n')) blank++;
     if (blank == byte_count) {

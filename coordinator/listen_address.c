@@ -6,6 +6,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -29,6 +30,12 @@ static hd_status split(const char *address, char *host, size_t host_bytes, const
     bool is_bare_v6 = colon != NULL && !has_brackets && strchr(address, ':') != colon;
     if (colon == NULL || colon[1] == '\0' || length == 0 || length >= host_bytes || is_bare_v6) {
         return hd_error_set(error, HD_INVALID, "--listen %s: give HOST:PORT, for instance 127.0.0.1:8000 or [::1]:8000", address);
+    }
+    char *end;
+    errno = 0;
+    unsigned long number = strtoul(colon + 1, &end, 10);
+    if (colon[1] < '0' || colon[1] > '9' || *end != '\0' || errno != 0 || number > 65535) {
+        return hd_error_set(error, HD_INVALID, "--listen %s: the port is a number from 0 to 65535", address);
     }
     memcpy(host, start, length);
     host[length] = '\0';
