@@ -139,17 +139,15 @@ static hd_status render_chat(const node *n, char **text, size_t *text_bytes, hd_
     return HD_OK;
 }
 
-/* Takes the text. */
+/* Takes the text. The caller frees *ids whatever comes back; it is NULL before. */
 static hd_status encode_prompt(const node *n, char *text, size_t text_bytes, uint32_t **ids, size_t *id_count,
                                hd_error *error) {
     hd_status status = options.is_chat ? render_chat(n, &text, &text_bytes, error) : HD_OK;
     /* A chat template writes the special tokens itself. */
     if (status == HD_OK) status = text_encode(n->text, text, text_bytes, !options.is_chat, ids, id_count, error);
     free(text);
-    if (status == HD_OK && *id_count == 0) {
-        free(*ids);
+    if (status == HD_OK && *id_count == 0)
         return hd_error_set(error, HD_INVALID, "%s is empty; a prompt has at least one token", options.prompt_file);
-    }
     return status;
 }
 
@@ -331,14 +329,12 @@ static cli_exit generate_run(const cli_command *command, const cli_arguments *ar
         free(text);
         return cli_fail(&error);
     }
-    uint32_t *ids;
-    size_t id_count;
+    uint32_t *ids = NULL;
+    size_t id_count = 0;
     hd_status status = encode_prompt(&n, text, text_bytes, &ids, &id_count, &error);
-    if (status == HD_OK) {
-        status = node_start(&options.node, &n, &error);
-        if (status == HD_OK) status = answer(&n, arguments, ids, id_count, &error);
-        free(ids);
-    }
+    if (status == HD_OK) status = node_start(&options.node, &n, &error);
+    if (status == HD_OK) status = answer(&n, arguments, ids, id_count, &error);
+    free(ids);
     node_close(&n, 0);
     return status == HD_OK ? CLI_DONE : cli_fail(&error);
 }
