@@ -78,7 +78,7 @@ item_5() {
 
 item_6() {
     needle_model
-    python_item tests/accept/soak.py build/hadal "$model"
+    python_item tests/api/soak.py build/hadal "$model"
     for sanitizer in asan tsan; do
         ./run $sanitizer >"$logs/item-6-$sanitizer.log" 2>&1
         judge 6 "./run $sanitizer" "clean" [ $? -eq 0 ]
