@@ -1,9 +1,9 @@
 /* product.c - how big an item is.
  *
- * Few rows: the product reads the matrix once and does little else, so items are some panels in a row, as long as enough
- * of them are left that the last one to finish keeps nobody waiting. Many rows: a kernel reads the rows once for each
- * PANELS_TOGETHER panels (kernels/cpu/matmul.c), so items have as many; where there are too few panels for the threads,
- * first the panels of an item are fewer and then its rows. */
+ * Few rows: the product reads the matrix once and does little else, so items are some panels in a row, as long as
+ * enough of them are left that the last one to finish keeps nobody waiting. Many rows: a kernel reads the rows once
+ * for each PANELS_TOGETHER panels (kernels/cpu/matmul.c), so items have as many; where there are too few panels for
+ * the threads, first the panels of an item are fewer and then its rows. */
 #include "worker/product.h"
 
 #define FEW_ROWS 32u

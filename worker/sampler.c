@@ -1,10 +1,10 @@
-/* sampler.c - penalties in place, then one of three ways to draw.
+/* sampler.c - penalties in place; then a maximum, or weights that are cut and drawn from.
  *
- * Greedy needs a maximum. With nothing to cut off, weights are summed block by block in index order, the block that
- * the draw falls into is found and walked: two passes, no list. Otherwise the few tokens that can stay are gathered
- * first: for top_p, a token whose p is below (1 - top_p) / vocabulary can never be needed, since all such tokens
- * together hold less than 1 - top_p. What was gathered is cut by selection around pivots, so that a flat
- * distribution costs linear time too, and never sorted. */
+ * Weights are exp((logit - max) / temperature). First the tokens that a cut can possibly keep are gathered, by a
+ * bound that is cheap to find; of a steep distribution those are few. What top_k, top_p and min_p leave out of them
+ * becomes zero: where the cut lies is found by halving the range of floats and adding up what lies above. Nothing is
+ * sorted, so a flat distribution costs little more than a steep one. The draw adds up weights in order of ids, block
+ * by block, and walks through the block that it falls into. */
 #include "worker/sampler.h"
 
 #include <assert.h>
@@ -14,19 +14,25 @@
 #include "base/memory.h"
 
 #define GREEDY_BELOW 1e-6f
-#define LANES 4     /* of a vector: what every machine of the baseline has */
-#define SUMS 4      /* vectors in flight */
-#define BLOCK 1024u /* logits summed together in the walk over everything */
+#define LANES 4          /* of a vector: what every machine of the baseline has */
+#define SUMS 4           /* vectors in flight */
+#define BLOCK 1024u      /* weights that are added up in fp32 */
+#define GROUP 128u       /* logits whose maximum is taken together to find a bound */
+#define BOUNDARY_MAX 64u /* tokens at a cut that are put in order */
 
-typedef struct candidate {
-    float logit, weight; /* weight = exp((logit - max) / temperature) */
-    uint32_t token_id;
-} candidate;
+/* Tokens that may be drawn, in order of ids. */
+typedef struct draw_set {
+    float *weights;
+    const uint32_t *ids; /* NULL: a token's id is its index */
+    uint32_t count;
+} draw_set;
 
 typedef struct scratch {
-    candidate *candidates; /* [vocabulary_size] */
-    double *block_sums;    /* [blocks of the vocabulary] */
-    float *model_logits;   /* [vocabulary_size]: the row as it was, where logprobs and changes are both asked for */
+    float *weights;      /* [vocabulary_size] */
+    uint32_t *ids;       /* [vocabulary_size] */
+    float *group_max;    /* [groups of the vocabulary] */
+    double *block_sums;  /* [blocks of the vocabulary] */
+    float *model_logits; /* [vocabulary_size]: the row as it was, where logprobs and changes are both asked for */
 } scratch;
 
 struct sampler {
@@ -50,10 +56,14 @@ hd_status sampler_open(uint32_t vocabulary_size, unsigned thread_count, const ke
     hd_status status = HD_OK;
     for (unsigned i = 0; i < thread_count; i++) {
         scratch *t = &s->threads[i];
-        t->candidates = hd_alloc(vocabulary_size * sizeof(candidate), HD_CACHE_LINE);
+        t->weights = hd_alloc(vocabulary_size * sizeof(float), HD_CACHE_LINE);
+        t->ids = hd_alloc(vocabulary_size * sizeof(uint32_t), HD_CACHE_LINE);
+        t->group_max = hd_alloc((vocabulary_size / GROUP + 1) * sizeof(float), HD_CACHE_LINE);
         t->block_sums = hd_alloc((vocabulary_size / BLOCK + 1) * sizeof(double), HD_CACHE_LINE);
         t->model_logits = hd_alloc(vocabulary_size * sizeof(float), HD_CACHE_LINE);
-        if (t->candidates == NULL || t->block_sums == NULL || t->model_logits == NULL) status = HD_NO_MEMORY;
+        bool is_complete = t->weights != NULL && t->ids != NULL && t->group_max != NULL && t->block_sums != NULL &&
+                           t->model_logits != NULL;
+        if (!is_complete) status = HD_NO_MEMORY;
     }
     if (status == HD_OK) *out = s;
     else sampler_close(s);
@@ -63,7 +73,9 @@ hd_status sampler_open(uint32_t vocabulary_size, unsigned thread_count, const ke
 void sampler_close(sampler *s) {
     if (s == NULL) return;
     for (unsigned i = 0; i < s->thread_count; i++) {
-        hd_free(s->threads[i].candidates);
+        hd_free(s->threads[i].weights);
+        hd_free(s->threads[i].ids);
+        hd_free(s->threads[i].group_max);
         hd_free(s->threads[i].block_sums);
         hd_free(s->threads[i].model_logits);
     }
@@ -122,189 +134,224 @@ static inline lanes exp_lanes(lanes x) {
     return (lanes)((int_lanes)(p * (lanes)exponent) & is_normal);
 }
 
-static float weight_of(heat h, float logit) {
-    lanes x = {(logit - h.max) * h.inverse_temperature};
-    return exp_lanes(x)[0];
+static uint32_t block_length(uint32_t count, uint32_t block) {
+    return count - block * BLOCK < BLOCK ? count - block * BLOCK : BLOCK;
 }
 
-/* The sum of count <= BLOCK weights, in an order that depends on nothing. */
-static double sum_block(heat h, const float *logits, uint32_t count) {
+static void fill_weights(heat h, const float *logits, uint32_t count, float *weights) {
+    uint32_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        lanes x;
+        memcpy(&x, logits + i, sizeof(x));
+        x = exp_lanes((x - h.max) * h.inverse_temperature);
+        memcpy(weights + i, &x, sizeof(x));
+    }
+    for (; i < count; i++) {
+        lanes x = {(logits[i] - h.max) * h.inverse_temperature};
+        weights[i] = exp_lanes(x)[0];
+    }
+}
+
+/* How many weights, and their sum. */
+typedef struct tally {
+    double mass;
+    uint32_t count;
+} tally;
+
+/* Of count <= BLOCK weights those that are at least `least`. The order of the sum depends on nothing else. */
+static tally tally_block(const float *weights, uint32_t count, float least) {
     lanes sums[SUMS] = {0};
+    int_lanes counts = {0};
     uint32_t i = 0;
     for (; i + LANES * SUMS <= count; i += LANES * SUMS) {
         for (uint32_t k = 0; k < SUMS; k++) {
             lanes x;
-            memcpy(&x, logits + i + k * LANES, sizeof(x));
-            sums[k] += exp_lanes((x - h.max) * h.inverse_temperature);
+            memcpy(&x, weights + i + k * LANES, sizeof(x));
+            int_lanes is_above = x >= least;
+            sums[k] += (lanes)((int_lanes)x & is_above);
+            counts -= is_above; /* true is -1 */
         }
     }
     lanes sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    double total = 0.0;
-    for (int lane = 0; lane < LANES; lane++) total += sum[lane];
-    for (; i < count; i++) total += weight_of(h, logits[i]);
-    return total;
-}
-
-static uint32_t block_length(uint32_t vocabulary_size, uint32_t block) {
-    uint32_t left = vocabulary_size - block * BLOCK;
-    return left < BLOCK ? left : BLOCK;
-}
-
-/* The sum of all weights; each block's stays in block_sums. */
-static double sum_all(const sampler *s, scratch *t, heat h, const float *logits) {
-    double total = 0.0;
-    for (uint32_t block = 0; block * BLOCK < s->vocabulary_size; block++) {
-        t->block_sums[block] = sum_block(h, logits + block * BLOCK, block_length(s->vocabulary_size, block));
-        total += t->block_sums[block];
+    tally t = {0};
+    for (int lane = 0; lane < LANES; lane++) {
+        t.mass += sum[lane];
+        t.count += (uint32_t)counts[lane];
     }
-    return total;
-}
-
-static uint32_t draw_from_all(const sampler *s, scratch *t, heat h, const float *logits, double uniform,
-                              uint32_t likeliest) {
-    double target = uniform * sum_all(s, t, h, logits), before = 0.0;
-    uint32_t block = 0, last_block = (s->vocabulary_size - 1) / BLOCK;
-    while (block < last_block && before + t->block_sums[block] <= target) before += t->block_sums[block++];
-    uint32_t chosen =
-        likeliest; /* where rounding leaves the target behind the block's last weight and no weight came */
-    for (uint32_t i = block * BLOCK; i < block * BLOCK + block_length(s->vocabulary_size, block); i++) {
-        float weight = weight_of(h, logits[i]);
-        if (weight == 0.0f) continue;
-        chosen = i;
-        before += weight;
-        if (before > target) break;
+    for (; i < count; i++) {
+        if (weights[i] < least) continue;
+        t.mass += weights[i];
+        t.count++;
     }
-    return chosen;
+    return t;
 }
 
-static bool is_likelier(candidate a, candidate b) {
-    return a.logit > b.logit || (a.logit == b.logit && a.token_id < b.token_id);
-}
-
-static void swap(candidate *a, candidate *b) {
-    candidate kept = *a;
-    *a = *b;
-    *b = kept;
-}
-
-/* Splits [first, end): returns where a pivot came to lie, with likelier ones before it and the others after. */
-static uint32_t partition(candidate *c, uint32_t first, uint32_t end) {
-    uint32_t middle = first + (end - first) / 2, last = end - 1;
-    if (is_likelier(c[middle], c[first])) swap(&c[middle], &c[first]);
-    if (is_likelier(c[last], c[first])) swap(&c[last], &c[first]);
-    if (is_likelier(c[last], c[middle])) swap(&c[last], &c[middle]);
-    swap(&c[middle], &c[last]); /* the median of three is the pivot */
-    uint32_t place = first;
-    for (uint32_t i = first; i < last; i++) {
-        if (is_likelier(c[i], c[last])) swap(&c[i], &c[place++]);
+static tally tally_above(const float *weights, uint32_t count, float least) {
+    tally all = {0};
+    for (uint32_t block = 0; block * BLOCK < count; block++) {
+        tally t = tally_block(weights + block * BLOCK, block_length(count, block), least);
+        all.mass += t.mass;
+        all.count += t.count;
     }
-    swap(&c[place], &c[last]);
-    return place;
+    return all;
 }
 
-/* Moves the `keep` likeliest of count to the front. */
-static void select_count(candidate *c, uint32_t count, uint32_t keep) {
-    uint32_t first = 0, end = count;
-    while (end - first > 1 && first < keep) {
-        uint32_t pivot = partition(c, first, end);
-        if (pivot >= keep) end = pivot;
-        else first = pivot + 1;
+/* What a cut has to leave: so many tokens, and so much mass. */
+static bool is_enough(tally t, tally need) {
+    return t.count >= need.count && t.mass >= need.mass;
+}
+
+static tally with_one_more(tally t, float weight) {
+    return (tally){.mass = t.mass + weight, .count = t.count + 1};
+}
+
+/* What is below `least` becomes zero, and what is equal to it behind last_id. */
+static void cut_below(float *weights, uint32_t count, float least, uint32_t last_id) {
+    for (uint32_t i = 0; i < count; i++) weights[i] = weights[i] >= least ? weights[i] : 0.0f;
+    for (uint32_t i = last_id < count ? last_id + 1 : count; i < count; i++) {
+        weights[i] = weights[i] == least ? 0.0f : weights[i];
     }
 }
 
-/* Moves the fewest likeliest whose weights reach mass to the front, and returns how many they are: at least one. */
-static uint32_t select_mass(candidate *c, uint32_t count, double mass) {
-    uint32_t first = 0, end = count;
-    double before = 0.0; /* of [0, first) */
-    while (end - first > 1) {
-        uint32_t pivot = partition(c, first, end);
-        double part = 0.0;
-        for (uint32_t i = first; i < pivot; i++) part += c[i].weight;
-        if (before + part >= mass) {
-            end = pivot;
-            if (end == first) break;
+/* The cut lies among the tokens of this one weight. */
+static void cut_equals(float *weights, uint32_t count, float weight, tally above, tally need) {
+    for (uint32_t i = 0; i < count; i++) {
+        if (weights[i] != weight) continue;
+        above = with_one_more(above, weight);
+        if (!is_enough(above, need)) continue;
+        cut_below(weights, count, weight, i);
+        return;
+    }
+    cut_below(weights, count, weight, count); /* where this sum is rounded below that of the passes: all of them stay */
+}
+
+/* The cut lies among at most BOUNDARY_MAX tokens with weights in [low, high). */
+static void cut_boundary(float *weights, uint32_t count, float low, float high, tally above, tally need) {
+    uint32_t ids[BOUNDARY_MAX], found = 0; /* in the order of likelihood */
+    for (uint32_t i = 0; i < count; i++) {
+        /* One branch that is hardly ever taken, where && would make two. */
+        if (!((weights[i] >= low) & (weights[i] < high))) continue;
+        uint32_t place = found++;
+        for (; place > 0 && weights[i] > weights[ids[place - 1]]; place--) ids[place] = ids[place - 1];
+        ids[place] = i;
+    }
+    uint32_t last = 0;
+    while (last + 1 < found && !is_enough(above = with_one_more(above, weights[ids[last]]), need)) last++;
+    cut_below(weights, count, weights[ids[last]], ids[last]);
+}
+
+static float float_of(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+/* The fewest likeliest that are enough keep their weights; of equals those with lower ids. */
+static void keep_fewest(float *weights, uint32_t count, tally need) {
+    uint32_t low = 1, high = 0x3f800001u; /* bits of floats, which are in the order of the floats: (0, 1] */
+    tally at_low = tally_above(weights, count, float_of(low)), at_high = {0};
+    if (!is_enough(at_low, need)) return;
+    while (high - low > 1 && at_low.count - at_high.count > BOUNDARY_MAX) {
+        uint32_t middle = low + (high - low) / 2;
+        tally at_middle = tally_above(weights, count, float_of(middle));
+        if (is_enough(at_middle, need)) {
+            low = middle;
+            at_low = at_middle;
         } else {
-            before += part + c[pivot].weight;
-            first = pivot + 1;
-            if (before >= mass) break;
+            high = middle;
+            at_high = at_middle;
         }
     }
-    /* One is left: it is needed unless what lies before it is enough. */
-    if (end - first == 1 && (before < mass || first == 0)) first = end;
-    return first > 0 ? first : 1;
+    if (high - low == 1) cut_equals(weights, count, float_of(low), at_high, need);
+    else cut_boundary(weights, count, float_of(low), float_of(high), at_high, need);
 }
 
-static uint32_t gather_above(const sampler *s, scratch *t, const float *logits, float least) {
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < s->vocabulary_size; i++) {
-        if (logits[i] >= least) t->candidates[count++] = (candidate){.logit = logits[i], .token_id = i};
+/* Those of the values, of one a token, that are at least `least`. The values may be the scratch's weights
+ * themselves. */
+static draw_set gather(scratch *t, const float *values, uint32_t count, float least) {
+    uint32_t found = 0;
+    for (uint32_t i = 0; i < count; i++) { /* without a branch, which would be guessed wrong half of the time */
+        float value = values[i];
+        t->weights[found] = value;
+        t->ids[found] = i;
+        found += value >= least;
     }
-    return count;
+    return (draw_set){.weights = t->weights, .ids = t->ids, .count = found};
 }
 
-/* The top_k likeliest: a buffer of twice as many is cut back whenever it is full, and then only larger logits enter. */
-static uint32_t gather_top(const sampler *s, scratch *t, const float *logits, uint32_t top_k) {
-    candidate *c = t->candidates;
-    uint32_t capacity = top_k < s->vocabulary_size / 2 ? 2 * top_k : s->vocabulary_size;
-    if (capacity < 64) capacity = s->vocabulary_size < 64 ? s->vocabulary_size : 64;
-    uint32_t count = 0;
-    float least = -INFINITY;
-    for (uint32_t i = 0; i < s->vocabulary_size; i++) {
-        if (!(logits[i] >= least)) continue;
-        c[count++] = (candidate){.logit = logits[i], .token_id = i};
-        if (count < capacity || i + 1 == s->vocabulary_size) continue;
-        select_count(c, count, top_k);
-        count = top_k;
-        least = c[0].logit;
-        for (uint32_t k = 1; k < top_k; k++) least = fminf(least, c[k].logit);
+static float max_of_group(const float *logits) {
+    lanes max = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+    for (uint32_t i = 0; i < GROUP; i += LANES) {
+        lanes x;
+        memcpy(&x, logits + i, sizeof(x));
+        int_lanes is_larger = x > max;
+        max = (lanes)(((int_lanes)x & is_larger) | ((int_lanes)max & ~is_larger));
     }
-    if (count <= top_k) return count;
-    select_count(c, count, top_k);
-    return top_k;
+    float largest = max[0];
+    for (int lane = 1; lane < LANES; lane++) largest = max[lane] > largest ? max[lane] : largest;
+    return largest;
 }
 
-static double weigh(candidate *c, uint32_t count, heat h) {
-    double total = 0.0;
-    for (uint32_t i = 0; i < count; i++) {
-        c[i].weight = weight_of(h, c[i].logit);
-        total += c[i].weight;
+/* A logit that at least top_k logits reach: of the maxima of groups, top_k do. -inf where there are too few groups. */
+static float top_k_bound(scratch *t, heat h, const float *logits, uint32_t count, uint32_t top_k) {
+    uint32_t groups = count / GROUP;
+    if (top_k > groups) return -INFINITY;
+    for (uint32_t group = 0; group < groups; group++) {
+        t->group_max[group] = max_of_group(logits + group * GROUP);
     }
-    return total;
+    fill_weights(h, t->group_max, groups, t->weights);
+    keep_fewest(t->weights, groups, (tally){.count = top_k});
+    float bound = h.max;
+    for (uint32_t group = 0; group < groups; group++) {
+        if (t->weights[group] > 0.0f && t->group_max[group] < bound) bound = t->group_max[group];
+    }
+    return bound;
 }
 
-static uint32_t draw_from_candidates(const sampler *s, scratch *t, const worker_sampling *sampling, heat h,
-                                     const float *logits, double uniform, uint32_t likeliest) {
-    candidate *c = t->candidates;
-    float temperature = 1.0f / h.inverse_temperature;
-    uint32_t count;
-    double total;
-    if (sampling->top_k > 0 && sampling->top_k < s->vocabulary_size) {
-        count = gather_top(s, t, logits, sampling->top_k);
-        total = weigh(c, count, h);
-    } else if (sampling->top_p < 1.0f) {
-        total = sum_all(s, t, h, logits);
-        double least = (1.0 - (double)sampling->top_p) * total / s->vocabulary_size;
-        /* Half of it, so that no rounding of the logarithm leaves one out that is needed. */
-        count = gather_above(s, t, logits, h.max + temperature * (float)log(0.5 * least));
-        weigh(c, count, h);
+/* Weights of all tokens that can be drawn, cut by top_k, top_p and min_p. */
+static draw_set make_draw_set(scratch *t, const worker_sampling *sampling, heat h, const float *logits,
+                              uint32_t count) {
+    draw_set set = {.weights = t->weights, .count = count};
+    double mass = 1.0;
+    if (sampling->top_k > 0 && sampling->top_k < count) {
+        set = gather(t, logits, count, top_k_bound(t, h, logits, count, sampling->top_k));
+        fill_weights(h, set.weights, set.count, set.weights);
+        keep_fewest(set.weights, set.count, (tally){.count = sampling->top_k});
+        mass = tally_above(set.weights, set.count, 0.0f).mass;
     } else {
-        count = gather_above(s, t, logits, h.max + temperature * (logf(sampling->min_p) - 0.5f));
-        total = weigh(c, count, h);
+        fill_weights(h, logits, count, t->weights);
+        float least = sampling->min_p;
+        if (sampling->top_p < 1.0f) {
+            mass = tally_above(t->weights, count, 0.0f).mass;
+            /* All tokens with less than this together cannot make up what top_p leaves out. */
+            double spare = (1.0 - (double)sampling->top_p) * mass / count;
+            least = fmaxf(least, (float)(spare / 2));
+        }
+        if (least > 0.0f) set = gather(t, t->weights, count, least);
     }
-    if (count == 0) return likeliest;
-    if (sampling->top_p < 1.0f) count = select_mass(c, count, (double)sampling->top_p * total);
+    if (sampling->top_p < 1.0f) {
+        keep_fewest(set.weights, set.count, (tally){.count = 1, .mass = (double)sampling->top_p * mass});
+    }
+    /* The likeliest has weight 1. */
+    if (sampling->min_p > 0.0f) cut_below(set.weights, set.count, sampling->min_p, set.count);
+    return set;
+}
 
-    double kept = 0.0; /* the likeliest has weight 1 */
-    for (uint32_t i = 0; i < count; i++) {
-        if (c[i].weight < sampling->min_p) c[i].weight = 0.0f;
-        kept += c[i].weight;
+static uint32_t draw_from(draw_set set, double *block_sums, double uniform, uint32_t likeliest) {
+    if (set.count == 0) return likeliest;
+    uint32_t block = 0, last_block = (set.count - 1) / BLOCK;
+    double total = 0.0, before = 0.0;
+    for (uint32_t i = 0; i <= last_block; i++) {
+        block_sums[i] = tally_block(set.weights + i * BLOCK, block_length(set.count, i), 0.0f).mass;
+        total += block_sums[i];
     }
-    double target = uniform * kept, before = 0.0;
-    uint32_t chosen = likeliest;
-    for (uint32_t i = 0; i < count; i++) {
-        if (c[i].weight == 0.0f) continue;
-        chosen = c[i].token_id;
-        before += c[i].weight;
+    double target = uniform * total;
+    while (block < last_block && before + block_sums[block] <= target) before += block_sums[block++];
+    uint32_t chosen = likeliest; /* of a row that is no numbers */
+    for (uint32_t i = block * BLOCK; i < block * BLOCK + block_length(set.count, block); i++) {
+        if (set.weights[i] == 0.0f) continue;
+        chosen = set.ids != NULL ? set.ids[i] : i; /* the last one stays where rounding has put the target behind it */
+        before += set.weights[i];
         if (before > target) break;
     }
     return chosen;
@@ -370,11 +417,9 @@ void sampler_draw(sampler *s, unsigned thread, sampler_row *row) {
         row->token_id = likeliest;
     } else {
         h.inverse_temperature = 1.0f / sampling->temperature;
+        draw_set set = make_draw_set(t, sampling, h, row->logits, s->vocabulary_size);
         double uniform = sampler_uniform(sampling->seed, row->choice, row->position);
-        bool is_cut = (sampling->top_k > 0 && sampling->top_k < s->vocabulary_size) || sampling->top_p < 1.0f ||
-                      sampling->min_p > 0.0f;
-        row->token_id = is_cut ? draw_from_candidates(s, t, sampling, h, row->logits, uniform, likeliest)
-                               : draw_from_all(s, t, h, row->logits, uniform, likeliest);
+        row->token_id = draw_from(set, t->block_sums, uniform, likeliest);
     }
     if (sampling->logprobs >= 0)
         sampler_logprobs(s, model_logits, row->token_id, (uint32_t)sampling->logprobs, row->logprobs);

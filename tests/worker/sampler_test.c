@@ -107,7 +107,7 @@ static void draws_follow_the_distribution_of_every_setting(void **state) {
         {1, 3001, 1, 0},      {1, 0, 0.01f, 0}, {1, 0, 0.5f, 0},         {1, 0, 0.9f, 0},
         {0.7f, 0, 0.999f, 0}, {3, 0, 0.95f, 0}, {1, 0, 1, 0.02f},        {1.3f, 0, 1, 0.3f},
         {1, 0, 1, 1},         {1, 40, 0.8f, 0}, {0.8f, 40, 0.95f, 0.1f}, {2, 1000, 0.7f, 0.001f},
-        {1, 0, 0.6f, 0.05f},
+        {1, 0, 0.6f, 0.05f},  {1, 20, 0.8f, 0}, {1, 23, 0.9f, 0.05f},    {1, 1, 0.5f, 0.5f},
     };
     static const uint32_t vocabularies[] = {50, VOCABULARY};
     static float logits[VOCABULARY];
