@@ -37,7 +37,8 @@ static uint32_t items_max_of(const plan_limits *limits) {
 
 uint64_t attend_plan_table_bytes(const plan_limits *limits) {
     uint64_t line = HD_CACHE_LINE;
-    return HD_ALIGN_UP(limits->rows_max * sizeof(plan_tile), line) + HD_ALIGN_UP(items_max_of(limits) * sizeof(plan_item), line) +
+    return HD_ALIGN_UP(limits->rows_max * sizeof(plan_tile), line) +
+           HD_ALIGN_UP(items_max_of(limits) * sizeof(plan_item), line) +
            HD_ALIGN_UP(items_max_of(limits) * sizeof(uint32_t), line) +
            HD_ALIGN_UP((uint64_t)limits->rows_max * limits->kv_heads_max * sizeof(_Atomic uint32_t), line);
 }
@@ -96,7 +97,9 @@ static void join_tiles(attend_plan *plan, uint32_t first) {
     for (uint32_t next = first + 1; next < plan->tile_count; next++) {
         const plan_tile *tile = &plan->tiles[next];
         rows += tile->row_count;
-        if (tile->row_count != plan->spans[tile->span].row_count || rows * plan->shape.group_size > plan->limits.tile_rows) break;
+        if (tile->row_count != plan->spans[tile->span].row_count ||
+            rows * plan->shape.group_size > plan->limits.tile_rows)
+            break;
         uint64_t begin = min_u64(shared_first, tile->group_first), joined = next - first;
         uint64_t end = min_u64(min_u64(shared_end, tile->group_end), common_end(span, &plan->spans[tile->span]));
         latest_first = max_u64(latest_first, tile->group_first);
@@ -112,8 +115,8 @@ static void join_tiles(attend_plan *plan, uint32_t first) {
 
 /* ---- Cutting ---- */
 
-/* Cuts groups into nodes of at most level_max. At a hard edge somebody else's groups begin, and no node reaches over it; behind a
- * soft edge there is nothing. */
+/* Cuts groups into nodes of at most level_max. At a hard edge somebody else's groups begin, and no node reaches over
+ * it; behind a soft edge there is nothing. */
 typedef struct {
     uint64_t next, end;
     uint32_t level_max;
@@ -123,7 +126,8 @@ typedef struct {
 static bool cut_next(cutter *c, plan_item *item) {
     if (c->next >= c->end) return false;
     uint32_t level = c->level_max;
-    if (c->is_left_hard && c->next != 0 && level > (uint32_t)__builtin_ctzll(c->next)) level = (uint32_t)__builtin_ctzll(c->next);
+    if (c->is_left_hard && c->next != 0 && level > (uint32_t)__builtin_ctzll(c->next))
+        level = (uint32_t)__builtin_ctzll(c->next);
     while (c->is_right_hard && ((c->next >> level) + 1) << level > c->end) level--;
     item->level = level;
     item->index = c->next >> level;
@@ -190,7 +194,8 @@ static plan_item item_of(const attend_plan *plan, uint32_t tile) {
 static void add_tile(attend_plan *plan, uint32_t index, uint64_t target) {
     plan_tile *tile = &plan->tiles[index];
     plan_item item = item_of(plan, index);
-    cutter c = {.next = tile->group_first, .end = tile->group_end, .level_max = level_for(plan, tile->row_count, target)};
+    cutter c = {
+        .next = tile->group_first, .end = tile->group_end, .level_max = level_for(plan, tile->row_count, target)};
     uint32_t count = cut_count(c);
     while (count > 1 && !has_room(plan, count, (uint64_t)count * tile->row_count, plan->tile_count - index)) {
         c.level_max++;
@@ -269,7 +274,8 @@ static void order_items(attend_plan *plan) {
     uint32_t starts[COST_CLASSES + 1] = {0};
     for (uint32_t i = 0; i < plan->item_count; i++) starts[COST_CLASSES - cost_class(plan->items[i].cost)]++;
     for (uint32_t i = 1; i <= COST_CLASSES; i++) starts[i] += starts[i - 1];
-    for (uint32_t i = plan->item_count; i-- > 0;) plan->order[--starts[COST_CLASSES - cost_class(plan->items[i].cost)]] = i;
+    for (uint32_t i = plan->item_count; i-- > 0;)
+        plan->order[--starts[COST_CLASSES - cost_class(plan->items[i].cost)]] = i;
 }
 
 void attend_plan_build(attend_plan *plan, const plan_span *spans, uint32_t span_count, const plan_shape *shape) {

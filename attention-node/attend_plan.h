@@ -1,11 +1,12 @@
 /* attend_plan.h - how the attention of one layer of a step is cut into pieces of work.
  *
- * A tile is some rows of one sequence; it ends with one output. An item is one call after another over consecutive groups of blocks
- * for the rows of one tile, or of several: sequences that share a prefix and stand next to each other in the step are attended to
- * over the shared groups together, so that those keys and values are read once for all of them. Each item is done once per KV head.
- *   1. A tile that one item covers is finished by it. Otherwise its items are nodes of the merge tree (merge_tree.h), each leaves its
- *      partial in the plan's memory, and whoever completes the last of them merges. Cuts are where the tree has nodes, so bits do not
- *      depend on where the plan cuts, or whether.
+ * A tile is some rows of one sequence; it ends with one output. An item is one call after another over consecutive
+ * groups of blocks for the rows of one tile, or of several: sequences that share a prefix and stand next to each other
+ * in the step are attended to over the shared groups together, so that those keys and values are read once for all of
+ * them. Each item is done once per KV head.
+ *   1. A tile that one item covers is finished by it. Otherwise its items are nodes of the merge tree (merge_tree.h),
+ *      each leaves its partial in the plan's memory, and whoever completes the last of them merges. Cuts are where the
+ *      tree has nodes, so bits do not depend on where the plan cuts, or whether.
  *   2. Long tiles are cut until every thread has about 16 items; items are handed out by ticket, costly ones first.
  *   3. Nothing is allocated; where there is no room for partials, the plan cuts less.
  * Threads: built by the step thread; items are executed by any, each (item, head) once. */
@@ -32,9 +33,9 @@ typedef struct plan_shape { /* what of a layer decides how its work is cut */
 
 typedef struct plan_tile {
     uint32_t span, first_row, row_count;
-    uint64_t group_first, group_end; /* that any of its rows may see */
-    uint32_t together;               /* tiles from this one on that share groups; 1: none */
-    uint64_t shared_end;             /* the group behind those */
+    uint64_t group_first, group_end;                           /* that any of its rows may see */
+    uint32_t together;                                         /* tiles from this one on that share groups; 1: none */
+    uint64_t shared_end;                                       /* the group behind those */
     uint32_t shared_first, shared_count, own_first, own_count; /* its items, in the order of the tree */
     uint32_t counter;
 } plan_tile;
@@ -88,7 +89,7 @@ static inline const plan_item *attend_plan_item(const attend_plan *plan, size_t 
     return &plan->items[plan->order[ticket % plan->item_count]];
 }
 
-/* An item that is not whole is done for a head: true if it was the last one of the tile, which the caller now merges. */
+/* An item that is not whole is done for a head: true if it was the tile's last one, and the caller now merges. */
 bool attend_plan_tile_done(attend_plan *plan, const plan_tile *tile, uint32_t head);
 
 #endif

@@ -1,16 +1,20 @@
 /* attention.h - the interface that separates who holds the keys and values from who holds the weights.
  *
- * A worker opens an attention, opens sequences in it, and runs steps: step_begin reserves everything that the step's rows will append, or
- * refuses; then for each layer submit (q, k, v) and wait (out); then step_end. Implementations: engine (this process), remote (another
- * process), sharded (several, merged by lse). They compose, and the caller cannot tell which it has.
+ * A worker opens an attention, opens sequences in it, and runs steps: step_begin reserves everything that the step's
+ * rows will append, or refuses; then for each layer submit (q, k, v) and wait (out); then step_end. Implementations:
+ * engine (this process), remote (another process), sharded (several, merged by lse). They compose, and the caller
+ * cannot tell which it has.
  *
- *   1. A sequence has tokens at positions 0 .. length-1. Appending a position again with the same token keeps the first bytes (a replay after
- *      a takeover is harmless); with another token it is refused until the sequence is truncated.
- *   2. Full blocks (128 positions) are immutable, named by a 128-bit keyed hash over the chain of tokens and everything that changes KV
- *      (weights, adapter, rope base, tenant salt), and shared: opening a sequence finds the longest cached prefix and copies nothing.
- *   3. Memory is a budget in bytes, taken at open and never exceeded. tokens_max of a sequence is reserved when it opens: HD_FULL then, never later.
- *   4. Exact: `full` selection gives the same bits whatever the batch, the chunks, the threads, and the sharing of blocks. Partial results are
- *      made per group of HD_GROUP_BLOCKS blocks and merged in one fixed binary tree over group indices (ops.h, rule 2).
+ *   1. A sequence has tokens at positions 0 .. length-1. Appending a position again with the same token keeps the first
+ *      bytes (a replay after a takeover is harmless); with another token it is refused until the sequence is truncated.
+ *   2. Full blocks (128 positions) are immutable, named by a 128-bit keyed hash over the chain of tokens and everything
+ *      that changes KV (weights, adapter, rope base, tenant salt), and shared: opening a sequence finds the longest
+ *      cached prefix and copies nothing.
+ *   3. Memory is a budget in bytes, taken at open and never exceeded. tokens_max of a sequence is reserved when it
+ *      opens: HD_FULL then, never later.
+ *   4. Exact: `full` selection gives the same bits whatever the batch, the chunks, the threads, and the sharing of
+ *      blocks. Partial results are made per group of HD_GROUP_BLOCKS blocks and merged in one fixed binary tree over
+ *      group indices (ops.h, rule 2).
  *   5. An owner epoch goes with every sequence; a call with an older epoch than the newest seen gets HD_STALE.
  * Threads: all calls of one attention come from one thread, the step thread; stats may be read from any thread. */
 #ifndef ATTENTION_NODE_ATTENTION_H
@@ -44,12 +48,13 @@ typedef struct attention_sequence_params {
     uint64_t epoch;
     const uint32_t *token_ids; /* the prompt */
     uint64_t token_count;
-    uint64_t tokens_max;       /* prompt + what may be generated: reserved now */
-    uint64_t reuse_max;        /* prefix positions that may come from the cache; 0 for none. The engine caps it at token_count - 1,
-                                  because the last token's forward pass has to run */
+    uint64_t tokens_max; /* prompt + what may be generated: reserved now */
+    /* Prefix positions that may come from the cache; 0 for none. The engine caps it at token_count - 1, because the
+     * last token's forward pass has to run. */
+    uint64_t reuse_max;
     unsigned char salt[ATTENTION_SALT_BYTES]; /* tenant */
-    uint64_t variant;          /* adapter and rope base: anything of the request that changes KV */
-    const char *selection;     /* NULL for the default; else NAME[,key=value...] */
+    uint64_t variant;                         /* adapter and rope base: anything of the request that changes KV */
+    const char *selection;                    /* NULL for the default; else NAME[,key=value...] */
 } attention_sequence_params;
 
 /* One sequence's rows of a step: positions first_position .. first_position + count - 1. */
@@ -60,15 +65,17 @@ typedef struct attention_rows {
     const uint32_t *token_ids; /* [count], borrowed until step_end */
 } attention_rows;
 
-/* One layer of the step, all rows in the order of step_begin's spans. R = sum of counts, H = KV heads of the layer, G = query heads / H.
- * Query head h*G + g reads KV head h. Tensors stay the caller's and untouched from submit until wait has returned. */
+/* One layer of the step, all rows in the order of step_begin's spans. R = sum of counts, H = KV heads of the layer, G =
+ * query heads / H. Query head h*G + g reads KV head h. Tensors stay the caller's and untouched from submit until wait
+ * has returned. */
 typedef struct attention_layer_call {
     uint32_t layer;
-    attention_tensor queries; /* [H, R, G, key_pad]: key_pad = key_dim padded with zeros to a multiple of 32; attention_dtype(); 64-byte aligned */
-    attention_tensor keys;    /* [R, H, key_dim] in attention_dtype() */
-    attention_tensor values;  /* [R, H, value_dim] in attention_dtype(); ignored with value_is_key_prefix */
-    attention_tensor output;  /* [R, output_stride >= H * G * value_dim] in attention_dtype(), written by wait */
-    size_t output_stride;     /* elements, a multiple of 32; columns past H * G * value_dim are left alone */
+    /* [H, R, G, key_pad] in attention_dtype(), 64-byte aligned; key_pad: key_dim, zero padded to a multiple of 32 */
+    attention_tensor queries;
+    attention_tensor keys;   /* [R, H, key_dim] in attention_dtype() */
+    attention_tensor values; /* [R, H, value_dim] in attention_dtype(); ignored with value_is_key_prefix */
+    attention_tensor output; /* [R, output_stride >= H * G * value_dim] in attention_dtype(), written by wait */
+    size_t output_stride;    /* elements, a multiple of 32; columns past H * G * value_dim are left alone */
 } attention_layer_call;
 
 typedef struct attention_stats {
@@ -79,34 +86,43 @@ typedef struct attention_stats {
     uint64_t blocks_cached;    /* held by the prefix cache alone */
     uint64_t sequences;
     uint64_t prefix_queries_tokens, prefix_hits_tokens; /* totals since open */
-    uint64_t appended_tokens;  /* positions written, each counted once per step that wrote it */
+    uint64_t appended_tokens; /* positions written, each counted once per step that wrote it */
     uint64_t evicted_blocks;
 } attention_stats;
 
 typedef struct attention_ops {
     const char *name;
     void (*close)(attention *self);
-    /* HD_FULL when tokens_max does not fit now (the error has the numbers; HD_INVALID when it never can). *cached_tokens: how many leading
-     * positions are already there; the caller's first row is at that position.
-     * A sequence that is open already is taken over by a larger epoch (HD_STALE otherwise): it keeps the tokens that agree with the prompt. */
-    hd_status (*sequence_open)(attention *self, const attention_sequence_params *params, uint64_t *cached_tokens, hd_error *error);
+    /* HD_FULL when tokens_max does not fit now (the error has the numbers; HD_INVALID when it never can).
+     * *cached_tokens: how many leading positions are already there; the caller's first row is at that position.
+     * A sequence that is open already is taken over by a larger epoch (HD_STALE otherwise): it keeps the tokens that
+     * agree with the prompt. */
+    hd_status (*sequence_open)(attention *self, const attention_sequence_params *params, uint64_t *cached_tokens,
+                               hd_error *error);
     /* A new sequence with the first `length` tokens of `source`; shares full blocks, copies at most the last one. */
-    hd_status (*fork)(attention *self, uint64_t source, uint64_t length, uint64_t sequence, uint64_t epoch, uint64_t tokens_max, hd_error *error);
+    hd_status (*fork)(attention *self, uint64_t source, uint64_t length, uint64_t sequence, uint64_t epoch,
+                      uint64_t tokens_max, hd_error *error);
     hd_status (*truncate)(attention *self, uint64_t sequence, uint64_t epoch, uint64_t length);
-    /* How many tokens are there. Tables with states only: fork and truncate go to the largest length that has a snapshot, or to 0. */
+    /* How many tokens are there. Tables with states only: fork and truncate go to the largest length that has a
+     * snapshot, or to 0. */
     hd_status (*sequence_length)(const attention *self, uint64_t sequence, uint64_t *length);
-    /* A state stream's bytes (attention_stream_state_bytes) after the first `position` tokens, position <= length. A snapshot is complete
-     * when every state stream has been saved there; the oldest gives way when there is no room. */
-    hd_status (*state_save)(attention *self, uint64_t sequence, uint64_t epoch, uint64_t position, uint32_t stream, const void *bytes);
-    hd_status (*state_load)(const attention *self, uint64_t sequence, uint64_t position, uint32_t stream, void *bytes); /* or HD_NOT_FOUND */
-    /* keep: its full blocks stay as prefix cache until their memory is needed; early: the work ended early, evict these first. */
+    /* A state stream's bytes (attention_stream_state_bytes) after the first `position` tokens, position <= length. A
+     * snapshot is complete when every state stream has been saved there; the oldest gives way when there is no room. */
+    hd_status (*state_save)(attention *self, uint64_t sequence, uint64_t epoch, uint64_t position, uint32_t stream,
+                            const void *bytes);
+    hd_status (*state_load)(const attention *self, uint64_t sequence, uint64_t position, uint32_t stream,
+                            void *bytes); /* or HD_NOT_FOUND */
+    /* keep: its full blocks stay as prefix cache until their memory is needed; early: the work ended early, evict these
+     * first. */
     hd_status (*sequence_close)(attention *self, uint64_t sequence, uint64_t epoch, bool keep, bool early);
-    /* Reserves for all rows or refuses and changes nothing. HD_INVALID: a gap, or another token at a position that is there already. */
+    /* Reserves for all rows or refuses and changes nothing. HD_INVALID: a gap, or another token at a position that is
+     * there already. */
     hd_status (*step_begin)(attention *self, const attention_rows *rows, uint32_t row_span_count, hd_error *error);
     /* HD_UNSUPPORTED: a layer that this implementation keeps but cannot compute. Layers come in ascending order. */
     hd_status (*submit)(attention *self, const attention_layer_call *call);
     hd_status (*wait)(attention *self, uint32_t layer);
-    /* The step's tokens are there from now on. HD_CANCELLED, and none of them are, when a layer that can be computed was left out. */
+    /* The step's tokens are there from now on. HD_CANCELLED, and none of them are, when a layer that can be computed
+     * was left out. */
     hd_status (*step_end)(attention *self);
     /* Drops every block that only the prefix cache holds. */
     void (*cache_reset)(attention *self);

@@ -12,8 +12,8 @@ static bool is_placed(const stream_place *place) {
 }
 
 /* One unit of up to two streams with the same heads. */
-static void place_unit(block_layout *layout, stream_place *places, const attention_layer_table *table, const uint32_t *streams,
-                       uint32_t stream_count) {
+static void place_unit(block_layout *layout, stream_place *places, const attention_layer_table *table,
+                       const uint32_t *streams, uint32_t stream_count) {
     uint64_t unit_bytes = 0;
     for (uint32_t i = 0; i < stream_count; i++) unit_bytes += attention_stream_page_bytes(&table->streams[streams[i]]);
     uint64_t page_offset = 0;

@@ -2,8 +2,9 @@
  *
  *     extent (16 blocks) -> unit -> head -> block of the extent -> page of the unit
  *
- * A unit is what is read together: a layer's keys and values, K then V, or one stream alone. So the pages of one layer and head of
- * 16 blocks that follow each other in a sequence are one run of memory, and a full scan reads memory in order.
+ * A unit is what is read together: a layer's keys and values, K then V, or one stream alone. So the pages of one layer
+ * and head of 16 blocks that follow each other in a sequence are one run of memory, and a full scan reads memory in
+ * order.
  * Threads: a layout is a value, immutable after init. */
 #ifndef ATTENTION_NODE_BLOCK_LAYOUT_H
 #define ATTENTION_NODE_BLOCK_LAYOUT_H
@@ -14,11 +15,11 @@
 #define EXTENT_BLOCKS 16u
 
 typedef struct stream_place {
-    uint64_t unit_offset;  /* bytes of the units before this one, per block */
-    uint64_t unit_bytes;   /* of a page of the unit: from one block's page to the next one's */
-    uint64_t page_offset;  /* of the stream's page in the unit's page */
-    uint64_t page_bytes;   /* 0 for a state, which has no pages */
-    uint32_t first_page;   /* number of its head 0 among all pages of a block */
+    uint64_t unit_offset; /* bytes of the units before this one, per block */
+    uint64_t unit_bytes;  /* of a page of the unit: from one block's page to the next one's */
+    uint64_t page_offset; /* of the stream's page in the unit's page */
+    uint64_t page_bytes;  /* 0 for a state, which has no pages */
+    uint32_t first_page;  /* number of its head 0 among all pages of a block */
     uint32_t heads;
 } stream_place;
 
@@ -33,8 +34,10 @@ uint64_t block_layout_table_bytes(const attention_layer_table *table);
 void block_layout_init(block_layout *layout, const attention_layer_table *table, hd_arena *arena);
 
 /* Offset of a page in an extent of extent_blocks blocks. */
-static inline uint64_t block_layout_page(const stream_place *place, uint32_t head, uint32_t slot, uint32_t extent_blocks) {
-    return place->unit_offset * extent_blocks + ((uint64_t)head * extent_blocks + slot) * place->unit_bytes + place->page_offset;
+static inline uint64_t block_layout_page(const stream_place *place, uint32_t head, uint32_t slot,
+                                         uint32_t extent_blocks) {
+    return place->unit_offset * extent_blocks + ((uint64_t)head * extent_blocks + slot) * place->unit_bytes +
+           place->page_offset;
 }
 
 #endif

@@ -1,8 +1,8 @@
 /* block_pool.c - extents by the longest run of free slots, so that a sequence finds room for what it is going to need.
  *
- * A sequence that expects n more blocks takes the extent whose longest free run is the smallest that holds min(n, 16), claims that
- * run, and takes the next blocks from its claim. Short sequences thus fill the holes and leave whole extents to long ones. Claims
- * are wishes: when nothing else is free, a claimed slot is taken by whoever needs it. */
+ * A sequence that expects n more blocks takes the extent whose longest free run is the smallest that holds min(n, 16),
+ * claims that run, and takes the next blocks from its claim. Short sequences thus fill the holes and leave whole
+ * extents to long ones. Claims are wishes: when nothing else is free, a claimed slot is taken by whoever needs it. */
 #include "attention-node/block_pool.h"
 
 #include <assert.h>
@@ -138,7 +138,8 @@ void block_pool_free(block_pool *pool, block_name block) {
     record->state = BLOCK_FREE;
     record->generation++;
     uint32_t index = block.index / EXTENT_BLOCKS;
-    set_extent(pool, index, pool->extents[index].free | 1u << block.index % EXTENT_BLOCKS, pool->extents[index].claimed);
+    set_extent(pool, index, pool->extents[index].free | 1u << block.index % EXTENT_BLOCKS,
+               pool->extents[index].claimed);
     pool->free_count++;
 }
 
@@ -150,7 +151,8 @@ block_record *block_pool_find(const block_pool *pool, block_name block) {
     return record->generation == block.generation && record->state != BLOCK_FREE ? record : NULL;
 }
 
-void block_pool_seal(block_pool *pool, block_name block, const identity *id, const identity_scope *scope, block_name parent) {
+void block_pool_seal(block_pool *pool, block_name block, const identity *id, const identity_scope *scope,
+                     block_name parent) {
     block_record *record = block_pool_get(pool, block);
     assert(record->generation == block.generation && record->state == BLOCK_OPEN);
     record->state = BLOCK_SEALED;
@@ -174,7 +176,8 @@ static uint64_t page_checksum(const block_pool *pool, uint32_t block_index, uint
 }
 
 static uint64_t *page_record(const block_pool *pool, uint32_t block_index, uint32_t stream, uint32_t head) {
-    return &pool->checksums[(uint64_t)block_index * pool->layout.page_count + pool->layout.streams[stream].first_page + head];
+    return &pool->checksums[(uint64_t)block_index * pool->layout.page_count + pool->layout.streams[stream].first_page +
+                            head];
 }
 
 void block_pool_record_checksum(block_pool *pool, uint32_t block_index, uint32_t stream, uint32_t head) {
@@ -214,7 +217,8 @@ hd_status block_pool_init(block_pool *pool, const attention_layer_table *table, 
     void *payload = hd_region_map((size_t)payload_bytes);
     if (payload == NULL) return HD_NO_MEMORY;
 
-    *pool = (block_pool){.block_count = block_count, .free_count = block_count, .payload = payload, .payload_bytes = payload_bytes};
+    *pool = (block_pool){
+        .block_count = block_count, .free_count = block_count, .payload = payload, .payload_bytes = payload_bytes};
     block_layout_init(&pool->layout, table, arena);
     pool->extent_count = extent_count_of(block_count);
     pool->records = hd_arena_take(arena, block_count * sizeof(*pool->records));
@@ -222,10 +226,12 @@ hd_status block_pool_init(block_pool *pool, const attention_layer_table *table, 
     pool->extents = hd_arena_take(arena, pool->extent_count * sizeof(*pool->extents));
     assert(pool->records != NULL && pool->checksums != NULL && pool->extents != NULL);
 
-    for (uint32_t i = 0; i < block_count; i++) pool->records[i] = (block_record){.state = BLOCK_FREE, .parent = BLOCK_NONE};
+    for (uint32_t i = 0; i < block_count; i++)
+        pool->records[i] = (block_record){.state = BLOCK_FREE, .parent = BLOCK_NONE};
     for (uint32_t i = 0; i <= EXTENT_BLOCKS; i++) pool->buckets[i] = EXTENT_NONE;
     for (uint32_t i = pool->extent_count; i-- > 0;) { /* the first extent is listed last, so it is taken first */
-        uint32_t first = i * EXTENT_BLOCKS, blocks = block_count - first < EXTENT_BLOCKS ? block_count - first : EXTENT_BLOCKS;
+        uint32_t first = i * EXTENT_BLOCKS,
+                 blocks = block_count - first < EXTENT_BLOCKS ? block_count - first : EXTENT_BLOCKS;
         pool->extents[i] = (block_extent){.free = (1u << blocks) - 1};
         list_extent(pool, i);
     }

@@ -3,11 +3,12 @@
  *     FREE --take--> OPEN --seal--> SEALED --free--> FREE          SEALED --reopen--> OPEN --free--> FREE
  *
  *   1. All memory is there from init on. When every block is taken, take answers BLOCK_NONE; nothing grows.
- *   2. A name is an index and a generation. Freeing or reopening a block ends its generation, so an old name is found stale and never
- *      means another block.
- *   3. A sealed block is never written. It has an identity and a checksum per page; both lie beside the payload, which is K and V alone.
- *   4. The payload is finite wherever nothing was stored: zeros at first, and whoever stores the first token of a page in a block
- *      that was used before clears the page (what is left there may be another user's, and even NaN).
+ *   2. A name is an index and a generation. Freeing or reopening a block ends its generation, so an old name is found
+ *      stale and never means another block.
+ *   3. A sealed block is never written. It has an identity and a checksum per page; both lie beside the payload, which
+ *      is K and V alone.
+ *   4. The payload is finite wherever nothing was stored: zeros at first, and whoever stores the first token of a page
+ *      in a block that was used before clears the page (what is left there may be another user's, and even NaN).
  *   5. Blocks that follow each other in a sequence lie in one extent of 16 where that is possible (block_claim).
  * Counting references and choosing what to free is block_store.h's. Threads: one, but for block_pool_page and
  * block_pool_record_checksum, which threads of a step may call for pages of their own. */
@@ -42,9 +43,9 @@ typedef struct block_record {
     uint32_t references; /* sequences that hold it */
     bool is_cached;      /* found by its identity */
     block_retention retention;
-    identity id;         /* SEALED: of the chain up to here */
+    identity id; /* SEALED: of the chain up to here */
     identity_scope scope;
-    block_name parent;   /* the block before it when it was sealed; BLOCK_NONE for a sequence's first */
+    block_name parent; /* the block before it when it was sealed; BLOCK_NONE for a sequence's first */
     uint32_t token_ids[HD_BLOCK_TOKENS];
 } block_record;
 
@@ -57,17 +58,17 @@ typedef struct block_claim {
 typedef struct block_extent {
     uint32_t free, claimed; /* masks of slots; claimed is a subset of free */
     uint32_t previous, next;
-    uint32_t longest_run;   /* of free slots that nobody claims: the bucket that it is in */
+    uint32_t longest_run; /* of free slots that nobody claims: the bucket that it is in */
 } block_extent;
 
 typedef struct block_pool {
     block_layout layout;
     uint32_t block_count, free_count;
-    unsigned char *payload;  /* extents, the last of them smaller */
+    unsigned char *payload; /* extents, the last of them smaller */
     uint64_t payload_bytes;
-    block_record *records;   /* [block_count] */
-    uint64_t *checksums;     /* [block_count][page_count]; 0 where none has been recorded */
-    block_extent *extents;   /* [extent_count] */
+    block_record *records; /* [block_count] */
+    uint64_t *checksums;   /* [block_count][page_count]; 0 where none has been recorded */
+    block_extent *extents; /* [extent_count] */
     uint32_t extent_count;
     uint32_t buckets[EXTENT_BLOCKS + 1]; /* lists of extents by longest_run */
 } block_pool;
@@ -83,9 +84,11 @@ void block_pool_fini(block_pool *pool);
 block_name block_pool_take(block_pool *pool, block_claim *claim, uint32_t wanted);
 void block_pool_claim_drop(block_pool *pool, block_claim *claim);
 void block_pool_free(block_pool *pool, block_name block);
-void block_pool_seal(block_pool *pool, block_name block, const identity *id, const identity_scope *scope, block_name parent);
+void block_pool_seal(block_pool *pool, block_name block, const identity *id, const identity_scope *scope,
+                     block_name parent);
 block_name block_pool_reopen(block_pool *pool, block_name block);
-/* Tokens and payload of `from` to the open block `to`; HD_CORRUPT when from is sealed and its pages do not have their checksums. */
+/* Tokens and payload of `from` to the open block `to`; HD_CORRUPT when from is sealed and its pages do not have their
+ * checksums. */
 hd_status block_pool_copy(block_pool *pool, block_name to, block_name from);
 
 /* NULL for a stale name. */

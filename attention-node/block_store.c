@@ -7,7 +7,8 @@ uint64_t block_store_table_bytes(const attention_layer_table *table, uint32_t bl
     return block_pool_table_bytes(table, block_count) + prefix_cache_table_bytes(block_count);
 }
 
-hd_status block_store_init(block_store *store, const attention_layer_table *table, uint32_t block_count, hd_arena *arena) {
+hd_status block_store_init(block_store *store, const attention_layer_table *table, uint32_t block_count,
+                           hd_arena *arena) {
     *store = (block_store){0};
     hd_status status = block_pool_init(&store->pool, table, block_count, arena);
     if (status == HD_OK) prefix_cache_init(&store->cache, &store->pool, arena);
@@ -44,8 +45,8 @@ static void evict(block_store *store, uint32_t count) {
 
 block_name block_store_take(block_store *store, block_claim *claim, uint32_t wanted) {
     assert(store->reserved > 0 && wanted > 0);
-    /* Evict as many as the caller will need anyway, up to an extent: one at a time would hand out the slots of a sequence that
-     * retired from its end in descending order, and the next scan would read backwards. */
+    /* Evict as many as the caller will need anyway, up to an extent: one at a time would hand out the slots of a
+     * sequence that retired from its end in descending order, and the next scan would read backwards. */
     if (store->pool.free_count == 0) evict(store, wanted < EXTENT_BLOCKS ? wanted : EXTENT_BLOCKS);
     block_name block = block_pool_take(&store->pool, claim, wanted);
     assert(block.index != BLOCK_NONE.index);

@@ -23,8 +23,8 @@ void engine_publish(engine *e) {
 
 static hd_status check_params(const attention_sequence_params *params, hd_error *error) {
     if (params->token_count <= params->tokens_max) return HD_OK;
-    return hd_error_set(error, HD_INVALID, "%llu tokens of prompt, but %llu at most", (unsigned long long)params->token_count,
-                        (unsigned long long)params->tokens_max);
+    return hd_error_set(error, HD_INVALID, "%llu tokens of prompt, but %llu at most",
+                        (unsigned long long)params->token_count, (unsigned long long)params->tokens_max);
 }
 
 static uint64_t least(uint64_t a, uint64_t b) {
@@ -42,13 +42,13 @@ static identity_scope scope_of(const attention_sequence_params *params) {
     return scope;
 }
 
-/* Another owner goes on with an open sequence. It may know fewer tokens than are there (the last ones were never heard of), or
- * another continuation; what agrees stays. */
+/* Another owner goes on with an open sequence. It may know fewer tokens than are there (the last ones were never heard
+ * of), or another continuation; what agrees stays. */
 static hd_status take_over(engine *e, sequence *s, const attention_sequence_params *params, const selection *chosen,
                            uint64_t *cached_tokens, hd_error *error) {
     if (params->epoch <= s->epoch) {
-        return hd_error_set(error, HD_STALE, "sequence %llu is open under epoch %llu", (unsigned long long)params->sequence,
-                            (unsigned long long)s->epoch);
+        return hd_error_set(error, HD_STALE, "sequence %llu is open under epoch %llu",
+                            (unsigned long long)params->sequence, (unsigned long long)s->epoch);
     }
     identity_scope scope = scope_of(params);
     if (!identity_scope_is_equal(&scope, &s->scope) || chosen->ops != s->selection.ops) {
@@ -58,7 +58,8 @@ static hd_status take_over(engine *e, sequence *s, const attention_sequence_para
     uint64_t same = sequence_match(&e->home, s, 0, params->token_ids, params->token_count);
     same = state_store_resumable(&e->states, s->slot, same);
     hd_status status = sequence_truncate(&e->home, s, same);
-    if (status != HD_OK) return hd_error_set(error, status, "no memory to cut sequence %llu", (unsigned long long)params->sequence);
+    if (status != HD_OK)
+        return hd_error_set(error, status, "no memory to cut sequence %llu", (unsigned long long)params->sequence);
     state_store_truncate(&e->states, s->slot, same);
     status = sequence_set_tokens_max(&e->home, s, params->tokens_max, error);
     if (status != HD_OK) return status;
@@ -84,7 +85,8 @@ static void count_prefix(engine *e, uint64_t queried, uint64_t hit) {
     atomic_fetch_add_explicit(&e->published.prefix_hits_tokens, hit, memory_order_relaxed);
 }
 
-static hd_status sequence_open(attention *self, const attention_sequence_params *params, uint64_t *cached_tokens, hd_error *error) {
+static hd_status sequence_open(attention *self, const attention_sequence_params *params, uint64_t *cached_tokens,
+                               hd_error *error) {
     engine *e = engine_of(self);
     assert(!e->step.is_open);
     selection chosen;
@@ -121,9 +123,10 @@ static hd_status fork_sequence(attention *self, uint64_t source_name, uint64_t l
     sequence *source = sequence_table_find(&e->sequences, source_name), *s = NULL;
     if (source == NULL) return hd_error_set(error, HD_NOT_FOUND, "no sequence %llu", (unsigned long long)source_name);
     if (length > source->length || length > tokens_max) {
-        return hd_error_set(error, HD_INVALID, "cannot fork %llu tokens of sequence %llu, which has %llu, to at most %llu",
-                            (unsigned long long)length, (unsigned long long)source_name, (unsigned long long)source->length,
-                            (unsigned long long)tokens_max);
+        return hd_error_set(error, HD_INVALID,
+                            "cannot fork %llu tokens of sequence %llu, which has %llu, to at most %llu",
+                            (unsigned long long)length, (unsigned long long)source_name,
+                            (unsigned long long)source->length, (unsigned long long)tokens_max);
     }
     length = state_store_resumable(&e->states, source->slot, length);
     hd_status status = take_slot(e, name, epoch, &s, error);
@@ -181,7 +184,8 @@ static hd_status sequence_length(const attention *self, uint64_t name, uint64_t 
     return HD_OK;
 }
 
-static hd_status state_save(attention *self, uint64_t name, uint64_t epoch, uint64_t position, uint32_t stream, const void *bytes) {
+static hd_status state_save(attention *self, uint64_t name, uint64_t epoch, uint64_t position, uint32_t stream,
+                            const void *bytes) {
     engine *e = engine_of(self);
     sequence *s = NULL;
     hd_status status = find_owned(e, name, epoch, &s);
@@ -259,7 +263,8 @@ static const attention_ops engine_ops = {
 
 static hd_status check_config(const engine_config *config, hd_error *error) {
     if (config->kv_dtype != HD_BF16 && config->kv_dtype != HD_F32) {
-        return hd_error_set(error, HD_UNSUPPORTED, "keys and values are kept as bf16 or f32, not as %s", hd_dtype_name(config->kv_dtype));
+        return hd_error_set(error, HD_UNSUPPORTED, "keys and values are kept as bf16 or f32, not as %s",
+                            hd_dtype_name(config->kv_dtype));
     }
     if (config->step_rows_max == 0 || config->sequences_max == 0) {
         return hd_error_set(error, HD_INVALID, "a step needs at least one row, and an engine one sequence");
@@ -267,8 +272,8 @@ static hd_status check_config(const engine_config *config, hd_error *error) {
     hd_status status = attention_layer_table_check(&config->layers, error);
     if (status != HD_OK) return status;
     if (attention_layer_table_state_bytes(&config->layers) != 0 && config->snapshots_max < config->sequences_max) {
-        return hd_error_set(error, HD_INVALID, "%u snapshots of states are too few for %u sequences", config->snapshots_max,
-                            config->sequences_max);
+        return hd_error_set(error, HD_INVALID, "%u snapshots of states are too few for %u sequences",
+                            config->snapshots_max, config->sequences_max);
     }
     return HD_OK;
 }

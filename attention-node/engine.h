@@ -1,6 +1,8 @@
-/* engine.h - attention in this process: blocks of KV in memory, prefix cache, exact paged attention on the compute pool.
+/* engine.h - attention in this process: blocks of KV in memory, prefix cache, exact paged attention on the compute
+ * pool.
  *
- * Threads: as attention.h; the work of a step runs on the pool given here, which must not be in use by the caller meanwhile. */
+ * Threads: as attention.h; the work of a step runs on the pool given here, which must not be in use by the caller
+ * meanwhile. */
 #ifndef ATTENTION_NODE_ENGINE_H
 #define ATTENTION_NODE_ENGINE_H
 
@@ -10,13 +12,13 @@
 
 typedef struct engine_config {
     attention_layer_table layers;
-    hd_dtype kv_dtype;                 /* HD_BF16 or HD_F32 */
-    uint64_t hot_bytes;                /* the budget: blocks and their tables together stay within it */
-    uint32_t step_rows_max;            /* rows of a step, at most */
+    hd_dtype kv_dtype;      /* HD_BF16 or HD_F32 */
+    uint64_t hot_bytes;     /* the budget: blocks and their tables together stay within it */
+    uint32_t step_rows_max; /* rows of a step, at most */
     uint32_t sequences_max;
-    uint32_t snapshots_max;            /* of tables with states: at least sequences_max. Others ignore it */
-    unsigned char fingerprint[16];     /* of the weights: two models never share a block */
-    unsigned char key[32];             /* secret of the identity hash */
+    uint32_t snapshots_max;        /* of tables with states: at least sequences_max. Others ignore it */
+    unsigned char fingerprint[16]; /* of the weights: two models never share a block */
+    unsigned char key[32];         /* secret of the identity hash */
     const kernel_ops *kernels;
     hd_pool *pool;
 } engine_config;

@@ -46,7 +46,8 @@ static void fill_blocks(void *context, unsigned thread, unsigned thread_count) {
             const stream_place *place = &layout->streams[stream];
             for (uint32_t head = 0; head < place->heads; head++) {
                 fill_page(block_pool_page(pool, block, stream, head), place->page_bytes / sizeof(uint64_t),
-                          f->engine->table.streams[stream].codec, f->seed + run * layout->page_count + place->first_page + head);
+                          f->engine->table.streams[stream].codec,
+                          f->seed + run * layout->page_count + place->first_page + head);
             }
         }
     }
@@ -61,7 +62,8 @@ hd_status engine_fill_synthetic(attention *self, uint64_t name, uint64_t tokens,
     s->is_private = true;
     uint64_t state = seed;
     for (uint64_t done = 0; done < tokens;) {
-        uint32_t ids[HD_BLOCK_TOKENS], count = tokens - done < HD_BLOCK_TOKENS ? (uint32_t)(tokens - done) : HD_BLOCK_TOKENS;
+        uint32_t ids[HD_BLOCK_TOKENS],
+            count = tokens - done < HD_BLOCK_TOKENS ? (uint32_t)(tokens - done) : HD_BLOCK_TOKENS;
         for (uint32_t i = 0; i < count; i++) ids[i] = (uint32_t)(next_random(&state) % vocabulary);
         sequence_extend(&e->home, s, ids, count);
         done += count;

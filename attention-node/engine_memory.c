@@ -1,7 +1,7 @@
 /* engine_memory.c - cuts the budget into blocks and everything that goes with them.
  *
- * One function lists every table with its size; open takes them in the same order from one arena. The number of blocks is the
- * largest for which the sum stays within the budget. */
+ * One function lists every table with its size; open takes them in the same order from one arena. The number of blocks
+ * is the largest for which the sum stays within the budget. */
 #include <assert.h>
 #include <inttypes.h>
 
@@ -73,10 +73,12 @@ static uint64_t arena_bytes(const engine_config *config, const plan_limits *limi
            aligned(table->layer_count * sizeof(engine_layer)) + aligned(table->layer_count * sizeof(attention_layer)) +
            sink_count_of(table) * sizeof(float) + block_store_table_bytes(table, block_count) +
            sequence_table_bytes(config->sequences_max) +
-           (has_states(table) ? state_store_table_bytes(table, config->snapshots_max) : state_store_table_bytes(table, 0)) +
+           (has_states(table) ? state_store_table_bytes(table, config->snapshots_max)
+                              : state_store_table_bytes(table, 0)) +
            attend_plan_table_bytes(limits) + aligned(limits->thread_count * sizeof(engine_thread)) +
-           limits->thread_count * thread_bytes(config, limits, block_count) + aligned(partial_rows * value_dim_max_of(table) * sizeof(float)) +
-           2 * aligned(partial_rows * sizeof(float)) + step_bytes(config);
+           limits->thread_count * thread_bytes(config, limits, block_count) +
+           aligned(partial_rows * value_dim_max_of(table) * sizeof(float)) + 2 * aligned(partial_rows * sizeof(float)) +
+           step_bytes(config);
 }
 
 static uint64_t total_bytes(const engine_config *config, const plan_limits *limits, uint32_t block_count) {
@@ -96,13 +98,16 @@ static uint32_t blocks_of(const engine_config *config, const plan_limits *limits
     return low;
 }
 
-static hd_status check_budget(const engine_config *config, const plan_limits *limits, uint32_t block_count, hd_error *error) {
+static hd_status check_budget(const engine_config *config, const plan_limits *limits, uint32_t block_count,
+                              hd_error *error) {
     if (block_count > 0) return HD_OK;
     char budget[32], block[32];
-    return hd_error_set(error, HD_INVALID,
-                        "%s for keys and values hold no tokens: at least %" PRIu64 " KiB are needed, and %s more for each further %u tokens",
-                        hd_format_size(config->hot_bytes, budget, sizeof(budget)), (total_bytes(config, limits, 1) + 1023) / 1024,
-                        hd_format_size(attention_layer_table_block_bytes(&config->layers), block, sizeof(block)), HD_BLOCK_TOKENS);
+    return hd_error_set(
+        error, HD_INVALID,
+        "%s for keys and values hold no tokens: at least %" PRIu64
+        " KiB are needed, and %s more for each further %u tokens",
+        hd_format_size(config->hot_bytes, budget, sizeof(budget)), (total_bytes(config, limits, 1) + 1023) / 1024,
+        hd_format_size(attention_layer_table_block_bytes(&config->layers), block, sizeof(block)), HD_BLOCK_TOKENS);
 }
 
 /* ---- Taking it ---- */

@@ -15,10 +15,10 @@ typedef struct engine_layer {
     attention_layer table; /* with sink_logits of the engine's own */
     kernel_page_shape shape;
     plan_shape plan;
-    uint32_t query_dim;    /* key_dim, padded */
-    bool is_computable;    /* plain keys and values in the engine's KV type */
-    bool is_owner;         /* it writes the streams that it reads */
-    uint64_t done_step;    /* the last step in which it was computed */
+    uint32_t query_dim; /* key_dim, padded */
+    bool is_computable; /* plain keys and values in the engine's KV type */
+    bool is_owner;      /* it writes the streams that it reads */
+    uint64_t done_step; /* the last step in which it was computed */
 } engine_layer;
 
 /* Consecutive tokens of one block that the step stores. */
@@ -30,9 +30,9 @@ typedef struct engine_segment {
 /* What a thread of the pool works with. */
 typedef struct engine_thread {
     void *kernel_scratch;
-    kernel_span *spans;    /* [HD_GROUP_TOKENS] */
-    uint64_t *positions;   /* [item_rows_max] */
-    float *partials;       /* [partials_per_thread] of partial_floats each */
+    kernel_span *spans;  /* [HD_GROUP_TOKENS] */
+    uint64_t *positions; /* [item_rows_max] */
+    float *partials;     /* [partials_per_thread] of partial_floats each */
 } engine_thread;
 
 typedef struct engine_step {
@@ -42,7 +42,7 @@ typedef struct engine_step {
     sequence **sequences; /* [span_count] */
     plan_span *spans;     /* [span_count]; runs as the selection last answered */
     engine_segment *segments;
-    bool is_planned;      /* the plan fits spans as they are */
+    bool is_planned; /* the plan fits spans as they are */
     attention_layer_call call;
     bool is_submitted;
     _Atomic size_t ticket;

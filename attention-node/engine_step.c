@@ -1,8 +1,8 @@
 /* engine_step.c - the steps of an engine: rows in, keys and values into pages, attention out.
  *
- * A layer is one run of the pool. First every thread stores its share of the new tokens; behind a barrier, threads take items of the
- * plan (attend_plan.h) by ticket. Whoever completes a tile writes its output, so there is no second barrier. The path takes no
- * lock and allocates nothing. */
+ * A layer is one run of the pool. First every thread stores its share of the new tokens; behind a barrier, threads take
+ * items of the plan (attend_plan.h) by ticket. Whoever completes a tile writes its output, so there is no second
+ * barrier. The path takes no lock and allocates nothing. */
 #include <assert.h>
 #include <math.h>
 
@@ -22,18 +22,21 @@ static hd_status check_span(engine *e, const attention_rows *rows, sequence **ou
         return hd_error_set(error, HD_STALE, "sequence %llu has epoch %llu now", name, (unsigned long long)s->epoch);
     }
     if (rows->count == 0 || s->step == e->step.serial) {
-        return hd_error_set(error, HD_INVALID, "sequence %llu: %s", name, rows->count == 0 ? "no rows" : "twice in one step");
+        return hd_error_set(error, HD_INVALID, "sequence %llu: %s", name,
+                            rows->count == 0 ? "no rows" : "twice in one step");
     }
     if (rows->first_position > s->length) {
-        return hd_error_set(error, HD_INVALID, "sequence %llu: a gap from %llu to %llu", name, (unsigned long long)s->length, first);
+        return hd_error_set(error, HD_INVALID, "sequence %llu: a gap from %llu to %llu", name,
+                            (unsigned long long)s->length, first);
     }
     if (rows->count > s->tokens_max - rows->first_position) {
-        return hd_error_set(error, HD_INVALID, "sequence %llu: %u rows at %llu, but it was opened for %llu tokens", name, rows->count,
-                            first, (unsigned long long)s->tokens_max);
+        return hd_error_set(error, HD_INVALID, "sequence %llu: %u rows at %llu, but it was opened for %llu tokens",
+                            name, rows->count, first, (unsigned long long)s->tokens_max);
     }
     uint64_t there = s->length - rows->first_position, compared = there < rows->count ? there : rows->count;
     if (sequence_match(&e->home, s, rows->first_position, rows->token_ids, compared) < compared) {
-        return hd_error_set(error, HD_INVALID, "sequence %llu: another token than the one at %llu or after it", name, first);
+        return hd_error_set(error, HD_INVALID, "sequence %llu: another token than the one at %llu or after it", name,
+                            first);
     }
     s->step = e->step.serial;
     *out = s;
@@ -42,7 +45,8 @@ static hd_status check_span(engine *e, const attention_rows *rows, sequence **ou
 
 static hd_status check_rows(engine *e, const attention_rows *rows, uint32_t span_count, hd_error *error) {
     if (span_count == 0 || span_count > e->sequences_max) {
-        return hd_error_set(error, HD_INVALID, "a step of %u sequences, but 1 to %u are possible", span_count, e->sequences_max);
+        return hd_error_set(error, HD_INVALID, "a step of %u sequences, but 1 to %u are possible", span_count,
+                            e->sequences_max);
     }
     uint64_t row_count = 0;
     for (uint32_t i = 0; i < span_count; i++) {
@@ -51,7 +55,8 @@ static hd_status check_rows(engine *e, const attention_rows *rows, uint32_t span
         row_count += rows[i].count;
     }
     if (row_count > e->rows_max) {
-        return hd_error_set(error, HD_INVALID, "a step of %llu rows, but %u are possible", (unsigned long long)row_count, e->rows_max);
+        return hd_error_set(error, HD_INVALID, "a step of %llu rows, but %u are possible",
+                            (unsigned long long)row_count, e->rows_max);
     }
     e->step.row_count = (uint32_t)row_count;
     e->step.span_count = span_count;
@@ -104,14 +109,16 @@ hd_status engine_step_begin(attention *self, const attention_rows *rows, uint32_
 
 /* ---- Storing ---- */
 
-static const unsigned char *row_of(const attention_tensor *tensor, uint64_t row_elements, uint64_t row, uint64_t column) {
+static const unsigned char *row_of(const attention_tensor *tensor, uint64_t row_elements, uint64_t row,
+                                   uint64_t column) {
     return (const unsigned char *)tensor->data + (row * row_elements + column) * (hd_dtype_bits(tensor->dtype) / 8);
 }
 
 static void store_segment(engine *e, const engine_layer *layer, const engine_segment *segment, uint32_t head) {
     const attention_layer_call *call = &e->step.call;
     const kernel_page_shape *shape = &layer->shape;
-    uint32_t heads = layer->plan.kv_heads, key_stream = layer->table.key_stream, value_stream = layer->table.value_stream;
+    uint32_t heads = layer->plan.kv_heads, key_stream = layer->table.key_stream,
+             value_stream = layer->table.value_stream;
     block_pool *pool = &e->home.store.pool;
     void *keys = block_pool_page(pool, segment->block_index, key_stream, head);
     void *values = block_pool_page(pool, segment->block_index, value_stream, head);
@@ -120,9 +127,10 @@ static void store_segment(engine *e, const engine_layer *layer, const engine_seg
         memset(values, 0, (size_t)pool->layout.streams[value_stream].page_bytes);
     }
     size_t key_stride = (size_t)heads * shape->key_dim, value_stride = (size_t)heads * shape->value_dim;
-    e->kernels->page_store(shape, keys, values, segment->slot, segment->count,
-                           row_of(&call->keys, key_stride, segment->first_row, (uint64_t)head * shape->key_dim), key_stride,
-                           row_of(&call->values, value_stride, segment->first_row, (uint64_t)head * shape->value_dim), value_stride);
+    e->kernels->page_store(
+        shape, keys, values, segment->slot, segment->count,
+        row_of(&call->keys, key_stride, segment->first_row, (uint64_t)head * shape->key_dim), key_stride,
+        row_of(&call->values, value_stride, segment->first_row, (uint64_t)head * shape->value_dim), value_stride);
     if (segment->slot + segment->count < HD_BLOCK_TOKENS) return;
     block_pool_record_checksum(pool, segment->block_index, key_stream, head);
     block_pool_record_checksum(pool, segment->block_index, value_stream, head);
@@ -172,8 +180,8 @@ static uint64_t set_positions(const engine *e, const engine_thread *t, const pla
 }
 
 /* The runs of a group as spans of pages, but for those that end before first_visible. */
-static uint32_t gather_spans(const engine *e, const engine_layer *layer, const plan_span *span, uint64_t group, uint64_t first_visible,
-                             uint32_t head, kernel_span *spans) {
+static uint32_t gather_spans(const engine *e, const engine_layer *layer, const plan_span *span, uint64_t group,
+                             uint64_t first_visible, uint32_t head, kernel_span *spans) {
     const block_pool *pool = &e->home.store.pool;
     uint64_t begin = group * HD_GROUP_TOKENS, end = begin + HD_GROUP_TOKENS;
     uint32_t count = 0;
@@ -182,23 +190,26 @@ static uint32_t gather_spans(const engine *e, const engine_layer *layer, const p
         const kv_run *run = &span->runs[i];
         uint32_t skipped = run->position < begin ? (uint32_t)(begin - run->position) : 0;
         uint64_t run_end = run->position + run->count;
-        spans[count++] = (kernel_span){.keys = block_pool_page(pool, run->block.index, layer->table.key_stream, head),
-                                       .values = block_pool_page(pool, run->block.index, layer->table.value_stream, head),
-                                       .first = run->first + skipped,
-                                       .count = (uint32_t)((run_end < end ? run_end : end) - run->position) - skipped,
-                                       .position = run->position + skipped};
+        spans[count++] =
+            (kernel_span){.keys = block_pool_page(pool, run->block.index, layer->table.key_stream, head),
+                          .values = block_pool_page(pool, run->block.index, layer->table.value_stream, head),
+                          .first = run->first + skipped,
+                          .count = (uint32_t)((run_end < end ? run_end : end) - run->position) - skipped,
+                          .position = run->position + skipped};
     }
     return count;
 }
 
-static void write_output(const engine *e, const engine_layer *layer, const plan_tile *tile, uint32_t head, const kernel_partial *partial) {
+static void write_output(const engine *e, const engine_layer *layer, const plan_tile *tile, uint32_t head,
+                         const kernel_partial *partial) {
     const attention_layer_call *call = &e->step.call;
     uint32_t group_size = layer->plan.group_size, value_dim = layer->shape.value_dim, first_head = head * group_size;
     const float *sinks = layer->table.sink_logits;
     size_t element_bytes = hd_dtype_bits(call->output.dtype) / 8;
     for (uint32_t row = 0; row < tile->row_count; row++) {
         uint32_t first = row * group_size;
-        kernel_partial rows = partial_at(partial->out, partial->max, partial->sum, first, (uint32_t)partial->out_stride);
+        kernel_partial rows =
+            partial_at(partial->out, partial->max, partial->sum, first, (uint32_t)partial->out_stride);
         size_t element = (size_t)(tile->first_row + row) * call->output_stride + (size_t)first_head * value_dim;
         e->kernels->finish(&rows, group_size, value_dim, sinks != NULL ? sinks + first_head : NULL, call->output.dtype,
                            (unsigned char *)call->output.data + element * element_bytes, value_dim, NULL);
@@ -228,7 +239,8 @@ static void set_empty(const kernel_partial *partial, uint32_t row_count, uint32_
     }
 }
 
-static void attend_item(engine *e, const engine_layer *layer, const engine_thread *t, const plan_item *item, uint32_t head) {
+static void attend_item(engine *e, const engine_layer *layer, const engine_thread *t, const plan_item *item,
+                        uint32_t head) {
     uint32_t group_size = layer->plan.group_size, kernel_rows = item->row_count * group_size;
     uint64_t query_row = ((uint64_t)head * e->step.row_count + item->first_row) * group_size;
     kernel_attend call = {.shape = layer->shape,
@@ -303,7 +315,8 @@ hd_status engine_step_submit(attention *self, const attention_layer_call *call) 
     return HD_OK;
 }
 
-/* Asks each sequence's selection; the plan of the layer before does as well when nothing that it was made from is different. */
+/* Asks each sequence's selection; the plan of the layer before does as well when nothing that it was made from is
+ * different. */
 static void plan_layer(engine *e, const engine_layer *layer) {
     engine_step *step = &e->step;
     bool is_same = step->is_planned && memcmp(&layer->plan, &e->plan.shape, sizeof(layer->plan)) == 0;

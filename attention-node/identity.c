@@ -18,7 +18,8 @@ typedef struct {
     identity parent;
     uint32_t token_ids[HD_BLOCK_TOKENS];
 } block_text;
-_Static_assert(sizeof(block_text) == 24 + sizeof(uint32_t) * HD_BLOCK_TOKENS, "hashed as it lies in memory: no padding");
+_Static_assert(sizeof(block_text) == 24 + sizeof(uint32_t) * HD_BLOCK_TOKENS,
+               "hashed as it lies in memory: no padding");
 
 static void hash(const unsigned char key[IDENTITY_KEY_BYTES], const void *text, size_t text_bytes, identity *out) {
     int result = crypto_generichash(out->bytes, sizeof(out->bytes), text, text_bytes, key, IDENTITY_KEY_BYTES);
@@ -26,8 +27,8 @@ static void hash(const unsigned char key[IDENTITY_KEY_BYTES], const void *text, 
     (void)result;
 }
 
-void identity_of_root(const unsigned char key[IDENTITY_KEY_BYTES], const unsigned char fingerprint[16], hd_dtype kv_dtype,
-                      const identity_scope *scope, identity *root) {
+void identity_of_root(const unsigned char key[IDENTITY_KEY_BYTES], const unsigned char fingerprint[16],
+                      hd_dtype kv_dtype, const identity_scope *scope, identity *root) {
     root_text text = {.kind = "root 1", .variant = scope->variant, .kv_dtype = (uint64_t)kv_dtype};
     memcpy(text.fingerprint, fingerprint, sizeof(text.fingerprint));
     memcpy(text.salt, scope->salt, sizeof(text.salt));

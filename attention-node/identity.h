@@ -1,9 +1,11 @@
 /* identity.h - the name of what is in a block: a keyed hash over everything that its keys and values depend on.
  *
- *     root  = H(weights, KV type, scope)        block = H(identity of the block before it, or the root; its 128 token ids)
+ *     root  = H(weights, KV type, scope)
+ *     block = H(identity of the block before it, or the root; its 128 token ids)
  *
- * H is BLAKE2b-128 under the engine's secret key, so nobody outside can construct two prompts of one identity. Whoever finds a
- * block by its identity still compares scope, parent and tokens (prefix_cache.h): even a collision mixes nobody's context.
+ * H is BLAKE2b-128 under the engine's secret key, so nobody outside can construct two prompts of one identity. Whoever
+ * finds a block by its identity still compares scope, parent and tokens (prefix_cache.h): even a collision mixes
+ * nobody's context.
  * Threads: pure functions. */
 #ifndef ATTENTION_NODE_IDENTITY_H
 #define ATTENTION_NODE_IDENTITY_H
@@ -24,8 +26,8 @@ typedef struct identity_scope {
     uint64_t variant;
 } identity_scope;
 
-void identity_of_root(const unsigned char key[IDENTITY_KEY_BYTES], const unsigned char fingerprint[16], hd_dtype kv_dtype,
-                      const identity_scope *scope, identity *root);
+void identity_of_root(const unsigned char key[IDENTITY_KEY_BYTES], const unsigned char fingerprint[16],
+                      hd_dtype kv_dtype, const identity_scope *scope, identity *root);
 void identity_of_block(const unsigned char key[IDENTITY_KEY_BYTES], const identity *parent,
                        const uint32_t token_ids[HD_BLOCK_TOKENS], identity *block);
 

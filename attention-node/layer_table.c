@@ -23,8 +23,8 @@ static hd_status check_stream(const attention_layer_table *table, uint32_t index
         return hd_error_set(error, HD_INVALID, "stream %u: a state per sequence has no window", index);
     }
     if (HD_BLOCK_TOKENS % s->tokens_per_record != 0) {
-        return hd_error_set(error, HD_INVALID, "stream %u: %u tokens per record do not divide a block of %u positions", index,
-                            s->tokens_per_record, HD_BLOCK_TOKENS);
+        return hd_error_set(error, HD_INVALID, "stream %u: %u tokens per record do not divide a block of %u positions",
+                            index, s->tokens_per_record, HD_BLOCK_TOKENS);
     }
     if (s->owner_layer >= table->layer_count) {
         return hd_error_set(error, HD_INVALID, "stream %u: its owner is layer %u of %u", index, s->owner_layer,
@@ -42,8 +42,8 @@ static hd_status check_reference(const attention_layer_table *table, uint32_t la
     }
     const attention_stream *s = &table->streams[stream];
     if (is_state(s)) {
-        return hd_error_set(error, HD_INVALID, "layer %u: '%s' is stream %u, a state, which nobody can attend to", layer,
-                            field, stream);
+        return hd_error_set(error, HD_INVALID, "layer %u: '%s' is stream %u, a state, which nobody can attend to",
+                            layer, field, stream);
     }
     if (s->owner_layer > layer) {
         return hd_error_set(error, HD_INVALID, "layer %u: '%s' is stream %u, which layer %u writes only later", layer,
@@ -65,20 +65,21 @@ static hd_status check_layer(const attention_layer_table *table, uint32_t index,
 
     const attention_stream *keys = &table->streams[l->key_stream], *values = &table->streams[l->value_stream];
     if (l->value_is_key_prefix != (l->key_stream == l->value_stream)) {
-        return hd_error_set(error, HD_INVALID, "layer %u: a value that is a prefix of the key, and only that, has the key's stream",
+        return hd_error_set(error, HD_INVALID,
+                            "layer %u: a value that is a prefix of the key, and only that, has the key's stream",
                             index);
     }
     if (keys->heads != values->heads || keys->tokens_per_record != values->tokens_per_record) {
-        return hd_error_set(error, HD_INVALID, "layer %u: streams %u and %u differ in heads or in tokens per record", index,
-                            l->key_stream, l->value_stream);
+        return hd_error_set(error, HD_INVALID, "layer %u: streams %u and %u differ in heads or in tokens per record",
+                            index, l->key_stream, l->value_stream);
     }
     if (l->value_dim == 0 || (l->value_is_key_prefix ? l->value_dim > values->dim : l->value_dim != values->dim)) {
-        return hd_error_set(error, HD_INVALID, "layer %u: 'value_dim' is %u, but records of stream %u have %u elements", index,
-                            l->value_dim, l->value_stream, values->dim);
+        return hd_error_set(error, HD_INVALID, "layer %u: 'value_dim' is %u, but records of stream %u have %u elements",
+                            index, l->value_dim, l->value_stream, values->dim);
     }
     if (l->query_heads == 0 || l->query_heads % keys->heads != 0) {
-        return hd_error_set(error, HD_INVALID, "layer %u: %u query heads are no multiple of %u KV heads", index, l->query_heads,
-                            keys->heads);
+        return hd_error_set(error, HD_INVALID, "layer %u: %u query heads are no multiple of %u KV heads", index,
+                            l->query_heads, keys->heads);
     }
     if (!isfinite(l->scale) || !(l->soft_cap >= 0.0f) || !isfinite(l->soft_cap)) {
         return hd_error_set(error, HD_INVALID, "layer %u: 'scale' or 'soft_cap' is out of range", index);

@@ -1,9 +1,10 @@
 /* layer_table.h - what a model keeps per token, as streams, and which layers read them.
  *
- * A stream is a kind of record that grows (or does not) with a sequence; a layer refers to the streams it reads, so several layers may
- * share one. Plain grouped-query attention is the first case: per layer one key stream and one value stream, of the same owner.
- * Latent attention (value = prefix of the key), shared KV, windows, compressed records, trained indexers and recurrent states are
- * others; a table of any of them can be opened, counted and moved, and is computed on where the back end has the kernel.
+ * A stream is a kind of record that grows (or does not) with a sequence; a layer refers to the streams it reads, so
+ * several layers may share one. Plain grouped-query attention is the first case: per layer one key stream and one value
+ * stream, of the same owner. Latent attention (value = prefix of the key), shared KV, windows, compressed records,
+ * trained indexers and recurrent states are others; a table of any of them can be opened, counted and moved, and is
+ * computed on where the back end has the kernel.
  * Threads: a table is a value, immutable once handed to attention_open, which copies it. */
 #ifndef ATTENTION_NODE_LAYER_TABLE_H
 #define ATTENTION_NODE_LAYER_TABLE_H
@@ -14,7 +15,8 @@
 #include "base/status.h"
 #include "kernels/dtype.h"
 
-#define ATTENTION_STATE_PER_SEQUENCE 0u /* tokens_per_record of a recurrent state: snapshots at exact positions, no pages */
+#define ATTENTION_STATE_PER_SEQUENCE                                                                                   \
+    0u /* tokens_per_record of a recurrent state: snapshots at exact positions, no pages */
 
 typedef struct attention_stream {
     uint32_t owner_layer;       /* the layer that writes it */
@@ -27,14 +29,14 @@ typedef struct attention_stream {
 
 typedef struct attention_layer {
     uint32_t key_stream;
-    uint32_t value_stream;       /* same as key_stream with value_is_key_prefix */
-    bool value_is_key_prefix;    /* latent attention: the value is the first value_dim elements of the key */
+    uint32_t value_stream;    /* same as key_stream with value_is_key_prefix */
+    bool value_is_key_prefix; /* latent attention: the value is the first value_dim elements of the key */
     uint32_t value_dim;
-    uint32_t query_heads;        /* a multiple of the key stream's heads */
-    float scale;                 /* of q.k */
-    float soft_cap;              /* 0 for none */
-    uint64_t window;             /* 0 for all */
-    const float *sink_logits;    /* [query_heads], joined to the softmax sum only; NULL for none. Copied at open */
+    uint32_t query_heads;     /* a multiple of the key stream's heads */
+    float scale;              /* of q.k */
+    float soft_cap;           /* 0 for none */
+    uint64_t window;          /* 0 for all */
+    const float *sink_logits; /* [query_heads], joined to the softmax sum only; NULL for none. Copied at open */
 } attention_layer;
 
 typedef struct attention_layer_table {
@@ -44,8 +46,8 @@ typedef struct attention_layer_table {
     uint32_t layer_count;
 } attention_layer_table;
 
-/* Refuses what cannot be: a stream index out of range, heads that do not divide, a zero dim, a stream that is read before it is written.
- * The error names layer or stream. */
+/* Refuses what cannot be: a stream index out of range, heads that do not divide, a zero dim, a stream that is read
+ * before it is written. The error names layer or stream. */
 hd_status attention_layer_table_check(const attention_layer_table *table, hd_error *error);
 
 /* Bytes of one head's page of a stream, records padded to a multiple of 32 elements; 0 for a state. */
@@ -53,7 +55,8 @@ uint64_t attention_stream_page_bytes(const attention_stream *stream);
 /* Bytes of a snapshot of a state, all heads; 0 for pages. */
 uint64_t attention_stream_state_bytes(const attention_stream *stream);
 
-/* Bytes that a sequence of `tokens` tokens holds in all streams, pages counted whole (blocks of 128 positions), states once. */
+/* Bytes that a sequence of `tokens` tokens holds in all streams, pages counted whole (blocks of 128 positions), states
+ * once. */
 uint64_t attention_layer_table_bytes(const attention_layer_table *table, uint64_t tokens);
 /* Bytes of one block of all page streams, and of one snapshot of all states. */
 uint64_t attention_layer_table_block_bytes(const attention_layer_table *table);

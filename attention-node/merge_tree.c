@@ -1,8 +1,8 @@
 /* merge_tree.c - a binary counter whose digits know their place.
  *
- * Of two roots that follow each other, the later one lies under the earlier one's right sibling: the earlier one has been raised as
- * long as its parent ended before the later one began. So levels fall strictly, and two roots meet when the later one has reached
- * the earlier one's level. */
+ * Of two roots that follow each other, the later one lies under the earlier one's right sibling: the earlier one has
+ * been raised as long as its parent ended before the later one began. So levels fall strictly, and two roots meet when
+ * the later one has reached the earlier one's level. */
 #include "attention-node/merge_tree.h"
 
 #include <assert.h>
@@ -62,5 +62,6 @@ bool merge_tree_collapse(merge_tree *tree, kernel_partial *result) {
 uint32_t merge_tree_partials_max(uint64_t groups) {
     uint32_t bits = 0;
     while (groups >> bits > 1) bits++;
-    return bits + 3; /* the roots of so many leaves, one more where they begin inside a node, and the one that is computed */
+    return bits +
+           3; /* the roots of so many leaves, one more where they begin inside a node, and the one that is computed */
 }

@@ -13,7 +13,8 @@ static uint32_t bucket_count_of(uint32_t block_count) {
 
 uint64_t prefix_cache_table_bytes(uint32_t block_count) {
     uint64_t line = HD_CACHE_LINE;
-    return HD_ALIGN_UP(bucket_count_of(block_count) * sizeof(uint32_t), line) + HD_ALIGN_UP(block_count * sizeof(prefix_links), line);
+    return HD_ALIGN_UP(bucket_count_of(block_count) * sizeof(uint32_t), line) +
+           HD_ALIGN_UP(block_count * sizeof(prefix_links), line);
 }
 
 void prefix_cache_init(prefix_cache *cache, block_pool *pool, hd_arena *arena) {
@@ -36,8 +37,8 @@ static block_name name_of(const prefix_cache *cache, uint32_t index) {
     return index == LINK_NONE ? BLOCK_NONE : (block_name){index, cache->pool->records[index].generation};
 }
 
-block_name prefix_cache_find(const prefix_cache *cache, const identity *id, const identity_scope *scope, block_name parent,
-                             const uint32_t token_ids[HD_BLOCK_TOKENS]) {
+block_name prefix_cache_find(const prefix_cache *cache, const identity *id, const identity_scope *scope,
+                             block_name parent, const uint32_t token_ids[HD_BLOCK_TOKENS]) {
     for (uint32_t i = *bucket_of(cache, id); i != LINK_NONE; i = cache->links[i].chain) {
         const block_record *record = &cache->pool->records[i];
         if (!identity_is_equal(&record->id, id)) continue;

@@ -1,10 +1,10 @@
 /* prefix_cache.h - sealed blocks by identity, and the order in which those that nobody holds are given up.
  *
- *   1. A block is found by identity, and returned only when scope, parent and all 128 tokens are the asked-for ones. Since the
- *      parent was found the same way, the whole prefix is the same, whatever the hash does.
- *   2. Sequences hold prefixes whole and retire their last block first, so the oldest block of a class has no children that could
- *      still be found, and evicting it makes nothing else unreachable. (A block whose parent went some other way is not found any
- *      more, because the parent's name is stale; it ages out.)
+ *   1. A block is found by identity, and returned only when scope, parent and all 128 tokens are the asked-for ones.
+ *      Since the parent was found the same way, the whole prefix is the same, whatever the hash does.
+ *   2. Sequences hold prefixes whole and retire their last block first, so the oldest block of a class has no children
+ *      that could still be found, and evicting it makes nothing else unreachable. (A block whose parent went some other
+ *      way is not found any more, because the parent's name is stale; it ages out.)
  *   3. Two classes, by retention: RETAIN_EARLY is evicted before RETAIN_KEPT; in a class, the oldest first.
  * Memory is fixed; links lie in arrays beside the blocks. Threads: one. */
 #ifndef ATTENTION_NODE_PREFIX_CACHE_H
@@ -34,8 +34,8 @@ uint64_t prefix_cache_table_bytes(uint32_t block_count);
 void prefix_cache_init(prefix_cache *cache, block_pool *pool, hd_arena *arena);
 
 /* The block with these tokens after parent (BLOCK_NONE at the start of a sequence), or BLOCK_NONE. */
-block_name prefix_cache_find(const prefix_cache *cache, const identity *id, const identity_scope *scope, block_name parent,
-                             const uint32_t token_ids[HD_BLOCK_TOKENS]);
+block_name prefix_cache_find(const prefix_cache *cache, const identity *id, const identity_scope *scope,
+                             block_name parent, const uint32_t token_ids[HD_BLOCK_TOKENS]);
 /* A sealed block that is held. False, and nothing done, when another block of that identity is there already. */
 bool prefix_cache_insert(prefix_cache *cache, block_name block);
 /* Out of the cache; not while it is retired. */

@@ -8,8 +8,8 @@
 
 #define PAGE_BYTES 4096u
 
-/* Runs beside the blocks they name are small change, unless the blocks are tiny: then shared prefixes could have lists that are
- * larger than the blocks, and sequences are refused instead. */
+/* Runs beside the blocks they name are small change, unless the blocks are tiny: then shared prefixes could have lists
+ * that are larger than the blocks, and sequences are refused instead. */
 #define SHARE_OF_BLOCKS 64u
 
 static uint64_t list_bytes(uint64_t runs) {
@@ -18,7 +18,8 @@ static uint64_t list_bytes(uint64_t runs) {
 
 uint64_t run_table_bytes(uint32_t slot_count, uint32_t block_count, uint64_t block_bytes) {
     uint64_t all = slot_count * list_bytes(block_count);
-    uint64_t share = list_bytes(block_count) + (uint64_t)slot_count * PAGE_BYTES + block_count * block_bytes / SHARE_OF_BLOCKS;
+    uint64_t share =
+        list_bytes(block_count) + (uint64_t)slot_count * PAGE_BYTES + block_count * block_bytes / SHARE_OF_BLOCKS;
     return all < share ? all : share;
 }
 

@@ -30,6 +30,6 @@ hd_status selection_parse(const char *text, selection *out, hd_error *error) {
     }
     char names[128];
     list_names(names, sizeof(names));
-    return hd_error_set(error, HD_INVALID, "unknown selection '%.*s'; known: %s", (int)(name_bytes < 64 ? name_bytes : 64), text,
-                        names);
+    return hd_error_set(error, HD_INVALID, "unknown selection '%.*s'; known: %s",
+                        (int)(name_bytes < 64 ? name_bytes : 64), text, names);
 }

@@ -1,8 +1,10 @@
 /* selection.h - which of a sequence's tokens the queries of a step attend to.
  *
- * A selection is asked once per sequence, layer and step, and answers with runs, which the engine then attends to exactly. What a
- * layer's own window hides is hidden whatever the answer; a selection never shows more than the sequence has.
- *   1. The answer depends on the sequence and the positions alone, never on load, batch, chunk or thread (design, Exactness).
+ * A selection is asked once per sequence, layer and step, and answers with runs, which the engine then attends to
+ * exactly. What a layer's own window hides is hidden whatever the answer; a selection never shows more than the
+ * sequence has.
+ *   1. The answer depends on the sequence and the positions alone, never on load, batch, chunk or thread (design,
+ *      Exactness).
  *   2. It is fixed when the sequence opens, from its parameters.
  * Implementations: full (selection_full.c). Adding one: a table here, a line in the list in selection.c.
  * Threads: the step thread. */

@@ -22,8 +22,8 @@ uint32_t sequence_run_at(const kv_run *runs, uint32_t run_count, uint64_t positi
     return low;
 }
 
-uint64_t sequence_match(const sequence_home *home, const sequence *s, uint64_t first_position, const uint32_t *token_ids,
-                        uint64_t count) {
+uint64_t sequence_match(const sequence_home *home, const sequence *s, uint64_t first_position,
+                        const uint32_t *token_ids, uint64_t count) {
     uint64_t done = 0;
     for (uint32_t i = sequence_run_at(s->runs, s->run_count, first_position); i < s->run_count && done < count; i++) {
         const kv_run *run = &s->runs[i];
@@ -49,7 +49,8 @@ static hd_status open_runs(sequence_home *home, sequence *s, uint64_t tokens_max
     if (status != HD_OK) return status;
     status = run_table_open(&home->runs, s->slot, sequence_blocks_of(tokens_max), &s->runs);
     if (status != HD_OK) {
-        return hd_error_set(error, status, "%llu tokens: no room for a further list of blocks beside those of the open sequences",
+        return hd_error_set(error, status,
+                            "%llu tokens: no room for a further list of blocks beside those of the open sequences",
                             (unsigned long long)tokens_max);
     }
     s->tokens_max = tokens_max;
@@ -99,7 +100,8 @@ static void share_block(sequence_home *home, sequence *s, block_name block) {
     (void)status;
 }
 
-/* Puts the cached blocks of the prompt, at most blocks_max, at the head of the list, and returns how many of them are not held. */
+/* Puts the cached blocks of the prompt, at most blocks_max, at the head of the list, and returns how many of them are
+ * not held. */
 static uint64_t find_prefix(const sequence_home *home, sequence *s, const uint32_t *token_ids, uint64_t blocks_max) {
     uint64_t retired = 0;
     identity id = s->root;
@@ -115,8 +117,8 @@ static uint64_t find_prefix(const sequence_home *home, sequence *s, const uint32
     return retired;
 }
 
-hd_status sequence_start(sequence_home *home, sequence *s, const uint32_t *token_ids, uint64_t token_count, uint64_t reuse_max,
-                         uint64_t tokens_max, hd_error *error) {
+hd_status sequence_start(sequence_home *home, sequence *s, const uint32_t *token_ids, uint64_t token_count,
+                         uint64_t reuse_max, uint64_t tokens_max, hd_error *error) {
     hd_status status = open_runs(home, s, tokens_max, error);
     if (status != HD_OK) return status;
     identity_of_root(home->key, home->fingerprint, home->kv_dtype, &s->scope, &s->root);
@@ -147,8 +149,8 @@ static hd_status copy_run(sequence_home *home, sequence *s, const kv_run *run, u
     return status;
 }
 
-hd_status sequence_start_fork(sequence_home *home, sequence *s, const sequence *source, uint64_t length, uint64_t tokens_max,
-                              hd_error *error) {
+hd_status sequence_start_fork(sequence_home *home, sequence *s, const sequence *source, uint64_t length,
+                              uint64_t tokens_max, hd_error *error) {
     assert(length <= source->length && length <= tokens_max);
     hd_status status = open_runs(home, s, tokens_max, error);
     if (status != HD_OK) return status;
@@ -157,7 +159,8 @@ hd_status sequence_start_fork(sequence_home *home, sequence *s, const sequence *
     s->selection = source->selection;
     s->is_private = source->is_private;
     uint32_t shared = 0;
-    while (shared < source->sealed_count && source->runs[shared].position + source->runs[shared].count <= length) shared++;
+    while (shared < source->sealed_count && source->runs[shared].position + source->runs[shared].count <= length)
+        shared++;
     status = reserve(home, s, sequence_blocks_of(tokens_max) - shared, error);
     if (status != HD_OK) {
         close_runs(home, s);
@@ -180,14 +183,16 @@ hd_status sequence_start_fork(sequence_home *home, sequence *s, const sequence *
 
 hd_status sequence_set_tokens_max(sequence_home *home, sequence *s, uint64_t tokens_max, hd_error *error) {
     if (tokens_max < s->end) {
-        return hd_error_set(error, HD_INVALID, "%llu tokens at most, but %llu are there", (unsigned long long)tokens_max,
-                            (unsigned long long)s->end);
+        return hd_error_set(error, HD_INVALID, "%llu tokens at most, but %llu are there",
+                            (unsigned long long)tokens_max, (unsigned long long)s->end);
     }
     hd_status status = check_fits(home, tokens_max, error);
     if (status != HD_OK) return status;
     uint64_t before = sequence_blocks_of(s->tokens_max), after = sequence_blocks_of(tokens_max);
     status = run_table_resize(&home->runs, before, after);
-    if (status != HD_OK) return hd_error_set(error, status, "%llu tokens: no room for a longer list of blocks", (unsigned long long)tokens_max);
+    if (status != HD_OK)
+        return hd_error_set(error, status, "%llu tokens: no room for a longer list of blocks",
+                            (unsigned long long)tokens_max);
     if (after > before) {
         status = reserve(home, s, after - before, error);
     } else {
@@ -237,7 +242,8 @@ void sequence_commit(sequence_home *home, sequence *s) {
         const kv_run *before = s->sealed_count > 0 ? run - 1 : NULL;
         block_name parent = before != NULL ? before->block : BLOCK_NONE;
         identity id;
-        identity_of_block(home->key, before != NULL ? &record_of(home, before)->id : &s->root, record_of(home, run)->token_ids, &id);
+        identity_of_block(home->key, before != NULL ? &record_of(home, before)->id : &s->root,
+                          record_of(home, run)->token_ids, &id);
         if (s->is_private || !home->is_sharing) {
             block_store_seal_privately(&home->store, run->block, &id, &s->scope, parent);
         } else {

@@ -1,10 +1,14 @@
 /* sequence.h - one open sequence: its tokens as runs of blocks, what it may still grow by, and how it shares.
  *
- *   tokens 0 .. length-1 are there;  extend adds the rows of a step up to `end`;  commit makes length = end, rollback end = length
+ *   tokens 0 .. length-1 are there;  extend adds the rows of a step up to `end`;  commit makes length = end, rollback
+ *   end = length
  *
- *   1. A block holds the positions 128 b .. 128 b + 127 for some b. All blocks but the last are full, and sealed by commit.
- *   2. What it may still take is reserved in the store: blocks for tokens_max, less those it has. So extend never fails.
- *   3. Truncating into what others hold too needs memory that nobody promised, and may answer HD_FULL; it changes nothing then.
+ *   1. A block holds the positions 128 b .. 128 b + 127 for some b. All blocks but the last are full, and sealed by
+ *      commit.
+ *   2. What it may still take is reserved in the store: blocks for tokens_max, less those it has. So extend never
+ *      fails.
+ *   3. Truncating into what others hold too needs memory that nobody promised, and may answer HD_FULL; it changes
+ *      nothing then.
  * Threads: one. Threads of a step may read runs and tokens. */
 #ifndef ATTENTION_NODE_SEQUENCE_H
 #define ATTENTION_NODE_SEQUENCE_H
@@ -42,20 +46,23 @@ static inline uint64_t sequence_blocks_of(uint64_t tokens) {
     return tokens / HD_BLOCK_TOKENS + (tokens % HD_BLOCK_TOKENS != 0);
 }
 
-/* Starts an empty sequence with as much of the prompt as the cache has, at most reuse_max tokens' worth of blocks, and reserves the
- * rest of tokens_max. HD_FULL changes nothing. The caller has set name, epoch, slot, scope and selection. */
-hd_status sequence_start(sequence_home *home, sequence *s, const uint32_t *token_ids, uint64_t token_count, uint64_t reuse_max,
-                         uint64_t tokens_max, hd_error *error);
-/* The first `length` tokens of source: full blocks are shared, the last one copied. Salt, variant and selection are source's. */
-hd_status sequence_start_fork(sequence_home *home, sequence *s, const sequence *source, uint64_t length, uint64_t tokens_max,
-                              hd_error *error);
+/* Starts an empty sequence with as much of the prompt as the cache has, at most reuse_max tokens' worth of blocks, and
+ * reserves the rest of tokens_max. HD_FULL changes nothing. The caller has set name, epoch, slot, scope and
+ * selection. */
+hd_status sequence_start(sequence_home *home, sequence *s, const uint32_t *token_ids, uint64_t token_count,
+                         uint64_t reuse_max, uint64_t tokens_max, hd_error *error);
+/* The first `length` tokens of source: full blocks are shared, the last one copied. Salt, variant and selection are
+ * source's. */
+hd_status sequence_start_fork(sequence_home *home, sequence *s, const sequence *source, uint64_t length,
+                              uint64_t tokens_max, hd_error *error);
 void sequence_finish(sequence_home *home, sequence *s, block_retention retention);
 /* Another tokens_max; HD_FULL or HD_INVALID (less than what is there) change nothing. */
 hd_status sequence_set_tokens_max(sequence_home *home, sequence *s, uint64_t tokens_max, hd_error *error);
 
-/* How many of the tokens, put at first_position, agree with those that are there: up to the first that differs, or to `end`. */
-uint64_t sequence_match(const sequence_home *home, const sequence *s, uint64_t first_position, const uint32_t *token_ids,
-                        uint64_t count);
+/* How many of the tokens, put at first_position, agree with those that are there: up to the first that differs, or to
+ * `end`. */
+uint64_t sequence_match(const sequence_home *home, const sequence *s, uint64_t first_position,
+                        const uint32_t *token_ids, uint64_t count);
 
 void sequence_extend(sequence_home *home, sequence *s, const uint32_t *token_ids, uint64_t count);
 void sequence_commit(sequence_home *home, sequence *s);

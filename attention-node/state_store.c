@@ -21,7 +21,8 @@ uint64_t state_store_table_bytes(const attention_layer_table *table, uint32_t sn
            snapshot_count * attention_layer_table_state_bytes(table);
 }
 
-void state_store_init(state_store *store, const attention_layer_table *table, uint32_t snapshot_count, hd_arena *arena) {
+void state_store_init(state_store *store, const attention_layer_table *table, uint32_t snapshot_count,
+                      hd_arena *arena) {
     uint32_t states = state_count_of(table);
     *store = (state_store){.snapshot_count = snapshot_count, .state_count = states};
     store->state_of_stream = hd_arena_take(arena, table->stream_count * sizeof(*store->state_of_stream));
@@ -30,8 +31,8 @@ void state_store_init(state_store *store, const attention_layer_table *table, ui
     store->snapshots = hd_arena_take(arena, snapshot_count * sizeof(*store->snapshots));
     store->is_saved = hd_arena_take(arena, (size_t)snapshot_count * states * sizeof(*store->is_saved));
     store->payload = hd_arena_take(arena, (size_t)(snapshot_count * attention_layer_table_state_bytes(table)));
-    assert(store->state_of_stream != NULL && store->offsets != NULL && store->sizes != NULL && store->snapshots != NULL &&
-           store->is_saved != NULL && store->payload != NULL);
+    assert(store->state_of_stream != NULL && store->offsets != NULL && store->sizes != NULL &&
+           store->snapshots != NULL && store->is_saved != NULL && store->payload != NULL);
     uint32_t state = 0;
     for (uint32_t i = 0; i < table->stream_count; i++) {
         uint64_t bytes = attention_stream_state_bytes(&table->streams[i]);
@@ -128,7 +129,8 @@ uint64_t state_store_resumable(const state_store *store, uint32_t owner, uint64_
     uint64_t best = 0;
     for (uint32_t i = 0; i < store->snapshot_count; i++) {
         const state_snapshot *s = &store->snapshots[i];
-        if (s->owner == owner && is_complete(store, s) && s->position <= length && s->position > best) best = s->position;
+        if (s->owner == owner && is_complete(store, s) && s->position <= length && s->position > best)
+            best = s->position;
     }
     return best;
 }

@@ -1,9 +1,10 @@
 /* state_store.h - snapshots of recurrent states: what a sequence's state streams were after exactly `position` tokens.
  *
- * A state cannot be cut at a position as pages can, so a sequence can only be resumed, truncated or forked where there is a snapshot
- * of all of its states, or at 0, where all states are empty. A snapshot is complete once every state stream has been saved at its
- * position.
- *   1. The number of snapshots is fixed. Every open sequence may have at least one; what is over goes to whoever saves first.
+ * A state cannot be cut at a position as pages can, so a sequence can only be resumed, truncated or forked where there
+ * is a snapshot of all of its states, or at 0, where all states are empty. A snapshot is complete once every state
+ * stream has been saved at its position.
+ *   1. The number of snapshots is fixed. Every open sequence may have at least one; what is over goes to whoever saves
+ *      first.
  *   2. When there is none left, a save replaces the saver's own oldest, or else the oldest of whoever has most.
  * Threads: one. */
 #ifndef ATTENTION_NODE_STATE_STORE_H

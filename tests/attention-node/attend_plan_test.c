@@ -1,4 +1,5 @@
-/* attend_plan_test.c - every row sees each of its groups once, cuts are nodes of the tree, and shared groups are read once. */
+/* attend_plan_test.c - every row sees each of its groups once, cuts are nodes of the tree, and shared groups are read
+ * once. */
 #include "attention-node/attend_plan.h"
 
 #include <setjmp.h>
@@ -44,8 +45,8 @@ static void check_covers(const attend_plan *plan, const plan_span *spans, uint32
         uint32_t items = tile->shared_count + tile->own_count;
         assert_true(items > 0);
         for (uint32_t i = 0; i < items; i++) {
-            const plan_item *item =
-                &plan->items[i < tile->shared_count ? tile->shared_first + i : tile->own_first + i - tile->shared_count];
+            const plan_item *item = &plan->items[i < tile->shared_count ? tile->shared_first + i
+                                                                        : tile->own_first + i - tile->shared_count];
             assert_true(t >= item->first_tile && t < item->first_tile + item->tile_count);
             assert_int_equal(item->is_whole, items == 1 && tile->shared_count == 0);
             if (next != UINT64_MAX) assert_int_equal(item->group_first, next); /* no gap, no overlap */
@@ -140,7 +141,9 @@ static uint64_t groups_read(const attend_plan *plan) {
 static void a_long_sequence_alone_keeps_every_thread_busy(void **state) {
     for (uint32_t threads = 1; threads <= 64; threads *= 4) {
         bench b;
-        bench_init(&b, (plan_limits){.rows_max = 4, .kv_heads_max = 8, .group_size_max = 4, .tile_rows = 32, .thread_count = threads});
+        bench_init(
+            &b, (plan_limits){
+                    .rows_max = 4, .kv_heads_max = 8, .group_size_max = 4, .tile_rows = 32, .thread_count = threads});
         plan_span span = decode_span(0, 0, 0, 131072, 0);
         attend_plan_build(&b.plan, &span, 1, &(plan_shape){8, 4, 0});
         check_covers(&b.plan, &span, 1);
@@ -154,9 +157,15 @@ static void a_long_sequence_alone_keeps_every_thread_busy(void **state) {
 
 static void sequences_that_share_a_prefix_read_it_once(void **state) {
     bench b;
-    bench_init(&b, (plan_limits){.rows_max = 64, .spans_max = 10, .kv_heads_max = 8, .group_size_max = 32, .tile_rows = 64, .thread_count = 2});
+    bench_init(&b, (plan_limits){.rows_max = 64,
+                                 .spans_max = 10,
+                                 .kv_heads_max = 8,
+                                 .group_size_max = 32,
+                                 .tile_rows = 64,
+                                 .thread_count = 2});
     plan_span spans[10];
-    for (uint32_t i = 0; i < 10; i++) spans[i] = decode_span(0, i, 256, 32768 + 100 + i, i); /* 32 groups shared, one own each */
+    for (uint32_t i = 0; i < 10; i++)
+        spans[i] = decode_span(0, i, 256, 32768 + 100 + i, i); /* 32 groups shared, one own each */
     attend_plan_build(&b.plan, spans, 10, &(plan_shape){8, 4, 0});
     check_covers(&b.plan, spans, 10);
     assert_int_equal(groups_read(&b.plan), 32 + 10);
@@ -178,7 +187,8 @@ static void sequences_that_share_a_prefix_read_it_once(void **state) {
 
 static void groups_outside_the_window_are_not_read(void **state) {
     bench b;
-    bench_init(&b, (plan_limits){.rows_max = 64, .kv_heads_max = 1, .group_size_max = 1, .tile_rows = 32, .thread_count = 2});
+    bench_init(
+        &b, (plan_limits){.rows_max = 64, .kv_heads_max = 1, .group_size_max = 1, .tile_rows = 32, .thread_count = 2});
     plan_span span = decode_span(0, 0, 0, 100 * 1024, 0);
     attend_plan_build(&b.plan, &span, 1, &(plan_shape){1, 1, 4096});
     check_covers(&b.plan, &span, 1);
@@ -189,7 +199,8 @@ static void groups_outside_the_window_are_not_read(void **state) {
 
 static void costly_items_come_first(void **state) {
     bench b;
-    bench_init(&b, (plan_limits){.rows_max = 512, .kv_heads_max = 2, .group_size_max = 1, .tile_rows = 32, .thread_count = 1});
+    bench_init(
+        &b, (plan_limits){.rows_max = 512, .kv_heads_max = 2, .group_size_max = 1, .tile_rows = 32, .thread_count = 1});
     plan_span span = {.first_row = 0, .row_count = 512, .first_position = 4096};
     span.runs = make_runs(0, 0, 0, 4608, &span.run_count);
     attend_plan_build(&b.plan, &span, 1, &(plan_shape){2, 1, 0});
@@ -205,14 +216,16 @@ static void costly_items_come_first(void **state) {
 
 static void a_tile_is_done_when_its_last_item_is(void **state) {
     bench b;
-    bench_init(&b, (plan_limits){.rows_max = 4, .kv_heads_max = 2, .group_size_max = 1, .tile_rows = 32, .thread_count = 4});
+    bench_init(
+        &b, (plan_limits){.rows_max = 4, .kv_heads_max = 2, .group_size_max = 1, .tile_rows = 32, .thread_count = 4});
     plan_span span = decode_span(0, 0, 0, 65536, 0);
     attend_plan_build(&b.plan, &span, 1, &(plan_shape){2, 1, 0});
     uint32_t items = b.plan.tiles[0].own_count;
     assert_true(items > 1);
     for (int layer = 0; layer < 3; layer++) { /* the counters are ready for the next layer at once */
         for (uint32_t head = 0; head < 2; head++) {
-            for (uint32_t i = 0; i < items; i++) assert_int_equal(attend_plan_tile_done(&b.plan, b.plan.tiles, head), i + 1 == items);
+            for (uint32_t i = 0; i < items; i++)
+                assert_int_equal(attend_plan_tile_done(&b.plan, b.plan.tiles, head), i + 1 == items);
         }
     }
     free((void *)span.runs);

@@ -11,8 +11,10 @@
 
 #include "base/fault.h"
 
-static const attention_stream streams[] = {{0, 2, 32, HD_F32, 1, 0}, {0, 2, 16, HD_F32, 1, 0}, {0, 1, 32, HD_INT8, 4, 0}};
-static const attention_layer layers[] = {{.key_stream = 0, .value_stream = 1, .value_dim = 16, .query_heads = 2, .scale = 1}};
+static const attention_stream streams[] = {
+    {0, 2, 32, HD_F32, 1, 0}, {0, 2, 16, HD_F32, 1, 0}, {0, 1, 32, HD_INT8, 4, 0}};
+static const attention_layer layers[] = {
+    {.key_stream = 0, .value_stream = 1, .value_dim = 16, .query_heads = 2, .scale = 1}};
 static const attention_layer_table table = {streams, 3, layers, 1};
 
 typedef struct {
@@ -68,9 +70,11 @@ static void a_layer_and_head_lie_in_order_within_an_extent(void **state) {
     bench_init(&b, 32);
     uint64_t page = attention_stream_page_bytes(&streams[0]) + attention_stream_page_bytes(&streams[1]);
     for (uint32_t block = 1; block < 16; block++) {
-        unsigned char *previous = block_pool_page(&b.pool, block - 1, 0, 1), *keys = block_pool_page(&b.pool, block, 0, 1);
+        unsigned char *previous = block_pool_page(&b.pool, block - 1, 0, 1),
+                      *keys = block_pool_page(&b.pool, block, 0, 1);
         assert_int_equal(keys - previous, page);
-        assert_int_equal((unsigned char *)block_pool_page(&b.pool, block, 1, 1) - keys, attention_stream_page_bytes(&streams[0]));
+        assert_int_equal((unsigned char *)block_pool_page(&b.pool, block, 1, 1) - keys,
+                         attention_stream_page_bytes(&streams[0]));
     }
     bench_fini(&b);
 }

@@ -9,7 +9,8 @@
 #include <cmocka.h>
 
 static const attention_stream streams[] = {{0, 1, 32, HD_F32, 1, 0}, {0, 1, 32, HD_F32, 1, 0}};
-static const attention_layer layers[] = {{.key_stream = 0, .value_stream = 1, .value_dim = 32, .query_heads = 1, .scale = 1}};
+static const attention_layer layers[] = {
+    {.key_stream = 0, .value_stream = 1, .value_dim = 32, .query_heads = 1, .scale = 1}};
 static const attention_layer_table table = {streams, 2, layers, 1};
 static const unsigned char key[IDENTITY_KEY_BYTES] = {1, 2, 3};
 static const identity_scope scope = {{9}, 1};
@@ -172,7 +173,8 @@ static void equal_identities_of_different_content_do_not_meet(void **state) {
 static void early_ended_work_is_evicted_first(void **state) {
     bench b;
     bench_init(&b, 4);
-    block_name kept = add(&b, &scope, BLOCK_NONE, 1), early = add(&b, &scope, BLOCK_NONE, 2), both = add(&b, &scope, BLOCK_NONE, 3);
+    block_name kept = add(&b, &scope, BLOCK_NONE, 1), early = add(&b, &scope, BLOCK_NONE, 2),
+               both = add(&b, &scope, BLOCK_NONE, 3);
     add(&b, &scope, BLOCK_NONE, 3);
     block_store_release(&b.store, both, RETAIN_KEPT);
     block_store_release(&b.store, kept, RETAIN_KEPT);

@@ -42,7 +42,8 @@ static void attention_is_right_for_every_kernel_table(void **state) {
 static void attention_is_right_over_head_dims_and_groups(void **state) {
     const uint32_t dims[][2] = {{16, 16}, {80, 48}, {96, 96}, {128, 128}, {192, 128}, {256, 256}};
     for (size_t i = 0; i < sizeof(dims) / sizeof(dims[0]); i++) {
-        check_shape(&(toy_shape){1, 1, 1 + (uint32_t)i, dims[i][0], dims[i][1], HD_F32, {0}, 0, false}, kernel_ops_portable(), 300, 77);
+        check_shape(&(toy_shape){1, 1, 1 + (uint32_t)i, dims[i][0], dims[i][1], HD_F32, {0}, 0, false},
+                    kernel_ops_portable(), 300, 77);
     }
 }
 
@@ -65,8 +66,8 @@ static size_t output_bytes(const toy *t, uint64_t rows) {
 }
 
 /* A sequence of `length` tokens from nothing, in chunks, on so many threads. */
-static void run_alone(const toy_shape *shape, const kernel_ops *kernels, unsigned threads, uint64_t length, uint64_t chunk,
-                      float *outputs) {
+static void run_alone(const toy_shape *shape, const kernel_ops *kernels, unsigned threads, uint64_t length,
+                      uint64_t chunk, float *outputs) {
     toy t;
     toy_sequence s;
     toy_init(&t, shape);
@@ -111,7 +112,7 @@ static void bits_do_not_depend_on_the_batch_and_on_sharing(void **state) {
     size_t table_count = kernel_ops_list(&tables);
     for (size_t k = 0; k < table_count; k++) {
         if (!tables[k]->is_supported() || tables[k] == kernel_ops_portable()) continue;
-        const unsigned threads = k % 2 == 0 ? 3 : 1; /* one thread cuts nothing but what is shared */
+        const unsigned threads = k % 2 == 0 ? 3 : 1;        /* one thread cuts nothing but what is shared */
         const uint64_t prompt = 3456, length = prompt + 10; /* the prompt is of whole blocks */
         toy t;
         toy_init(&t, &two_layers);
@@ -156,7 +157,8 @@ static void bits_do_not_depend_on_the_batch_and_on_sharing(void **state) {
             for (uint64_t i = 0; i < COUNT; i++) {
                 for (uint32_t layer = 0; layer < 2 && i % 4 != 3; layer++) {
                     assert_memory_equal(outputs + (layer * COUNT + i) * row_floats,
-                                        reference + (layer * length + position) * row_floats, row_floats * sizeof(float));
+                                        reference + (layer * length + position) * row_floats,
+                                        row_floats * sizeof(float));
                 }
             }
         }

@@ -1,8 +1,9 @@
 /* engine_property_test.c - random work against a model that is obviously right.
  *
- * The model knows the tokens of every sequence, and every text that was ever appended under a salt. A row's keys, values and query
- * are functions of the salt and of all tokens up to it (toy.h), so whatever else a sequence may be given to see (another user's block, a
- * stale one, one that was evicted and reused, a wrong position) changes its output. HADAL_SEED replays one seed. */
+ * The model knows the tokens of every sequence, and every text that was ever appended under a salt. A row's keys,
+ * values and query are functions of the salt and of all tokens up to it (toy.h), so whatever else a sequence may be
+ * given to see (another user's block, a stale one, one that was evicted and reused, a wrong position) changes its
+ * output. HADAL_SEED replays one seed. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -44,7 +45,8 @@ static uint32_t below(world *w, uint32_t bound) {
 
 /* Texts of a family begin alike: 128 tokens, 256, or more, so that prefixes meet and part at and within blocks. */
 static void push_random_text(world *w, toy_sequence *s, uint64_t count) {
-    uint64_t family = below(w, FAMILIES), common = below(w, 3) == 0 ? below(w, 900) : 128 * below(w, 8), other = toy_random(&w->seed);
+    uint64_t family = below(w, FAMILIES), common = below(w, 3) == 0 ? below(w, 900) : 128 * below(w, 8),
+             other = toy_random(&w->seed);
     for (uint64_t i = 0; i < count; i++) {
         uint64_t state = i < common ? family * 1000 + i : other + i;
         toy_sequence_push(s, toy_below(&state, 5000));
@@ -71,7 +73,8 @@ static uint64_t known_prefix(const world *w, const toy_sequence *s) {
     for (uint32_t i = 0; i < w->open_count; i++) {
         const toy_sequence *o = &w->open[i];
         uint64_t same = 0;
-        while (o->salt == s->salt && same < w->appended[i] && same < s->length && o->tokens[same] == s->tokens[same]) same++;
+        while (o->salt == s->salt && same < w->appended[i] && same < s->length && o->tokens[same] == s->tokens[same])
+            same++;
         if (same > best) best = same;
     }
     return best;
@@ -149,7 +152,8 @@ static void close_one(world *w) {
     toy_sequence *s = &w->open[i];
     bool keep = below(w, 4) != 0;
     remember(w, s, w->appended[i]);
-    assert_int_equal(w->toy.attention->ops->sequence_close(w->toy.attention, s->name, s->epoch, keep, below(w, 3) == 0), HD_OK);
+    assert_int_equal(w->toy.attention->ops->sequence_close(w->toy.attention, s->name, s->epoch, keep, below(w, 3) == 0),
+                     HD_OK);
     toy_sequence_fini(s);
     w->open[i] = w->open[--w->open_count];
     w->appended[i] = w->appended[w->open_count];
@@ -177,11 +181,13 @@ static void fork_one(world *w) {
     uint32_t i = below(w, w->open_count);
     const toy_sequence *source = &w->open[i];
     toy_sequence *s = &w->open[w->open_count];
-    uint64_t length = below(w, (uint32_t)w->appended[i] + 1), tokens_max = length + 1 + below(w, (uint32_t)(TEXT_TOKENS - length));
+    uint64_t length = below(w, (uint32_t)w->appended[i] + 1),
+             tokens_max = length + 1 + below(w, (uint32_t)(TEXT_TOKENS - length));
     toy_sequence_init(s, w->next_name++, source->salt, tokens_max);
     for (uint64_t p = 0; p < length; p++) toy_sequence_push(s, source->tokens[p]);
     attention_stats before = stats_of(w);
-    hd_status status = w->toy.attention->ops->fork(w->toy.attention, source->name, length, s->name, s->epoch, tokens_max, NULL);
+    hd_status status =
+        w->toy.attention->ops->fork(w->toy.attention, source->name, length, s->name, s->epoch, tokens_max, NULL);
     if (status != HD_OK) {
         assert_int_equal(status, HD_FULL);
         uint64_t needed = blocks_of(tokens_max) - length / 128;
@@ -246,7 +252,8 @@ static void run_world(uint64_t seed, int operations, uint32_t blocks) {
 
 static void random_work_sees_what_the_model_says(void **state) {
     const char *only = getenv("HADAL_SEED");
-    for (uint64_t seed = only != NULL ? strtoull(only, NULL, 10) : 1, end = only != NULL ? seed : 8; seed <= end; seed++) {
+    for (uint64_t seed = only != NULL ? strtoull(only, NULL, 10) : 1, end = only != NULL ? seed : 8; seed <= end;
+         seed++) {
         print_message("seed %llu\n", (unsigned long long)seed);
         run_world(seed, 3000, 14 + 8 * (uint32_t)(seed % 4));
     }

@@ -26,8 +26,8 @@ static attention_stats stats_of(const toy *t) {
     return stats;
 }
 
-static void start(toy *t, toy_sequence *s, uint64_t name, unsigned char salt, uint64_t seed, uint64_t length, uint64_t tokens_max,
-                  uint64_t expected_cached) {
+static void start(toy *t, toy_sequence *s, uint64_t name, unsigned char salt, uint64_t seed, uint64_t length,
+                  uint64_t tokens_max, uint64_t expected_cached) {
     toy_sequence_init(s, name, salt, tokens_max);
     toy_sequence_push_text(s, seed, length);
     uint64_t cached;
@@ -324,9 +324,10 @@ static void a_closed_sequence_leaves_what_it_was_told_to(void **state) {
 
 /* ---- Steps ---- */
 
-static hd_status begin(toy *t, const toy_sequence *s, uint64_t epoch, uint64_t first, uint32_t count, const uint32_t *tokens,
-                       hd_error *error) {
-    return t->attention->ops->step_begin(t->attention, &(attention_rows){s->name, epoch, first, count, tokens}, 1, error);
+static hd_status begin(toy *t, const toy_sequence *s, uint64_t epoch, uint64_t first, uint32_t count,
+                       const uint32_t *tokens, hd_error *error) {
+    return t->attention->ops->step_begin(t->attention, &(attention_rows){s->name, epoch, first, count, tokens}, 1,
+                                         error);
 }
 
 static void a_step_that_cannot_be_is_refused_and_changes_nothing(void **state) {
@@ -619,7 +620,8 @@ static void layers_that_share_streams_read_the_owners(void **state) {
     attention_sequence_params params = {.sequence = 1, .epoch = 1, .tokens_max = 300};
     uint64_t cached, seed = 1;
     assert_int_equal(a->ops->sequence_open(a, &params, &cached, NULL), HD_OK);
-    float *queries = hd_alloc_zeroed(200 * 2 * 32 * 4, 64), *keys = hd_alloc(200 * 16 * 4, 64), *nothing = hd_alloc_zeroed(200 * 16 * 4, 64);
+    float *queries = hd_alloc_zeroed(200 * 2 * 32 * 4, 64), *keys = hd_alloc(200 * 16 * 4, 64),
+          *nothing = hd_alloc_zeroed(200 * 16 * 4, 64);
     float *first = hd_alloc_zeroed(200 * 32 * 4, 64), *second = hd_alloc_zeroed(200 * 32 * 4, 64);
     for (int i = 0; i < 400; i++) {
         for (int k = 0; k < 16; k++) queries[i * 32 + k] = (float)toy_below(&seed, 100) / 50.0f - 1.0f;
@@ -628,8 +630,10 @@ static void layers_that_share_streams_read_the_owners(void **state) {
     uint32_t tokens[200] = {0};
     attention_rows rows = {1, 1, 0, 200, tokens};
     assert_int_equal(a->ops->step_begin(a, &rows, 1, NULL), HD_OK);
-    attention_tensor q = {.data = queries, .dtype = HD_F32}, k = {.data = keys, .dtype = HD_F32}, n = {.data = nothing, .dtype = HD_F32};
-    attention_layer_call calls[2] = {{0, q, k, k, {.data = first, .dtype = HD_F32}, 32}, {1, q, n, n, {.data = second, .dtype = HD_F32}, 32}};
+    attention_tensor q = {.data = queries, .dtype = HD_F32}, k = {.data = keys, .dtype = HD_F32},
+                     n = {.data = nothing, .dtype = HD_F32};
+    attention_layer_call calls[2] = {{0, q, k, k, {.data = first, .dtype = HD_F32}, 32},
+                                     {1, q, n, n, {.data = second, .dtype = HD_F32}, 32}};
     for (uint32_t layer = 0; layer < 2; layer++) {
         assert_int_equal(a->ops->submit(a, &calls[layer]), HD_OK);
         assert_int_equal(a->ops->wait(a, layer), HD_OK);
@@ -698,10 +702,16 @@ static void assert_runs(const other_engine *o, uint64_t name, uint64_t length) {
 
 /* A latent (value = prefix of the key), records of 4 tokens, of 128, and an int8 index key. */
 static void tables_of_latents_and_compressed_records_keep_runs(void **state) {
-    const attention_stream streams[] = {{0, 1, 576, HD_BF16, 1, 0}, {0, 1, 512, HD_BF16, 4, 0}, {0, 1, 512, HD_BF16, 128, 0},
+    const attention_stream streams[] = {{0, 1, 576, HD_BF16, 1, 0},
+                                        {0, 1, 512, HD_BF16, 4, 0},
+                                        {0, 1, 512, HD_BF16, 128, 0},
                                         {0, 1, 128, HD_INT8, 1, 0}};
-    const attention_layer layers[] = {
-        {.key_stream = 0, .value_stream = 0, .value_is_key_prefix = true, .value_dim = 512, .query_heads = 16, .scale = 1}};
+    const attention_layer layers[] = {{.key_stream = 0,
+                                       .value_stream = 0,
+                                       .value_is_key_prefix = true,
+                                       .value_dim = 512,
+                                       .query_heads = 16,
+                                       .scale = 1}};
     const attention_layer_table table = {streams, 4, layers, 1};
     other_engine o;
     open_other(&o, &table, 0);
@@ -732,7 +742,8 @@ static void tables_of_latents_and_compressed_records_keep_runs(void **state) {
     /* Sealed blocks are shared by identity here, too. */
     uint32_t prompt[400];
     for (uint32_t i = 0; i < 400; i++) prompt[i] = i;
-    params = (attention_sequence_params){.sequence = 3, .epoch = 1, .token_ids = prompt, .token_count = 400, .tokens_max = 400, .reuse_max = 400};
+    params = (attention_sequence_params){
+        .sequence = 3, .epoch = 1, .token_ids = prompt, .token_count = 400, .tokens_max = 400, .reuse_max = 400};
     assert_int_equal(a->ops->sequence_open(a, &params, &cached, NULL), HD_OK);
     assert_int_equal(cached, 384);
     close_other(&o);
@@ -759,7 +770,8 @@ static void assert_states(other_engine *o, uint64_t name, uint64_t position, uns
 static void tables_with_states_are_cut_at_snapshots(void **state) {
     const attention_stream streams[] = {
         {0, 1, 32, HD_BF16, 4, 0}, {0, 1, 32, HD_BF16, 4, 0}, {0, 4, 512, HD_F32, 0, 0}, {0, 1, 128, HD_BF16, 0, 0}};
-    const attention_layer layers[] = {{.key_stream = 0, .value_stream = 1, .value_dim = 32, .query_heads = 4, .scale = 1}};
+    const attention_layer layers[] = {
+        {.key_stream = 0, .value_stream = 1, .value_dim = 32, .query_heads = 4, .scale = 1}};
     const attention_layer_table table = {streams, 4, layers, 1};
     other_engine o;
     open_other(&o, &table, 5);
@@ -796,7 +808,8 @@ static void tables_with_states_are_cut_at_snapshots(void **state) {
     /* Blocks without the state that belongs to them are no prefix. */
     uint32_t prompt[300];
     for (uint32_t i = 0; i < 300; i++) prompt[i] = i;
-    params = (attention_sequence_params){.sequence = 3, .epoch = 1, .token_ids = prompt, .token_count = 300, .tokens_max = 300, .reuse_max = 300};
+    params = (attention_sequence_params){
+        .sequence = 3, .epoch = 1, .token_ids = prompt, .token_count = 300, .tokens_max = 300, .reuse_max = 300};
     assert_int_equal(a->ops->sequence_open(a, &params, &cached, NULL), HD_OK);
     assert_int_equal(cached, 0);
     assert_int_equal(a->ops->truncate(a, 2, 1, 299), HD_OK);
@@ -804,8 +817,14 @@ static void tables_with_states_are_cut_at_snapshots(void **state) {
     close_other(&o);
 
     assert_int_equal(hd_pool_open(1, &o.pool), HD_OK);
-    engine_config config = {.layers = table, .kv_dtype = HD_BF16, .hot_bytes = 8u << 20, .step_rows_max = 8, .sequences_max = 3,
-                            .snapshots_max = 2, .kernels = kernel_ops_portable(), .pool = o.pool};
+    engine_config config = {.layers = table,
+                            .kv_dtype = HD_BF16,
+                            .hot_bytes = 8u << 20,
+                            .step_rows_max = 8,
+                            .sequences_max = 3,
+                            .snapshots_max = 2,
+                            .kernels = kernel_ops_portable(),
+                            .pool = o.pool};
     hd_error error;
     assert_int_equal(engine_open(&config, &o.attention, &error), HD_INVALID);
     assert_non_null(strstr(error.text, "2 snapshots of states are too few for 3 sequences"));

@@ -10,8 +10,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#define TABLE(streams, layers) \
-    ((attention_layer_table){streams, sizeof(streams) / sizeof((streams)[0]), layers, sizeof(layers) / sizeof((layers)[0])})
+#define TABLE(streams, layers)                                                                                         \
+    ((attention_layer_table){streams, sizeof(streams) / sizeof((streams)[0]), layers,                                  \
+                             sizeof(layers) / sizeof((layers)[0])})
 
 static void assert_valid(const attention_layer_table *table) {
     hd_error error = {.text = ""};
@@ -31,8 +32,9 @@ static void plain_grouped_attention_is_counted_in_whole_blocks(void **state) {
     /* Llama-3.2-1B's layers, two of them: 8 heads of 64. */
     const attention_stream streams[] = {
         {0, 8, 64, HD_BF16, 1, 0}, {0, 8, 64, HD_BF16, 1, 0}, {1, 8, 64, HD_BF16, 1, 0}, {1, 8, 64, HD_BF16, 1, 0}};
-    const attention_layer layers[] = {{.key_stream = 0, .value_stream = 1, .value_dim = 64, .query_heads = 32, .scale = 0.125f},
-                                      {.key_stream = 2, .value_stream = 3, .value_dim = 64, .query_heads = 32, .scale = 0.125f}};
+    const attention_layer layers[] = {
+        {.key_stream = 0, .value_stream = 1, .value_dim = 64, .query_heads = 32, .scale = 0.125f},
+        {.key_stream = 2, .value_stream = 3, .value_dim = 64, .query_heads = 32, .scale = 0.125f}};
     attention_layer_table table = TABLE(streams, layers);
     assert_valid(&table);
     assert_int_equal(attention_stream_page_bytes(&streams[0]), 128 * 64 * 2);
@@ -49,7 +51,11 @@ static void plain_grouped_attention_is_counted_in_whole_blocks(void **state) {
 static void a_latent_is_stored_once_for_key_and_value(void **state) {
     /* Multi-head latent attention: one record of 512 + 64, the value is its first 512 elements. */
     const attention_stream streams[] = {{0, 1, 576, HD_BF16, 1, 0}};
-    attention_layer layers[] = {{.key_stream = 0, .value_stream = 0, .value_is_key_prefix = true, .value_dim = 512, .query_heads = 128,
+    attention_layer layers[] = {{.key_stream = 0,
+                                 .value_stream = 0,
+                                 .value_is_key_prefix = true,
+                                 .value_dim = 512,
+                                 .query_heads = 128,
                                  .scale = 0.07f}};
     attention_layer_table table = TABLE(streams, layers);
     assert_valid(&table);
@@ -63,13 +69,14 @@ static void a_latent_is_stored_once_for_key_and_value(void **state) {
 
 static void a_window_keeps_the_blocks_that_it_touches(void **state) {
     const attention_stream streams[] = {{0, 2, 32, HD_BF16, 1, 512}, {0, 2, 32, HD_BF16, 1, 512}};
-    attention_layer layers[] = {{.key_stream = 0, .value_stream = 1, .value_dim = 32, .query_heads = 2, .scale = 1, .window = 512}};
+    attention_layer layers[] = {
+        {.key_stream = 0, .value_stream = 1, .value_dim = 32, .query_heads = 2, .scale = 1, .window = 512}};
     attention_layer_table table = TABLE(streams, layers);
     assert_valid(&table);
     uint64_t block = 2 * 2 * 128 * 32 * 2;
     assert_int_equal(attention_layer_table_bytes(&table, 512), 4 * block);
-    assert_int_equal(attention_layer_table_bytes(&table, 513), 5 * block);  /* positions 1 .. 512 */
-    assert_int_equal(attention_layer_table_bytes(&table, 640), 4 * block);  /* positions 128 .. 639 */
+    assert_int_equal(attention_layer_table_bytes(&table, 513), 5 * block); /* positions 1 .. 512 */
+    assert_int_equal(attention_layer_table_bytes(&table, 640), 4 * block); /* positions 128 .. 639 */
     assert_int_equal(attention_layer_table_bytes(&table, 1 << 20), 4 * block);
     layers[0].window = 513;
     assert_refused(&table, "stream 0 keeps only 512");
@@ -79,7 +86,8 @@ static void layers_may_share_an_earlier_layers_streams(void **state) {
     const attention_stream streams[] = {{0, 1, 64, HD_BF16, 1, 0}, {0, 1, 64, HD_BF16, 1, 0}};
     attention_layer layers[3];
     for (int i = 0; i < 3; i++) {
-        layers[i] = (attention_layer){.key_stream = 0, .value_stream = 1, .value_dim = 64, .query_heads = 4, .scale = 1};
+        layers[i] =
+            (attention_layer){.key_stream = 0, .value_stream = 1, .value_dim = 64, .query_heads = 4, .scale = 1};
     }
     attention_layer_table table = TABLE(streams, layers);
     assert_valid(&table);
@@ -91,9 +99,11 @@ static void layers_may_share_an_earlier_layers_streams(void **state) {
 
 static void compressed_records_and_states_are_counted_by_their_own_rule(void **state) {
     /* One record for four tokens, one for 128, an index key a token in int8, and two states of a sequence. */
-    const attention_stream streams[] = {{0, 1, 512, HD_BF16, 4, 0},   {0, 1, 512, HD_BF16, 128, 0}, {0, 1, 128, HD_INT8, 1, 0},
-                                        {0, 16, 16384, HD_F32, 0, 0}, {7, 1, 3, HD_BF16, 0, 0},     {0, 1, 512, HD_BF16, 4, 0}};
-    const attention_layer layers[] = {{.key_stream = 0, .value_stream = 5, .value_dim = 512, .query_heads = 8, .scale = 1}};
+    const attention_stream streams[] = {{0, 1, 512, HD_BF16, 4, 0}, {0, 1, 512, HD_BF16, 128, 0},
+                                        {0, 1, 128, HD_INT8, 1, 0}, {0, 16, 16384, HD_F32, 0, 0},
+                                        {7, 1, 3, HD_BF16, 0, 0},   {0, 1, 512, HD_BF16, 4, 0}};
+    const attention_layer layers[] = {
+        {.key_stream = 0, .value_stream = 5, .value_dim = 512, .query_heads = 8, .scale = 1}};
     attention_layer_table table = TABLE(streams, layers);
     assert_valid(&table);
     uint64_t block = 2 * 32 * 512 * 2 + 512 * 2 + 128 * 128, states = 16 * 16384 * 4 + 64;
@@ -107,17 +117,18 @@ static void compressed_records_and_states_are_counted_by_their_own_rule(void **s
 
 static void what_cannot_be_is_refused_by_name(void **state) {
     const attention_stream good[] = {{0, 4, 64, HD_BF16, 1, 0}, {0, 4, 64, HD_BF16, 1, 0}, {0, 4, 64, HD_F32, 0, 0}};
-    const attention_layer good_layers[] = {{.key_stream = 0, .value_stream = 1, .value_dim = 64, .query_heads = 8, .scale = 1}};
+    const attention_layer good_layers[] = {
+        {.key_stream = 0, .value_stream = 1, .value_dim = 64, .query_heads = 8, .scale = 1}};
     attention_stream streams[3];
     attention_layer layers[1];
     attention_layer_table table = TABLE(streams, layers);
-#define REFUSED(change, words)                   \
-    do {                                         \
-        memcpy(streams, good, sizeof(good));     \
-        layers[0] = good_layers[0];              \
-        assert_valid(&table);                    \
-        change;                                  \
-        assert_refused(&table, words);           \
+#define REFUSED(change, words)                                                                                         \
+    do {                                                                                                               \
+        memcpy(streams, good, sizeof(good));                                                                           \
+        layers[0] = good_layers[0];                                                                                    \
+        assert_valid(&table);                                                                                          \
+        change;                                                                                                        \
+        assert_refused(&table, words);                                                                                 \
     } while (0)
     REFUSED(streams[1].heads = 0, "stream 1: 'heads'");
     REFUSED(streams[1].dim = 0, "stream 1: 'dim'");

@@ -26,7 +26,8 @@ static void write_record(const kernel_partial *partial, uint64_t record) {
 }
 
 /* Neither associative nor commutative: the result names the whole tree. */
-static void record_merge(const kernel_partial *into, const kernel_partial *from, uint32_t row_count, uint32_t value_dim) {
+static void record_merge(const kernel_partial *into, const kernel_partial *from, uint32_t row_count,
+                         uint32_t value_dim) {
     assert_true(into->out != from->out);
     write_record(into, mix(read_record(into), read_record(from)));
 }
@@ -37,7 +38,8 @@ static const kernel_ops recorder = {.name = "recorder", .merge = record_merge};
 static uint64_t canonical(const bool *is_there, uint64_t count, uint32_t level, uint64_t index) {
     if (index << level >= count) return 0;
     if (level == 0) return is_there[index] ? index + 1 : 0;
-    uint64_t left = canonical(is_there, count, level - 1, index * 2), right = canonical(is_there, count, level - 1, index * 2 + 1);
+    uint64_t left = canonical(is_there, count, level - 1, index * 2),
+             right = canonical(is_there, count, level - 1, index * 2 + 1);
     if (left == 0 || right == 0) return left + right;
     return mix(left, right);
 }

@@ -10,8 +10,10 @@
 #include <string.h>
 
 /* Stream 0 has pages; streams 1 and 2 are states of 64 and 256 bytes. */
-static const attention_stream streams[] = {{0, 1, 32, HD_BF16, 1, 0}, {0, 1, 16, HD_F32, 0, 0}, {3, 2, 32, HD_F32, 0, 0}};
-static const attention_layer layers[] = {{.key_stream = 0, .value_stream = 0, .value_is_key_prefix = true, .value_dim = 32, .query_heads = 1}};
+static const attention_stream streams[] = {
+    {0, 1, 32, HD_BF16, 1, 0}, {0, 1, 16, HD_F32, 0, 0}, {3, 2, 32, HD_F32, 0, 0}};
+static const attention_layer layers[] = {
+    {.key_stream = 0, .value_stream = 0, .value_is_key_prefix = true, .value_dim = 32, .query_heads = 1}};
 static const attention_layer_table table = {streams, 3, layers, 1};
 
 typedef struct {

@@ -155,7 +155,8 @@ typedef struct {
     size_t query_pad, output_stride;
 } step_tensors;
 
-static void fill_row(const toy *t, const step_tensors *x, uint32_t layer, uint64_t hash, uint64_t row, uint64_t row_count) {
+static void fill_row(const toy *t, const step_tensors *x, uint32_t layer, uint64_t hash, uint64_t row,
+                     uint64_t row_count) {
     const toy_shape *shape = &t->shape;
     for (uint32_t head = 0; head < shape->kv_heads; head++) {
         for (uint32_t g = 0; g < shape->group_size; g++) {
@@ -168,7 +169,8 @@ static void fill_row(const toy *t, const step_tensors *x, uint32_t layer, uint64
             put(t, x->keys, (row * shape->kv_heads + head) * shape->key_dim + i, element(t, hash, KEY, layer, head, i));
         }
         for (uint32_t i = 0; i < shape->value_dim; i++) {
-            put(t, x->values, (row * shape->kv_heads + head) * shape->value_dim + i, element(t, hash, VALUE, layer, head, i));
+            put(t, x->values, (row * shape->kv_heads + head) * shape->value_dim + i,
+                element(t, hash, VALUE, layer, head, i));
         }
     }
 }
@@ -177,8 +179,8 @@ static attention_tensor tensor_of(const toy *t, void *data) {
     return (attention_tensor){.data = data, .dtype = t->shape.dtype};
 }
 
-static void run_layer(toy *t, const toy_rows *rows, uint32_t rows_count, uint64_t row_count, uint32_t layer, const step_tensors *x,
-                      float *outputs) {
+static void run_layer(toy *t, const toy_rows *rows, uint32_t rows_count, uint64_t row_count, uint32_t layer,
+                      const step_tensors *x, float *outputs) {
     uint64_t row = 0;
     for (uint32_t i = 0; i < rows_count; i++) {
         for (uint64_t k = 0; k < rows[i].count; k++, row++) {
@@ -200,7 +202,8 @@ static void run_layer(toy *t, const toy_rows *rows, uint32_t rows_count, uint64_
             outputs[r * toy_row_floats(t) + i] = get(t, x->output, r * x->output_stride + i);
         }
         for (size_t i = toy_row_floats(t) * element_bytes; i < x->output_stride * element_bytes; i++) {
-            assert_int_equal(((unsigned char *)x->output)[r * x->output_stride * element_bytes + i], 0xa5); /* not ours to write */
+            assert_int_equal(((unsigned char *)x->output)[r * x->output_stride * element_bytes + i],
+                             0xa5); /* not ours to write */
         }
     }
 }
@@ -212,7 +215,8 @@ hd_status toy_step(toy *t, const toy_rows *rows, uint32_t rows_count, float *out
     for (uint32_t i = 0; i < rows_count; i++) {
         const toy_sequence *s = rows[i].sequence;
         assert_true(rows[i].first + rows[i].count <= s->length);
-        spans[i] = (attention_rows){s->name, s->epoch, rows[i].first, (uint32_t)rows[i].count, s->tokens + rows[i].first};
+        spans[i] =
+            (attention_rows){s->name, s->epoch, rows[i].first, (uint32_t)rows[i].count, s->tokens + rows[i].first};
         row_count += rows[i].count;
     }
     hd_status status = t->attention->ops->step_begin(t->attention, spans, rows_count, error);
@@ -220,13 +224,15 @@ hd_status toy_step(toy *t, const toy_rows *rows, uint32_t rows_count, float *out
 
     const toy_shape *shape = &t->shape;
     size_t element_bytes = hd_dtype_bits(shape->dtype) / 8;
-    step_tensors x = {.query_pad = HD_ALIGN_UP(shape->key_dim, 32u), .output_stride = HD_ALIGN_UP(toy_row_floats(t), 32u) + 32};
+    step_tensors x = {.query_pad = HD_ALIGN_UP(shape->key_dim, 32u),
+                      .output_stride = HD_ALIGN_UP(toy_row_floats(t), 32u) + 32};
     x.queries = hd_alloc_zeroed(row_count * shape->kv_heads * shape->group_size * x.query_pad * element_bytes, 64);
     x.keys = hd_alloc(row_count * shape->kv_heads * shape->key_dim * element_bytes, 64);
     x.values = hd_alloc(row_count * shape->kv_heads * shape->value_dim * element_bytes, 64);
     x.output = hd_alloc(row_count * x.output_stride * element_bytes, 64);
     for (uint32_t layer = 0; layer < shape->layer_count; layer++) {
-        run_layer(t, rows, rows_count, row_count, layer, &x, outputs != NULL ? outputs + layer * row_count * toy_row_floats(t) : NULL);
+        run_layer(t, rows, rows_count, row_count, layer, &x,
+                  outputs != NULL ? outputs + layer * row_count * toy_row_floats(t) : NULL);
     }
     hd_free(x.queries);
     hd_free(x.keys);
@@ -261,13 +267,16 @@ static double score_of(const toy *t, const float *query, const float *key, uint3
     return t->shape.soft_cap > 0.0f ? t->shape.soft_cap * tanh(score / t->shape.soft_cap) : score;
 }
 
-static void expect_head(const toy *t, const toy_sequence *s, uint32_t layer, uint64_t position, uint32_t query_head, float *output) {
+static void expect_head(const toy *t, const toy_sequence *s, uint32_t layer, uint64_t position, uint32_t query_head,
+                        float *output) {
     uint32_t head = query_head / t->shape.group_size, dim = t->shape.value_dim;
     uint64_t window = t->shape.windows[layer], first = window != 0 && position + 1 > window ? position + 1 - window : 0;
     float query[512], key[512];
-    double *scores = calloc(position + 1, sizeof(double)), max = t->shape.has_sinks ? t->sinks[query_head] : -INFINITY, sum = 0.0;
+    double *scores = calloc(position + 1, sizeof(double)), max = t->shape.has_sinks ? t->sinks[query_head] : -INFINITY,
+           sum = 0.0;
     double result[512] = {0};
-    for (uint32_t i = 0; i < t->shape.key_dim; i++) query[i] = element(t, s->hashes[position], QUERY, layer, query_head, i);
+    for (uint32_t i = 0; i < t->shape.key_dim; i++)
+        query[i] = element(t, s->hashes[position], QUERY, layer, query_head, i);
     for (uint64_t p = first; p <= position; p++) {
         for (uint32_t i = 0; i < t->shape.key_dim; i++) key[i] = element(t, s->hashes[p], KEY, layer, head, i);
         scores[p] = score_of(t, query, key, layer);
@@ -291,7 +300,8 @@ void toy_expect(const toy *t, const toy_sequence *s, uint32_t layer, uint64_t po
 
 void toy_check_row(toy *t, toy_sequence *s, uint64_t position) {
     size_t row_floats = toy_row_floats(t);
-    float *outputs = calloc(t->shape.layer_count * row_floats, sizeof(float)), *expected = calloc(row_floats, sizeof(float));
+    float *outputs = calloc(t->shape.layer_count * row_floats, sizeof(float)),
+          *expected = calloc(row_floats, sizeof(float));
     toy_run(t, s, position, 1, 1, outputs);
     /* bf16 rounds the weights of values and the output, each to 8 bits. */
     float tolerance = t->shape.dtype == HD_BF16 ? 2e-2f : 2e-5f;
@@ -300,8 +310,9 @@ void toy_check_row(toy *t, toy_sequence *s, uint64_t position) {
         for (size_t i = 0; i < row_floats; i++) {
             float difference = fabsf(outputs[layer * row_floats + i] - expected[i]);
             if (difference <= tolerance) continue;
-            print_error("sequence %llu, position %llu, layer %u, element %zu: %g, not %g\n", (unsigned long long)s->name,
-                        (unsigned long long)position, layer, i, (double)outputs[layer * row_floats + i], (double)expected[i]);
+            print_error("sequence %llu, position %llu, layer %u, element %zu: %g, not %g\n",
+                        (unsigned long long)s->name, (unsigned long long)position, layer, i,
+                        (double)outputs[layer * row_floats + i], (double)expected[i]);
             assert_true(difference <= tolerance);
         }
     }

@@ -1,7 +1,7 @@
 /* toy.h - a toy model that drives an attention, and what attention must answer, computed the obvious way.
  *
- * Every key and value is a function of the salt, of all tokens up to its position, of layer and head; so is every query. Whoever
- * attends to another user's tokens, to stale ones or to a wrong position gets another output. */
+ * Every key and value is a function of the salt, of all tokens up to its position, of layer and head; so is every
+ * query. Whoever attends to another user's tokens, to stale ones or to a wrong position gets another output. */
 #ifndef TESTS_ATTENTION_NODE_TOY_H
 #define TESTS_ATTENTION_NODE_TOY_H
 
@@ -9,6 +9,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #include "attention-node/engine.h"
@@ -44,13 +45,14 @@ typedef struct toy {
 /* Fills in the shape's layer table and a config: portable kernels, a budget of 8 MiB, 64 sequences, 1,024 rows. */
 void toy_init(toy *t, const toy_shape *shape);
 void toy_open(toy *t, unsigned threads); /* the pool and the engine */
-void toy_open_blocks(toy *t, unsigned threads, uint32_t blocks); /* with the smallest budget that holds so many blocks */
+void toy_open_blocks(toy *t, unsigned threads,
+                     uint32_t blocks); /* with the smallest budget that holds so many blocks */
 void toy_close(toy *t);
 void toy_fini(toy *t);
 
 void toy_sequence_init(toy_sequence *s, uint64_t name, unsigned char salt, uint64_t tokens_max);
 void toy_sequence_fini(toy_sequence *s);
-void toy_sequence_push(toy_sequence *s, uint32_t token); /* what the caller will append */
+void toy_sequence_push(toy_sequence *s, uint32_t token);                     /* what the caller will append */
 void toy_sequence_push_text(toy_sequence *s, uint64_t seed, uint64_t count); /* the same for the same seed */
 /* Opens it with the tokens pushed so far as prompt. */
 hd_status toy_sequence_open(toy *t, toy_sequence *s, uint64_t reuse_max, uint64_t *cached, hd_error *error);
