@@ -23,6 +23,7 @@
 
 typedef struct mapped_file {
     char path[PATH_BYTES];
+    int fd; /* -1 until it is open */
     unsigned char *bytes;
     uint64_t size;
     safetensors_header header;
@@ -35,17 +36,21 @@ struct safetensors {
     uint32_t tensor_count;
 };
 
-static hd_status map_open_file(int fd, mapped_file *file, hd_error *error) {
+static hd_status map_open_file(mapped_file *file, hd_error *error) {
     struct stat facts;
-    if (fault_strikes(FAULT_READ) || fstat(fd, &facts) != 0)
+    if (fault_strikes(FAULT_READ) || fstat(file->fd, &facts) != 0) {
         return hd_error_set(error, HD_IO, "%s: cannot be examined", file->path);
+    }
     if (!S_ISREG(facts.st_mode)) return hd_error_set(error, HD_INVALID, "%s: is not a regular file", file->path);
     if (facts.st_size == 0) return hd_error_set(error, HD_CORRUPT, "%s: is empty", file->path);
     void *bytes = MAP_FAILED;
     errno = ENOMEM;
-    if (!fault_strikes(FAULT_ALLOCATION)) bytes = mmap(NULL, (size_t)facts.st_size, PROT_READ, MAP_SHARED, fd, 0);
-    if (bytes == MAP_FAILED)
+    if (!fault_strikes(FAULT_ALLOCATION)) {
+        bytes = mmap(NULL, (size_t)facts.st_size, PROT_READ, MAP_SHARED, file->fd, 0);
+    }
+    if (bytes == MAP_FAILED) {
         return hd_error_set(error, HD_NO_MEMORY, "%s: cannot be mapped: %s", file->path, strerror(errno));
+    }
     file->bytes = bytes;
     file->size = (uint64_t)facts.st_size;
     return HD_OK;
@@ -54,15 +59,14 @@ static hd_status map_open_file(int fd, mapped_file *file, hd_error *error) {
 static hd_status map_file(const char *directory, const char *name, mapped_file *file, hd_error *error) {
     hd_status status = file_path_join(directory, name, file->path, sizeof(file->path), error);
     if (status != HD_OK) return status;
-    int fd = open(file->path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
+    file->fd = open(file->path, O_RDONLY | O_CLOEXEC);
+    if (file->fd < 0) {
         return hd_error_set(error, errno == ENOENT ? HD_NOT_FOUND : HD_IO, "%s: cannot be opened: %s", file->path,
                             strerror(errno));
     }
-    status = map_open_file(fd, file, error);
-    close(fd);
-    if (status == HD_OK) status = safetensors_header_parse(file->path, file->bytes, file->size, &file->header, error);
-    return status;
+    status = map_open_file(file, error);
+    if (status != HD_OK) return status;
+    return safetensors_header_parse(file->path, file->bytes, file->size, &file->header, error);
 }
 
 static hd_status open_files(const char *directory, const char *const *names, uint32_t count, safetensors *set,
@@ -70,6 +74,7 @@ static hd_status open_files(const char *directory, const char *const *names, uin
     set->files = hd_alloc_zeroed(count * sizeof(*set->files), HD_CACHE_LINE);
     if (set->files == NULL) return hd_error_set(error, HD_NO_MEMORY, "%s: no memory for its files", directory);
     set->file_count = count;
+    for (uint32_t i = 0; i < count; i++) set->files[i].fd = -1;
     for (uint32_t i = 0; i < count; i++) {
         hd_status status = map_file(directory, names[i], &set->files[i], error);
         if (status != HD_OK) return status;
@@ -179,6 +184,7 @@ void safetensors_close(safetensors *set) {
     for (uint32_t i = 0; i < set->file_count; i++) {
         hd_free(set->files[i].header.tensors);
         if (set->files[i].bytes != NULL) munmap(set->files[i].bytes, set->files[i].size);
+        if (set->files[i].fd >= 0) close(set->files[i].fd);
     }
     hd_free(set->tensors);
     hd_free(set->files);
@@ -209,6 +215,15 @@ const safetensors_tensor *safetensors_find(const safetensors *set, const char *n
 
 const char *safetensors_path(const safetensors *set, const safetensors_tensor *tensor) {
     return set->files[tensor->file].path;
+}
+
+void safetensors_read(const safetensors *set, const safetensors_tensor *tensor, uint64_t offset, size_t bytes,
+                      void *to) {
+    assert(offset <= tensor->bytes && bytes <= tensor->bytes - offset);
+    const mapped_file *file = &set->files[tensor->file];
+    off_t place = tensor->data + offset - file->bytes;
+    ssize_t got = pread(file->fd, to, bytes, place);
+    if (got != (ssize_t)bytes) memcpy(to, tensor->data + offset, bytes);
 }
 
 static void advise(const void *data, uint64_t bytes, int advice) {

@@ -1,7 +1,8 @@
 /* weights.c - packing tensor by tensor, on all threads, and naming the result.
  *
  * The threads of the pool share the rows of one tensor, a panel of columns at a time, and hash the same rows while they
- * are in the cache. When a tensor is done, its pages of the mapping are dropped. */
+ * are in the cache. What is done is dropped from the mapping, within large tensors, too: the output matrix of a small
+ * model is a fifth of it, and comes last. */
 #include "model/weights.h"
 
 #include <assert.h>
@@ -18,10 +19,12 @@
 #include "model/weights_plan.h"
 
 #define PROGRESS_NS 3000000000u
+#define SLAB_BYTES ((uint64_t)64 << 20) /* of a tensor, between two droppings of pages */
 
 typedef struct packer {
     hd_pool *pool;
-    const weight_part *part; /* the one that is being packed */
+    const weight_part *part; /* the one that is being packed, */
+    uint32_t first, count;   /* and which of its pieces */
     _Atomic size_t ticket;
     XXH128_hash_t *hashes;  /* [pieces of the largest part] */
     unsigned char *aligned; /* a copy of a piece for each thread; for tensors at odd addresses */
@@ -65,17 +68,29 @@ static void pack_piece(packer *p, unsigned thread, uint32_t piece) {
 
 static void pack_pieces(void *context, unsigned thread, unsigned thread_count) {
     packer *p = context;
-    size_t count = piece_count(p->part);
-    for (size_t piece; (piece = hd_ticket_take(&p->ticket, count)) < count;) pack_piece(p, thread, (uint32_t)piece);
+    for (size_t piece; (piece = hd_ticket_take(&p->ticket, p->count)) < p->count;) {
+        pack_piece(p, thread, p->first + (uint32_t)piece);
+    }
+}
+
+/* Pieces from first on, as many as a slab has. Returns the piece behind them. */
+static uint32_t pack_slab(packer *p, uint32_t first) {
+    const weight_part *part = p->part;
+    uint64_t piece_bytes = WEIGHT_PART_ROWS * row_bytes(part), offset = first * piece_bytes;
+    uint64_t count = SLAB_BYTES / piece_bytes + 1, left = piece_count(part) - first;
+    p->first = first;
+    p->count = (uint32_t)(count < left ? count : left);
+    uint64_t bytes = p->count < left ? p->count * piece_bytes : part->rows * row_bytes(part) - offset;
+    atomic_store(&p->ticket, 0);
+    safetensors_expect(part->data + offset, bytes);
+    hd_pool_run(p->pool, pack_pieces, p);
+    safetensors_drop(part->data + offset, bytes);
+    return first + p->count;
 }
 
 static void pack_part(packer *p, const weight_part *part) {
-    uint64_t bytes = part->rows * row_bytes(part);
     p->part = part;
-    atomic_store(&p->ticket, 0);
-    safetensors_expect(part->data, bytes);
-    hd_pool_run(p->pool, pack_pieces, p);
-    safetensors_drop(part->data, bytes);
+    for (uint32_t piece = 0; piece < piece_count(part);) piece = pack_slab(p, piece);
     const uint32_t facts[] = {(uint32_t)part->tensor->dtype, part->rows, part->columns};
     crypto_generichash_update(&p->fingerprint, (const unsigned char *)facts, sizeof(facts));
     crypto_generichash_update(&p->fingerprint, (const unsigned char *)p->hashes,
@@ -237,5 +252,8 @@ void model_embed(const model_weights *weights, uint32_t token_id, float *row) {
     assert(token_id < embedding->shape[0]);
     uint32_t width = (uint32_t)embedding->shape[1];
     size_t bytes = (size_t)width * hd_dtype_bits(embedding->dtype) / 8;
-    read_floats(embedding->data + token_id * bytes, embedding->dtype, width, row);
+    /* At the end of the row, so that widening from its start never overtakes what is still to be read. */
+    unsigned char *source = (unsigned char *)(row + width) - bytes;
+    safetensors_read(weights->files, embedding, token_id * bytes, bytes, source);
+    if (embedding->dtype != HD_F32) read_floats(source, embedding->dtype, width, row);
 }

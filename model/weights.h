@@ -1,8 +1,8 @@
 /* weights.h - the packed weights of a model, made from mapped safetensors.
  *
- * Each tensor is packed into the layout of kernels/matrix.h and its pages of the mapping are dropped before the next
- * one, so that peak memory is the packed weights plus one tensor. Nothing is converted on disk. Errors name the tensor
- * and the file.
+ * Each tensor is packed into the layout of kernels/matrix.h, and what is packed is dropped from the mapping, so that peak
+ * memory is the packed weights plus a slab of one tensor. Nothing is converted on disk. Errors name the tensor and the
+ * file.
  * Threads: open runs on the caller's thread and the pool; the result is read only. */
 #ifndef MODEL_WEIGHTS_H
 #define MODEL_WEIGHTS_H
@@ -42,7 +42,7 @@ typedef struct model_weights {
     /* For this module only. */
     uint32_t layer_count;
     void *region;                        /* everything above but layers and experts lies in it; of `bytes` bytes */
-    safetensors *files;                  /* stay mapped for the embedding */
+    safetensors *files;                  /* stay open for the embedding */
     const safetensors_tensor *embedding; /* [vocabulary_size, hidden_size] */
 } model_weights;
 
@@ -51,7 +51,7 @@ hd_status model_weights_open(const char *model_directory, const model_config *co
                              model_weights **weights, hd_error *error);
 void model_weights_close(model_weights *weights); /* accepts NULL */
 
-/* Row token_id of the embedding table as float[hidden_size]; from the mapping. */
+/* Row token_id of the embedding table as float[hidden_size]; from the file. */
 void model_embed(const model_weights *weights, uint32_t token_id, float *row);
 
 /* Bytes that model_weights_open would take, from the headers alone; so that a server can refuse with the numbers before
