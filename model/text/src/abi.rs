@@ -51,7 +51,7 @@ const OPEN_BUDGET: Budget = Budget { memory_bytes: 8192 * MIB, seconds: 120 };
 
 /// Rendering copies the text a few times; a context of n bytes may cost 32 n.
 fn render_budget(context_bytes: usize) -> Budget {
-    Budget { memory_bytes: 256 * MIB + 32 * context_bytes, seconds: 60 + (context_bytes / MIB) as u64 }
+    Budget { memory_bytes: 256 * MIB + 32 * context_bytes, seconds: 30 + 2 * (context_bytes / MIB) as u64 }
 }
 
 /// Encoding keeps about a hundred bytes for each byte of a text that it cannot cut.

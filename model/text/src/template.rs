@@ -10,8 +10,9 @@ use crate::json_format::{dumps, JsonStyle};
 use crate::python;
 use crate::special_tokens::{parse_object, SpecialTokens, CONFIG_FILE};
 
-/// Instructions of one rendering: 64 MiB of the shortest messages need about 400 million.
-const FUEL: u64 = 1_000_000_000;
+/// Instructions of one rendering; a message of thirty bytes takes about two hundred.
+const FUEL: u64 = 50_000_000;
+const FUEL_PER_CONTEXT_BYTE: u64 = 16;
 
 pub struct Templates {
     /// In the order of the file; a single template is called "default".
@@ -100,6 +101,7 @@ impl Templates {
 
     pub fn render(&self, template_override: Option<&str>, context: &[u8]) -> Result<String, Failure> {
         let invalid = |message: String| Failure::new(Status::Invalid, message);
+        let fuel = FUEL + FUEL_PER_CONTEXT_BYTE * context.len() as u64;
         let context: Json = serde_json::from_slice(context).map_err(|e| invalid(format!("the template context: {e}")))?;
         let Json::Object(mut context) = context else {
             return Err(invalid("the template context must be a JSON object".into()));
@@ -109,7 +111,7 @@ impl Templates {
             context.entry(name).or_insert(absent);
         }
         if let Some(Json::Array(messages)) = context.get_mut("messages") {
-            messages.iter_mut().for_each(alias_reasoning);
+            messages.iter_mut().for_each(normalise_message);
         }
         let has_tools = !context["tools"].is_null();
         for (name, content) in &self.special {
@@ -119,14 +121,17 @@ impl Templates {
         match template_override {
             Some(text) => {
                 let environment = compile(text).map_err(|problem| invalid(format!("the given chat template: {problem}")))?;
-                run(&environment, root)
+                run(&environment, fuel, root)
             }
-            None => run(self.select(has_tools)?, root),
+            None => run(self.select(has_tools)?, fuel, root),
         }
     }
 }
 
-fn run(environment: &Environment<'_>, root: Value) -> Result<String, Failure> {
+fn run(environment: &Environment<'_>, fuel: u64, root: Value) -> Result<String, Failure> {
+    // A clone shares the compiled template; only the limit is its own.
+    let mut environment = environment.clone();
+    environment.set_fuel(Some(fuel));
     let rendered = environment.get_template("chat").and_then(|template| template.render(root));
     rendered.map_err(|error| {
         let mut source: Option<&dyn std::error::Error> = Some(&error);
@@ -160,13 +165,13 @@ fn named_templates(file: &str, value: Option<&Json>) -> Result<Vec<(String, Stri
     }
 }
 
-/// A message's reasoning goes by several names; templates find it under the two that they read.
-fn alias_reasoning(message: &mut Json) {
+/// What transformers does to a message first: a null member is an absent one (the OpenAI API sends "content": null), and
+/// reasoning, which goes by several names, is found under the two that templates read.
+fn normalise_message(message: &mut Json) {
     let Json::Object(members) = message else { return };
+    members.retain(|_, value| !value.is_null());
     let names = ["reasoning_content", "thinking", "reasoning"];
-    let Some(reasoning) = names.iter().find_map(|name| members.get(*name).filter(|value| !value.is_null())).cloned() else {
-        return;
-    };
+    let Some(reasoning) = names.iter().find_map(|name| members.get(*name)).cloned() else { return };
     if !members.contains_key("thinking") {
         members.shift_insert(0, "thinking".into(), reasoning.clone());
     }
@@ -177,7 +182,6 @@ fn compile(text: &str) -> Result<Environment<'static>, String> {
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
-    environment.set_fuel(Some(FUEL));
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_formatter(|out, _, value| match value.as_str() {
         Some(text) => Ok(out.write_str(text)?),

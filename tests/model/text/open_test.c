@@ -62,6 +62,7 @@ static void nesting_without_end_is_refused(void **state) {
     char *text = malloc(DEPTH + 1);
     assert_non_null(text);
     memset(text, '[', DEPTH);
+    memcpy(text, "{\"model\":", 9);
     text[DEPTH] = '\0';
     assert_file_refused("tokenizer.json", text, HD_CORRUPT, "recursion limit");
     assert_file_refused("tokenizer_config.json", text, HD_CORRUPT, "recursion limit");

@@ -146,17 +146,42 @@ static void endless_recursion_ends_in_an_error(void **state) {
     assert_refused("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", HD_INVALID, "recursion");
 }
 
+static char *repeat(const char *start, const char *part, size_t times, const char *end) {
+    char *text = malloc(strlen(start) + times * strlen(part) + strlen(end) + 1), *at = text;
+    assert_non_null(text);
+    at = stpcpy(at, start);
+    for (size_t i = 0; i < times; i++) at = stpcpy(at, part);
+    stpcpy(at, end);
+    return text;
+}
+
 static void deep_nesting_ends_in_an_error(void **state) {
-    enum { DEPTH = 100000 };
-    char *template = malloc(2 * DEPTH + 16);
-    assert_non_null(template);
-    memcpy(template, "{{ ", 3);
-    memset(template + 3, '(', DEPTH);
-    strcpy(template + 3 + DEPTH, "1 }}");
-    assert_refused(template, HD_INVALID, "recursion");
-    for (size_t i = 0; i < DEPTH; i++) template[3 + i] = i % 4 == 0 ? 'n' : i % 4 == 1 ? 'o' : i % 4 == 2 ? 't' : ' ';
+    static const char *const PARTS[] = {"(", "[", "{"};
+    for (size_t i = 0; i < sizeof(PARTS) / sizeof(PARTS[0]); i++) {
+        char *template = repeat("{{ ", PARTS[i], 100000, "1 }}");
+        assert_refused(template, HD_INVALID, "recursion");
+        free(template);
+    }
+    char *template = repeat("", "{% if 1 %}", 100000, "");
     assert_refused(template, HD_INVALID, "recursion");
     free(template);
+}
+
+static void an_overflow_of_the_stack_ends_in_an_error(void **state) {
+    char *template = repeat("{{ ", "-", 3000000, "1 }}");
+    assert_refused(template, HD_FULL, "nests too deeply");
+    free(template);
+}
+
+static void values_nested_a_million_deep_do_not_end_the_process(void **state) {
+    /* Whether freeing them fits the stack is the compiler's business; that this line is reached is ours. */
+    char *text = NULL;
+    hd_error error = {{0}};
+    hd_status status = render("{% set ns = namespace(x=1) %}{% for i in range(1000) %}{% for j in range(1000) %}"
+                              "{% set ns.x = [ns.x] %}{% endfor %}{% endfor %}{{ ns.x }}",
+                              &text, &error);
+    assert_true(status == HD_OK || status == HD_FULL);
+    free(text);
 }
 
 static void a_loop_without_end_ends_in_an_error(void **state) {
@@ -217,6 +242,8 @@ int main(void) {
         cmocka_unit_test(wrong_values_are_errors),
         cmocka_unit_test(endless_recursion_ends_in_an_error),
         cmocka_unit_test(deep_nesting_ends_in_an_error),
+        cmocka_unit_test(an_overflow_of_the_stack_ends_in_an_error),
+        cmocka_unit_test(values_nested_a_million_deep_do_not_end_the_process),
         cmocka_unit_test(a_loop_without_end_ends_in_an_error),
         cmocka_unit_test(a_text_without_end_ends_in_an_error),
         cmocka_unit_test(a_model_that_keeps_exceeding_its_limits_is_not_asked_again),

@@ -18,7 +18,7 @@ json_t *load_json(const char *directory, const char *name) {
     char path[256];
     json_error_t error;
     snprintf(path, sizeof(path), "%s/%s", directory, name);
-    json_t *json = json_load_file(path, 0, &error);
+    json_t *json = json_load_file(path, JSON_ALLOW_NUL, &error);
     must(json != NULL, error.text, path);
     return json;
 }
