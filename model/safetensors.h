@@ -46,9 +46,9 @@ const safetensors_tensor *safetensors_find(const safetensors *set, const char *n
 uint32_t safetensors_index_of(const safetensors *set, const safetensors_tensor *tensor);
 const char *safetensors_path(const safetensors *set, const safetensors_tensor *tensor); /* of the tensor's file */
 
-/* Copies bytes of a tensor without mapping their pages into this process: for the few that are read while serving, whose
- * neighbours would otherwise count as this process's memory. A disk that fails here ends the process, as it does for
- * bytes of the mapping. */
+/* Copies bytes of a tensor without mapping their pages into this process: for the few that are read while serving,
+ * whose neighbours would otherwise count as this process's memory. A disk that fails here ends the process, as it does
+ * for bytes of the mapping. */
 void safetensors_read(const safetensors *set, const safetensors_tensor *tensor, uint64_t offset, size_t bytes,
                       void *to);
 

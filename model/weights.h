@@ -1,8 +1,8 @@
 /* weights.h - the packed weights of a model, made from mapped safetensors.
  *
- * Each tensor is packed into the layout of kernels/matrix.h, and what is packed is dropped from the mapping, so that peak
- * memory is the packed weights plus a slab of one tensor. Nothing is converted on disk. Errors name the tensor and the
- * file.
+ * Each tensor is packed into the layout of kernels/matrix.h, and what is packed is dropped from the mapping, so that
+ * peak memory is the packed weights plus a slab of one tensor. Nothing is converted on disk. Errors name the tensor and
+ * the file.
  * Threads: open runs on the caller's thread and the pool; the result is read only. */
 #ifndef MODEL_WEIGHTS_H
 #define MODEL_WEIGHTS_H

@@ -1,6 +1,8 @@
 /* fuzz_safetensors.c - a safetensors file, or the index of several. The first byte says which:
  *
- *   f  the file as it is        h  a header, whose length is put before it, and 4 KiB of data behind it        i  the index file */
+ *   f  the file as it is
+ *   h  a header, whose length is put before it, and 4 KiB of data behind it
+ *   i  the index file */
 #include <stdlib.h>
 #include <string.h>
 
