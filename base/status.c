@@ -1,6 +1,7 @@
 /* status.c - names and texts of the one list, and the bounded sentence. */
 #include "base/status.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 
 static const struct {
@@ -21,15 +22,10 @@ const char *hd_status_text(hd_status status) {
     return (unsigned)status < HD_STATUS_COUNT ? entries[status].text : "unknown status";
 }
 
-hd_status hd_error_setv(hd_error *error, hd_status status, const char *format, va_list arguments) {
-    if (error != NULL && vsnprintf(error->text, sizeof(error->text), format, arguments) < 0) error->text[0] = '\0';
-    return status;
-}
-
-hd_status hd_error_set(hd_error *error, hd_status status, const char *format, ...) {
+void hd_error_write(hd_error *error, const char *format, ...) {
+    if (error == NULL) return;
     va_list arguments;
     va_start(arguments, format);
-    hd_error_setv(error, status, format, arguments);
+    if (vsnprintf(error->text, sizeof(error->text), format, arguments) < 0) error->text[0] = '\0';
     va_end(arguments);
-    return status;
 }

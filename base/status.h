@@ -8,8 +8,6 @@
 #ifndef HD_STATUS_H
 #define HD_STATUS_H
 
-#include <stdarg.h>
-
 #define HD_STATUS_LIST(X)                                                                                              \
     X(HD_OK, "ok")                                                                                                     \
     X(HD_PENDING, "accepted; completion follows")                                                                      \
@@ -38,9 +36,12 @@ typedef struct hd_error {
 } hd_error;
 
 /* Writes the sentence (error may be NULL) and returns status, so that a failing path reads
- *     return hd_error_set(error, HD_INVALID, "%s: 'vocab_size' must be a positive integer", path); */
-hd_status hd_error_set(hd_error *error, hd_status status, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-hd_status hd_error_setv(hd_error *error, hd_status status, const char *format, va_list arguments);
+ *     return hd_error_set(error, HD_INVALID, "%s: 'vocab_size' must be a positive integer", path);
+ * A macro, so that a compiler or an analyser sees in the caller that the status is not HD_OK. */
+#define hd_error_set(error, status, ...) (hd_error_write((error), __VA_ARGS__), hd_status_pass(status))
+void hd_error_write(hd_error *error, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static inline hd_status hd_status_pass(hd_status status) {
+    return status;
+}
 
 #endif

@@ -127,8 +127,8 @@ static hd_status render_chat(const node *n, char **text, size_t *text_bytes, hd_
     char *context_json = context != NULL ? json_dumps(context, JSON_COMPACT) : NULL;
     json_decref(context);
     if (context_json == NULL) return hd_error_set(error, HD_INVALID, "the prompt is not UTF-8");
-    char *rendered;
-    size_t rendered_bytes;
+    char *rendered = NULL;
+    size_t rendered_bytes = 0;
     hd_status status =
         text_render_chat(n->text, NULL, context_json, strlen(context_json), &rendered, &rendered_bytes, error);
     free(context_json);

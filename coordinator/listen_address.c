@@ -2,6 +2,7 @@
 #include "coordinator/listen_address.h"
 
 #include <arpa/inet.h>
+#include <assert.h>
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
@@ -66,6 +67,7 @@ hd_status listen_address_open(const char *address, bool must_be_loopback, int *l
     struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV}, *found = NULL;
     int code = getaddrinfo(host, port, &hints, &found);
     if (code != 0) return hd_error_set(error, HD_INVALID, "--listen %s: %s", address, gai_strerror(code));
+    assert(found != NULL);
     /* "localhost" is both; clients that know one of them know the IPv4 one. */
     const struct addrinfo *chosen = found;
     for (const struct addrinfo *next = found; next != NULL && chosen->ai_family != AF_INET; next = next->ai_next) {
@@ -82,7 +84,7 @@ hd_status listen_address_open(const char *address, bool must_be_loopback, int *l
     freeaddrinfo(found);
     if (status != HD_OK) return status;
 
-    struct sockaddr_storage name;
+    struct sockaddr_storage name = {.ss_family = AF_UNSPEC};
     socklen_t name_bytes = sizeof(name);
     char number[INET6_ADDRSTRLEN], service[8];
     if (getsockname(*listener, (struct sockaddr *)&name, &name_bytes) != 0 ||

@@ -56,7 +56,7 @@ static hd_status cut_after_final(const request *r, char *text, size_t *text_byte
     size_t message_bytes = message != NULL ? json_string_length(r->final_message) : 0;
     size_t leading = leading_blank(message, message_bytes);
     size_t trailing = leading == message_bytes ? 0 : trailing_blank(message, message_bytes);
-    const char *visible = message + leading;
+    const char *visible = message != NULL ? message + leading : "";
     size_t visible_bytes = message_bytes - leading - trailing, kept_bytes = message_bytes - leading;
     const char *found = find_last(text, *text_bytes, visible, visible_bytes);
     if (found == NULL) {
@@ -107,8 +107,8 @@ static char *copy_bytes(const char *bytes, size_t count) {
 }
 
 static hd_status build_chat(const text_model *model, const request *r, prompt *p, api_error *error) {
-    char *text;
-    size_t text_bytes;
+    char *text = NULL;
+    size_t text_bytes = 0;
     hd_status status = prompt_render(model, r, &text, &text_bytes, error);
     if (status != HD_OK) return status;
     status = encode(model, text, text_bytes, r->add_special_tokens, p, error);
