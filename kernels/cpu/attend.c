@@ -1,9 +1,13 @@
 /* attend.c - attention over the pages of one leaf group, with the softmax kept in partial form.
  *
- * For a tile of rows and one page after the other: scores = Q K^T, a softmax over the page relative to the largest score so far, and
- * out += P V. Scores are kept in units of log 2 of e, where exp is a polynomial and a shift. A row's result is rescaled when, and only when,
- * its own largest score grows; a score that is not visible is minus infinity, so its weight is an exact zero, which leaves the sums of
- * products as they are. Hence a page that a row does not see, or that is skipped because no row of the tile sees it, changes no bit. */
+ * A tile of rows takes one page after the other: scores = Q K^T, weights = 2^(scores - the largest so far), out += weights V. It is a
+ * pipeline: while the vector units weigh the scores of one page, the values of the page before and the keys of the page after
+ * are multiplied, a step between every few rows, so that a tile unit has work at the same time. Scores are kept in base 2, where an
+ * exponential is a polynomial and a shift.
+ *
+ * A row's result is rescaled when, and only when, its own largest score grows; a score that is not visible is minus infinity, so its weight
+ * is an exact zero, which leaves sums of products as they are. Hence a page that a row does not see, or that is skipped because no row of
+ * the tile sees it, changes no bit. */
 #include "kernels/cpu/attend.h"
 
 #include <assert.h>
@@ -12,77 +16,102 @@
 #include "kernels/cpu/page.h"
 #include "kernels/cpu/tile.h"
 
-enum { PAGE_VECTORS = HD_BLOCK_TOKENS / VEC_LANES };
+/* Below every score, and finite, so that differences are too. */
+#define NOTHING_SEEN (-0x1p126f)
 
 /* The rows [first, first + rows) of a call, and what is known of them so far. */
 typedef struct row_tile {
     const kernel_attend *call;
     uint32_t first, rows;
-    float scale;                        /* from what scores holds to a score in base 2 */
-    float *scores;                      /* [rows][128] */
-    void *weights;                      /* [rows][128] bf16; for f32 they overwrite the scores */
-    float *lane_sums;                   /* [rows][VEC_LANES]: added up at the end only */
-    float max[ATTEND_ROWS];             /* in base 2 */
-    page_slots visible[ATTEND_ROWS];    /* of the page at hand */
+    size_t key_bytes, value_bytes; /* of a page */
+    float scale;      /* from a score, as it is before it is weighed, to base 2 */
+    float *stages;    /* [ATTEND_STAGES][rows][128]: scores, then weights in their place: f32, or bf16 in a row's first half */
+    float *lane_sums; /* [rows][VEC_LANES]: of the weights; lanes are added up at the end only */
+    uint64_t lowest, highest;  /* positions of the rows */
+    float max[ATTEND_ROWS];    /* in base 2; NOTHING_SEEN before there is one */
+    float factor[ATTEND_ROWS]; /* of everything before the newest page, whose scores have raised max; else 1 */
+    uint32_t raised;           /* the bits of the rows whose max it has raised */
 } row_tile;
 
-static bool tile_sees(row_tile *tile, const kernel_span *span) {
-    bool sees = false;
-    for (uint32_t row = 0; row < tile->rows; row++) {
-        tile->visible[row] = page_slots_visible(span, tile->call->positions[tile->first + row], tile->call->window);
-        sees = sees || tile->visible[row].first != tile->visible[row].end;
-    }
-    return sees;
+static float *stage_at(const row_tile *tile, uint32_t page) {
+    return tile->stages + page % ATTEND_STAGES * ATTEND_STAGE_FLOATS;
 }
 
-static void multiply_keys(const row_tile *tile, const kernel_span *span, const kernel_span *next) {
-    const kernel_attend *call = tile->call;
-    uint32_t k = HD_ALIGN_UP(call->shape.key_dim, KERNEL_K_ALIGN);
-    size_t element_bytes = hd_dtype_bits(call->shape.dtype) / 8, panel_bytes = (size_t)KERNEL_PANEL * k * element_bytes;
-    for (uint32_t panel = 0; panel < HD_BLOCK_TOKENS / KERNEL_PANEL; panel++) {
-        tile_product product = {
-            .a = (const char *)call->queries + tile->first * call->query_stride * element_bytes,
-            .a_stride = call->query_stride,
-            .rows = tile->rows,
-            .b = (const char *)span->keys + panel * panel_bytes,
-            .width = KERNEL_PANEL,
-            .k = k,
-            .c = tile->scores + panel * KERNEL_PANEL,
-            .c_stride = HD_BLOCK_TOKENS,
-            .ahead = next != NULL ? (const char *)next->keys + panel * panel_bytes : NULL,
-            .ahead_bytes = panel_bytes,
-        };
-        tile_multiply(call->shape.dtype, &product);
-    }
+static page_slots visible_to(const row_tile *tile, uint32_t row, const kernel_span *span) {
+    return page_slots_visible(span, tile->call->positions[tile->first + row], tile->call->window);
 }
 
-static void multiply_values(const row_tile *tile, const kernel_span *span, const kernel_span *next) {
-    const kernel_attend *call = tile->call;
-    size_t element_bytes = hd_dtype_bits(call->shape.dtype) / 8;
-    for (uint32_t first = 0; first < call->shape.value_dim; first += KERNEL_PANEL) {
-        uint32_t left = call->shape.value_dim - first, width = left < KERNEL_PANEL ? left : KERNEL_PANEL;
-        size_t offset = (size_t)first * HD_BLOCK_TOKENS * element_bytes;
-        tile_product product = {
-            .a = tile->weights,
-            .a_stride = HD_BLOCK_TOKENS,
-            .rows = tile->rows,
-            .b = (const char *)span->values + offset,
-            .width = width,
-            .k = HD_BLOCK_TOKENS,
-            .c = call->partial.out + tile->first * call->partial.out_stride + first,
-            .c_stride = call->partial.out_stride,
-            .adds = true,
-            .ahead = next != NULL ? (const char *)next->values + offset : NULL,
-            .ahead_bytes = (size_t)width * HD_BLOCK_TOKENS * element_bytes,
-        };
-        tile_multiply(call->shape.dtype, &product);
+/* Whether every row sees the whole page: the common case, asked first. */
+static bool all_see_all(const row_tile *tile, const kernel_span *span) {
+    uint64_t window = tile->call->window;
+    return span->count == HD_BLOCK_TOKENS && tile->lowest >= span->position + HD_BLOCK_TOKENS - 1 &&
+           (window == 0 || span->position + window > tile->highest);
+}
+
+/* The first span from there on that any row sees; NULL when there is none. */
+static const kernel_span *seen_from(const row_tile *tile, const kernel_span *span) {
+    for (const kernel_span *end = tile->call->spans + tile->call->span_count; span < end; span++) {
+        if (all_see_all(tile, span)) return span;
+        for (uint32_t row = 0; row < tile->rows; row++) {
+            page_slots visible = visible_to(tile, row, span);
+            if (visible.first != visible.end) return span;
+        }
     }
+    return NULL;
+}
+
+/* The span whose pages the first tile brings near while the one before it is worked on; the other tiles find them there. */
+static const kernel_span *wanted_after(const row_tile *tile, const kernel_span *span) {
+    return tile->first == 0 && span + 1 < tile->call->spans + tile->call->span_count ? span + 1 : NULL;
+}
+
+static tile_product start_keys(const row_tile *tile, const kernel_span *span, float *scores) {
+    const kernel_attend *call = tile->call;
+    const kernel_span *ahead = wanted_after(tile, span);
+    size_t element_bytes = call->shape.dtype == HD_F32 ? 4 : 2;
+    tile_product product = {
+        .a = (const char *)call->queries + tile->first * call->query_stride * element_bytes,
+        .a_stride = call->query_stride,
+        .rows = tile->rows,
+        .b = span->keys,
+        .panel_stride = (size_t)KERNEL_PANEL * HD_ALIGN_UP(call->shape.key_dim, KERNEL_K_ALIGN),
+        .width = HD_BLOCK_TOKENS,
+        .k = HD_ALIGN_UP(call->shape.key_dim, KERNEL_K_ALIGN),
+        .c = scores,
+        .c_stride = HD_BLOCK_TOKENS,
+        .ahead = ahead != NULL ? ahead->keys : NULL,
+        .ahead_bytes = tile->key_bytes,
+    };
+    tile_start(&product, call->shape.dtype);
+    return product;
+}
+
+/* The first product of values writes the rows of out, the others add to them. What it fetches is wanted one page later. */
+static tile_product start_values(const row_tile *tile, const kernel_span *span, const float *weights, bool adds) {
+    const kernel_attend *call = tile->call;
+    const kernel_span *ahead = wanted_after(tile, span);
+    tile_product product = {
+        .a = weights,
+        .a_stride = call->shape.dtype == HD_F32 ? HD_BLOCK_TOKENS : 2 * HD_BLOCK_TOKENS,
+        .rows = tile->rows,
+        .b = span->values,
+        .panel_stride = (size_t)KERNEL_PANEL * HD_BLOCK_TOKENS,
+        .width = call->shape.value_dim,
+        .k = HD_BLOCK_TOKENS,
+        .c = call->partial.out + tile->first * call->partial.out_stride,
+        .c_stride = call->partial.out_stride,
+        .adds = adds,
+        .ahead = ahead != NULL ? ahead->values : NULL,
+        .ahead_bytes = tile->value_bytes,
+    };
+    tile_start(&product, call->shape.dtype);
+    return product;
 }
 
 /* From q.k to cap * tanh(s / cap) in base 2, through e^(-2|s| / cap), which cannot overflow. */
 static void cap_scores(const row_tile *tile, float *scores) {
-    vec inner = vec_set(2.0f * LOG2_E * tile->call->scale / tile->call->soft_cap), outer = vec_set(tile->call->soft_cap * LOG2_E);
-    vec one = vec_set(1.0f);
+    vec inner = vec_set(2.0f * LOG2_E * tile->call->scale / tile->call->soft_cap);
+    vec outer = vec_set(tile->call->soft_cap * LOG2_E), one = vec_set(1.0f);
     for (uint32_t i = 0; i < HD_BLOCK_TOKENS; i += VEC_LANES) {
         vec score = vec_load(scores + i);
         vec power = vec_exp2(vec_sub(vec_set(0.0f), vec_mul(vec_abs(score), inner)));
@@ -98,26 +127,38 @@ static void hide_scores(float *scores, page_slots visible) {
     }
 }
 
-static void rescale(row_tile *tile, uint32_t row, float max) {
-    vec factor = vec_exp2(vec_set(tile->max[row] - max));
-    float *out = tile->call->partial.out + (tile->first + row) * tile->call->partial.out_stride, *sums = tile->lane_sums + row * VEC_LANES;
-    for (uint32_t n = 0; n < tile->call->shape.value_dim; n += VEC_LANES) vec_store(out + n, vec_mul(vec_load(out + n), factor));
-    vec_store(sums, vec_mul(vec_load(sums), factor));
-    tile->max[row] = max;
+/* Makes the scores of a page final, and lets max, factor and raised of every row know them. */
+static void take_scores(row_tile *tile, const kernel_span *span, float *scores) {
+    bool is_plain = all_see_all(tile, span) && tile->call->soft_cap == 0.0f;
+    for (uint32_t row = 0; !is_plain && row < tile->rows; row++) {
+        page_slots visible = visible_to(tile, row, span);
+        if (tile->call->soft_cap > 0.0f) cap_scores(tile, scores + row * HD_BLOCK_TOKENS);
+        if (visible.end - visible.first < HD_BLOCK_TOKENS) hide_scores(scores + row * HD_BLOCK_TOKENS, visible);
+    }
+    tile->raised = 0;
+    for (uint32_t first = 0; first < tile->rows; first += VEC_LANES) {
+        vec largest[VEC_LANES];
+        uint32_t count = tile->rows - first < VEC_LANES ? tile->rows - first : VEC_LANES;
+        for (uint32_t i = count; i < VEC_LANES; i++) largest[i] = vec_set(0.0f);
+        for (uint32_t i = 0; i < count; i++) {
+            const float *row = scores + (first + i) * HD_BLOCK_TOKENS;
+            largest[i] = vec_load(row);
+            for (uint32_t column = VEC_LANES; column < HD_BLOCK_TOKENS; column += VEC_LANES) {
+                largest[i] = vec_max(largest[i], vec_load(row + column));
+            }
+        }
+        vec before = vec_load(tile->max + first), max = vec_max(before, vec_mul(vec_largest_each(largest), vec_set(tile->scale)));
+        vec_store(tile->max + first, max);
+        vec_store(tile->factor + first, vec_exp2(vec_sub(before, max)));
+        tile->raised |= vec_greater(max, before) << first;
+    }
+    if (tile->rows < ATTEND_ROWS) tile->raised &= (1u << tile->rows) - 1u;
 }
 
-static inline __attribute__((always_inline)) void weigh_row(row_tile *tile, uint32_t row, const bool is_f32) {
-    float *scores = tile->scores + row * HD_BLOCK_TOKENS;
-    page_slots visible = tile->visible[row];
-    if (tile->call->soft_cap > 0.0f) cap_scores(tile, scores);
-    if (visible.end - visible.first < HD_BLOCK_TOKENS) hide_scores(scores, visible);
-    vec largest = vec_load(scores);
-    for (uint32_t i = 1; i < PAGE_VECTORS; i++) largest = vec_max(largest, vec_load(scores + i * VEC_LANES));
-    float max = vec_largest(largest) * tile->scale;
-    if (max > tile->max[row]) rescale(tile, row, max);
-    max = tile->max[row] == -INFINITY ? 0.0f : tile->max[row];
-
-    vec sums = vec_load(tile->lane_sums + row * VEC_LANES), factor = vec_set(tile->scale), base = vec_set(-max);
+static inline __attribute__((always_inline)) void weigh_row(row_tile *tile, uint32_t row, float *scores, const bool is_f32) {
+    vec factor = vec_set(tile->scale), base = vec_set(-tile->max[row]);
+    vec sums = vec_mul(vec_load(tile->lane_sums + row * VEC_LANES), vec_set(tile->factor[row]));
+    scores += row * HD_BLOCK_TOKENS;
     if (is_f32) {
         for (uint32_t i = 0; i < HD_BLOCK_TOKENS; i += VEC_LANES) {
             vec weight = vec_exp2(vec_fma(vec_load(scores + i), factor, base));
@@ -125,53 +166,96 @@ static inline __attribute__((always_inline)) void weigh_row(row_tile *tile, uint
             vec_store(scores + i, weight);
         }
     } else {
-        uint16_t *weights = (uint16_t *)tile->weights + row * HD_BLOCK_TOKENS;
         for (uint32_t i = 0; i < HD_BLOCK_TOKENS; i += 2 * VEC_LANES) {
-            vec low = vec_exp2(vec_fma(vec_load(scores + i), factor, base));
-            vec high = vec_exp2(vec_fma(vec_load(scores + i + VEC_LANES), factor, base));
-            sums = vec_dot(sums, vec_store_pairs(weights + i, low, high), pairs_of_ones());
+            vec low = vec_exp2_short(vec_fma(vec_load(scores + i), factor, base));
+            vec high = vec_exp2_short(vec_fma(vec_load(scores + i + VEC_LANES), factor, base));
+            sums = vec_dot(sums, vec_store_pairs((uint16_t *)scores + i, low, high), pairs_of_ones());
         }
     }
     vec_store(tile->lane_sums + row * VEC_LANES, sums);
 }
 
-static void weigh(row_tile *tile) {
-    if (tile->call->shape.dtype == HD_F32) {
-        for (uint32_t row = 0; row < tile->rows; row++) weigh_row(tile, row, true);
-    } else {
-        for (uint32_t row = 0; row < tile->rows; row++) weigh_row(tile, row, false);
+/* Weighs every row of a page, with the steps of two products spread evenly between the rows. With few rows there is little to weigh
+ * meanwhile, and whole products are quicker. */
+static void weigh_between(row_tile *tile, float *scores, tile_product *keys, tile_product *values) {
+    bool is_f32 = tile->call->shape.dtype == HD_F32;
+    if (tile->rows <= 16) {
+        tile_finish(keys);
+        tile_finish(values);
+    }
+    uint32_t steps = keys->steps + values->steps;
+    for (uint32_t row = 0, done = 0; row < tile->rows; row++) {
+        for (; done * tile->rows < steps * (row + 1); done++) tile_step(keys->steps > 0 ? keys : values);
+        if (is_f32) {
+            weigh_row(tile, row, scores, true);
+        } else {
+            weigh_row(tile, row, scores, false);
+        }
+    }
+}
+
+static void rescale(const row_tile *tile) {
+    for (uint32_t raised = tile->raised; raised != 0; raised &= raised - 1) {
+        uint32_t row = (uint32_t)__builtin_ctz(raised);
+        float *out = tile->call->partial.out + (tile->first + row) * tile->call->partial.out_stride;
+        vec factor = vec_set(tile->factor[row]);
+        for (uint32_t n = 0; n < tile->call->shape.value_dim; n += VEC_LANES) vec_store(out + n, vec_mul(vec_load(out + n), factor));
+    }
+}
+/* Every page from the first that is seen. */
+static void take_pages(row_tile *tile, const kernel_span *first) {
+    const kernel_span *before = NULL, *now = first, *after;
+    if (tile->first == 0) {
+        tile_fetch fetch = tile_fetch_start(now->values, tile->value_bytes, 1);
+        tile_fetch_step(&fetch);
+    }
+    tile_product keys = start_keys(tile, now, stage_at(tile, 0)), values = {0};
+    tile_finish(&keys);
+    take_scores(tile, now, stage_at(tile, 0));
+    for (uint32_t page = 0; now != NULL; page++, before = now, now = after) {
+        after = seen_from(tile, now + 1);
+        if (after != NULL) keys = start_keys(tile, after, stage_at(tile, page + 1));
+        if (before != NULL) values = start_values(tile, before, stage_at(tile, page - 1), page > 1);
+        weigh_between(tile, stage_at(tile, page), &keys, &values);
+        if (before != NULL) rescale(tile);
+        if (after != NULL) take_scores(tile, after, stage_at(tile, page + 1));
+        if (after != NULL) continue;
+        values = start_values(tile, now, stage_at(tile, page), page > 0);
+        tile_finish(&values);
     }
 }
 
 static void attend_tile(row_tile *tile) {
-    const kernel_attend *call = tile->call;
+    const kernel_partial *partial = &tile->call->partial;
+    tile->lowest = UINT64_MAX;
+    tile->highest = 0;
     for (uint32_t row = 0; row < tile->rows; row++) {
-        tile->max[row] = -INFINITY;
-        memset(call->partial.out + (tile->first + row) * call->partial.out_stride, 0, call->shape.value_dim * sizeof(float));
+        uint64_t position = tile->call->positions[tile->first + row];
+        if (position < tile->lowest) tile->lowest = position;
+        if (position > tile->highest) tile->highest = position;
     }
+    for (uint32_t row = 0; row < ATTEND_ROWS; row++) tile->max[row] = NOTHING_SEEN;
     memset(tile->lane_sums, 0, tile->rows * VEC_LANES * sizeof(float));
-    for (uint32_t i = 0; i < call->span_count; i++) {
-        const kernel_span *span = &call->spans[i];
-        if (!tile_sees(tile, span)) continue;
-        /* The first tile brings the next page near; the others find it there. */
-        const kernel_span *next = tile->first == 0 && i + 1 < call->span_count ? span + 1 : NULL;
-        multiply_keys(tile, span, next);
-        weigh(tile);
-        multiply_values(tile, span, next);
-    }
+    const kernel_span *seen = seen_from(tile, tile->call->spans);
+    if (seen != NULL) take_pages(tile, seen);
     for (uint32_t row = 0; row < tile->rows; row++) {
-        call->partial.max[tile->first + row] = tile->max[row] * LN_2;
-        call->partial.sum[tile->first + row] = vec_sum(vec_load(tile->lane_sums + row * VEC_LANES));
+        float *out = partial->out + (tile->first + row) * partial->out_stride;
+        if (seen == NULL) memset(out, 0, tile->call->shape.value_dim * sizeof(float));
+        partial->max[tile->first + row] = tile->max[row] > NOTHING_SEEN ? tile->max[row] * LN_2 : -INFINITY;
+        partial->sum[tile->first + row] = vec_sum(vec_load(tile->lane_sums + row * VEC_LANES));
     }
 }
 
 void table_attend(const kernel_attend *call) {
     assert(call->shape.key_dim % 16 == 0 && call->shape.value_dim % 16 == 0 && call->scale > 0.0f);
-    row_tile tile = {.call = call, .scale = call->soft_cap > 0.0f ? 1.0f : call->scale * LOG2_E};
-    tile.scores = call->scratch;
-    tile.weights = call->shape.dtype == HD_F32 ? (void *)tile.scores : (void *)(tile.scores + ATTEND_ROWS * HD_BLOCK_TOKENS);
-    tile.lane_sums = tile.scores + ATTEND_ROWS * HD_BLOCK_TOKENS * 3 / 2;
-    tile_begin();
+    row_tile tile = {
+        .call = call,
+        .key_bytes = kernel_page_key_bytes(&call->shape),
+        .value_bytes = kernel_page_value_bytes(&call->shape),
+        .scale = call->soft_cap > 0.0f ? 1.0f : call->scale * LOG2_E,
+        .stages = call->scratch,
+    };
+    tile.lane_sums = tile.stages + ATTEND_STAGES * ATTEND_STAGE_FLOATS;
     for (tile.first = 0; tile.first < call->row_count; tile.first += tile.rows) {
         tile.rows = call->row_count - tile.first < ATTEND_ROWS ? call->row_count - tile.first : ATTEND_ROWS;
         attend_tile(&tile);

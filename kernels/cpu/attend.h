@@ -6,8 +6,10 @@
 #include "kernels/ops.h"
 
 enum {
-    ATTEND_ROWS = 32, /* rows that share one reading of a page from the second-level cache */
-    ATTEND_SCRATCH_BYTES = ATTEND_ROWS * HD_BLOCK_TOKENS * (sizeof(float) + sizeof(uint16_t)) + ATTEND_ROWS * 16 * sizeof(float),
+    ATTEND_ROWS = 32,  /* rows that share one reading of a page from the second-level cache */
+    ATTEND_STAGES = 3, /* pages whose scores or weights exist at a time */
+    ATTEND_STAGE_FLOATS = ATTEND_ROWS * HD_BLOCK_TOKENS,
+    ATTEND_SCRATCH_BYTES = (ATTEND_STAGES * ATTEND_STAGE_FLOATS + ATTEND_ROWS * VEC_LANES) * sizeof(float),
 };
 
 #define table_attend TABLE_NAME(table_attend)

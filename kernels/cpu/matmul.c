@@ -33,7 +33,9 @@ static const char *chunk_at(const kernel_matrix *weights, uint32_t panel, uint32
 }
 
 static void expand(const int8_t *from, uint16_t *to, size_t count) {
-    for (size_t i = 0; i < count; i += VEC_LANES) vec_to_bf16(to + i, vec_from_int8(from + i));
+    for (size_t i = 0; i < count; i += 2 * VEC_LANES) {
+        vec_store_pairs(to + i, vec_from_int8(from + i), vec_from_int8(from + i + VEC_LANES));
+    }
 }
 
 /* The chunk after (panel, k) in the order of part_sum; NULL after the last of all. */
@@ -69,7 +71,8 @@ static void part_sum(const part *p) {
                 .ahead = chunk_after(p, panel, k),
                 .ahead_bytes = (size_t)depth * width * hd_dtype_bits(weights->dtype) / 8,
             };
-            tile_multiply(input_dtype, &product);
+            tile_start(&product, input_dtype);
+            tile_finish(&product);
         }
     }
 }
@@ -133,7 +136,6 @@ void table_matmul(const kernel_matmul *call, uint32_t first_panel, uint32_t pane
         .sums = call->scratch,
         .expanded = (uint16_t *)((char *)call->scratch + MATMUL_SUM_BYTES),
     };
-    tile_begin();
     for (p.first_row = 0; p.first_row < call->row_count; p.first_row += p.rows) {
         p.rows = least(call->row_count - p.first_row, MATMUL_ROWS);
         for (p.first_panel = first_panel; p.first_panel < last_panel; p.first_panel += p.panels) {

@@ -2,7 +2,9 @@
  *
  *   1. C[m, n] is summed in ascending k, in one accumulator, from what C held or from zero; so a product may be cut along k, and along
  *      m in any way, and keeps its bits.
- *   2. Every product runs between tile_begin and tile_end (the tile registers of amx; nothing elsewhere), which one operation calls once.
+ *   2. An operation that ran products ends with tile_end, which gives back the tile registers of amx and is nothing elsewhere.
+ *   3. A product is a number of steps, and other work may run between them: a tile unit multiplies while the vector units do it. Of two
+ *      products, one waits until the other is through a block, since a block lives in registers.
  * Threads: tiles belong to the calling thread. */
 #ifndef KERNELS_CPU_TILE_H
 #define KERNELS_CPU_TILE_H
@@ -14,52 +16,75 @@
 #include "kernels/cpu/vector.h"
 #include "kernels/dtype.h"
 
-typedef struct tile_product {
-    const void *a;
-    size_t a_stride; /* elements */
-    uint32_t rows;
-    const void *b;  /* k rows of one panel */
-    uint32_t width; /* columns of that panel: 16, 32, 48 or 64 */
-    uint32_t k;     /* a multiple of 32 */
-    float *c;
-    size_t c_stride;
-    bool adds;         /* to what c holds */
-    const char *ahead; /* memory that is wanted next, fetched into the second-level cache meanwhile; or NULL */
-    size_t ahead_bytes;
-} tile_product;
-
-#define tile_begin TABLE_NAME(tile_begin)
-#define tile_end TABLE_NAME(tile_end)
-#define tile_multiply_f32 TABLE_NAME(tile_multiply_f32)
-#define tile_multiply_bf16 TABLE_NAME(tile_multiply_bf16)
-
-void tile_begin(void);
-void tile_end(void);
-void tile_multiply_f32(const tile_product *product);
-void tile_multiply_bf16(const tile_product *product);
-
-static inline void tile_multiply(hd_dtype dtype, const tile_product *product) {
-    if (dtype == HD_F32) {
-        tile_multiply_f32(product);
-    } else {
-        tile_multiply_bf16(product);
-    }
-}
-
-/* Spreads the fetching of product->ahead over a known number of steps. */
+/* Memory that is wanted soon, brought into the second-level cache a few lines at a time. */
 typedef struct tile_fetch {
     const char *next, *end;
     size_t step_bytes;
 } tile_fetch;
 
-static inline tile_fetch tile_fetch_start(const tile_product *product, size_t steps) {
-    size_t bytes = product->ahead != NULL ? product->ahead_bytes : 0;
-    return (tile_fetch){product->ahead, product->ahead + bytes, (bytes / steps + 63) / 64 * 64};
+static inline tile_fetch tile_fetch_start(const void *memory, size_t bytes, size_t steps) {
+    return (tile_fetch){memory, memory != NULL ? (const char *)memory + bytes : NULL, (bytes / steps + 63) / 64 * 64};
 }
 
 static inline void tile_fetch_step(tile_fetch *fetch) {
     const char *stop = fetch->end - fetch->next < (ptrdiff_t)fetch->step_bytes ? fetch->end : fetch->next + fetch->step_bytes;
     for (; fetch->next < stop; fetch->next += 64) _mm_prefetch(fetch->next, _MM_HINT_T1);
 }
+
+/* Where the next step of a product begins. */
+typedef struct tile_block {
+    const char *a, *b;
+    float *c;
+    size_t b_bytes;         /* from one unit of k to the next in B: a pair of bf16, or one f32 */
+    uint32_t rows, columns; /* of the block */
+    uint32_t k;             /* that is left of it */
+    bool is_first;          /* of its steps */
+} tile_block;
+
+typedef struct tile_product {
+    const void *a;
+    size_t a_stride; /* elements */
+    uint32_t rows;
+    const void *b;       /* panels of k rows */
+    size_t panel_stride; /* elements from panel to panel; of no matter where there is one */
+    uint32_t width;      /* columns of all panels, a multiple of 16 */
+    uint32_t k;          /* a multiple of 32 */
+    float *c;
+    size_t c_stride;
+    bool adds;         /* to what c holds */
+    const void *ahead; /* memory that is wanted next, fetched meanwhile; or NULL */
+    size_t ahead_bytes;
+
+    /* From here on: set by tile_start. */
+    hd_dtype dtype;
+    uint32_t block_rows, block_columns; /* at most */
+    uint32_t row, column;               /* where the block at hand begins */
+    uint32_t steps, block_steps;        /* that are left, and of one block */
+    tile_block at;
+    tile_fetch fetch;
+} tile_product;
+
+#define tile_end TABLE_NAME(tile_end)
+#define tile_start TABLE_NAME(tile_start)
+#define tile_step TABLE_NAME(tile_step)
+#define tile_finish TABLE_NAME(tile_finish)
+
+void tile_end(void);
+void tile_start(tile_product *product, hd_dtype dtype); /* of both sides: HD_F32 or HD_BF16 */
+void tile_step(tile_product *product);                  /* steps > 0 */
+void tile_finish(tile_product *product);                /* all steps that are left */
+
+/* Columns of a block; they divide a panel. */
+#if defined(KERNEL_HAS_AMX)
+enum { TILE_COLUMNS_F32 = 64, TILE_COLUMNS_BF16 = 32 };
+#else
+enum { TILE_COLUMNS_F32 = 64, TILE_COLUMNS_BF16 = 64 };
+#endif
+
+#define TILE_K 32u /* of k between two steps of fetching ahead, and in one step of a tile unit */
+
+/* Multiplies bf16 in tile registers: k of the block, and stores C when it is_last. next_b is where B is read after that. Only the
+ * amx table has it. */
+void tile_multiply_amx(tile_product *product, const tile_block *block, bool is_last, const char *next_b);
 
 #endif

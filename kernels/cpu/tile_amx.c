@@ -6,7 +6,8 @@
 
 #include "kernels/cpu/tile.h"
 
-enum { TILE_ROWS = 16, TILE_COLUMNS = 16, TILE_K = 32 };
+enum { TILE_ROWS = 16, TILE_COLUMNS = 16 };
+#define INLINE static inline __attribute__((always_inline))
 #define MEMORY_BARRIER() __asm__ volatile("" ::: "memory")
 
 /* Register numbers: C of the four blocks, A of both rows, B of both columns. */
@@ -38,42 +39,43 @@ static void configure(uint32_t rows) {
     configured_rows = rows;
 }
 
-void tile_begin(void) {
-    configured_rows = 0;
-}
-
 void tile_end(void) {
     MEMORY_BARRIER();
     if (configured_rows != 0) _tile_release();
+    configured_rows = 0;
 }
 
-typedef struct block {
-    const char *a, *b;
-    float *c;
-    size_t a_bytes, b_bytes, c_bytes; /* from row to row */
-    uint32_t steps;
-    bool adds;
-} block;
+/* A tile is loaded line by line, and where the tile unit is shared with another thread of the core, nothing else of it goes on meanwhile;
+ * so what is loaded next had better be in the first-level cache by then. */
+INLINE void bring_near(const char *b, size_t b_bytes, const bool has_second_columns) {
+    for (int row = 0; row < TILE_ROWS; row++, b += b_bytes) {
+        _mm_prefetch(b, _MM_HINT_T0);
+        if (has_second_columns) _mm_prefetch(b + TILE_COLUMNS * 4, _MM_HINT_T0);
+    }
+}
 
-static inline __attribute__((always_inline)) void block_multiply(const block *call, const bool has_second_rows,
-                                                                 const bool has_second_columns, tile_fetch *fetch) {
-    const size_t a_bytes = call->a_bytes, b_bytes = call->b_bytes, c_bytes = call->c_bytes;
-    const char *a = call->a, *a_second = a + TILE_ROWS * a_bytes, *b = call->b;
-    float *c = call->c, *c_second = c + TILE_ROWS * c_bytes / sizeof(float);
+INLINE void multiply(tile_product *product, const tile_block *block, bool is_last, const char *next_b, const bool has_second_rows,
+                     const bool has_second_columns) {
+    const size_t a_bytes = product->a_stride * 2, b_bytes = block->b_bytes, c_bytes = product->c_stride * sizeof(float);
+    const char *a = block->a, *a_second = a + TILE_ROWS * a_bytes, *b = block->b;
+    float *c = block->c, *c_second = c + TILE_ROWS * product->c_stride;
+    const bool has_both = has_second_rows && has_second_columns;
     MEMORY_BARRIER();
-    if (call->adds) {
+    if (block->is_first && product->adds) {
         _tile_loadd(C00, c, c_bytes);
         if (has_second_columns) _tile_loadd(C01, c + TILE_COLUMNS, c_bytes);
         if (has_second_rows) _tile_loadd(C10, c_second, c_bytes);
-        if (has_second_rows && has_second_columns) _tile_loadd(C11, c_second + TILE_COLUMNS, c_bytes);
-    } else {
+        if (has_both) _tile_loadd(C11, c_second + TILE_COLUMNS, c_bytes);
+    } else if (block->is_first) {
         _tile_zero(C00);
         if (has_second_columns) _tile_zero(C01);
         if (has_second_rows) _tile_zero(C10);
-        if (has_second_rows && has_second_columns) _tile_zero(C11);
+        if (has_both) _tile_zero(C11);
     }
-    for (uint32_t step = 0; step < call->steps; step++) {
-        tile_fetch_step(fetch);
+    for (uint32_t k = TILE_K; k <= block->k; k += TILE_K) {
+        const char *b_after = b + TILE_K / 2 * b_bytes;
+        tile_fetch_step(&product->fetch);
+        bring_near(k < block->k ? b_after : next_b, b_bytes, has_second_columns);
         _tile_loadd(A0, a, a_bytes);
         _tile_loadd(B0, b, b_bytes);
         _tile_dpbf16ps(C00, A0, B0);
@@ -81,41 +83,29 @@ static inline __attribute__((always_inline)) void block_multiply(const block *ca
         if (has_second_columns) _tile_dpbf16ps(C01, A0, B1);
         if (has_second_rows) _tile_loadd(A1, a_second, a_bytes);
         if (has_second_rows) _tile_dpbf16ps(C10, A1, B0);
-        if (has_second_rows && has_second_columns) _tile_dpbf16ps(C11, A1, B1);
+        if (has_both) _tile_dpbf16ps(C11, A1, B1);
         a += TILE_K * 2;
         a_second += TILE_K * 2;
-        b += TILE_K / 2 * b_bytes;
+        b = b_after;
     }
+    MEMORY_BARRIER();
+    if (!is_last) return;
     _tile_stored(C00, c, c_bytes);
     if (has_second_columns) _tile_stored(C01, c + TILE_COLUMNS, c_bytes);
     if (has_second_rows) _tile_stored(C10, c_second, c_bytes);
-    if (has_second_rows && has_second_columns) _tile_stored(C11, c_second + TILE_COLUMNS, c_bytes);
+    if (has_both) _tile_stored(C11, c_second + TILE_COLUMNS, c_bytes);
     MEMORY_BARRIER();
 }
 
-void tile_multiply_bf16(const tile_product *product) {
-    block call = {.a_bytes = product->a_stride * 2, .b_bytes = product->width * 4, .c_bytes = product->c_stride * sizeof(float),
-                  .steps = product->k / TILE_K, .adds = product->adds};
-    uint32_t row_blocks = (product->rows + 2 * TILE_ROWS - 1) / (2 * TILE_ROWS);
-    uint32_t column_blocks = (product->width + 2 * TILE_COLUMNS - 1) / (2 * TILE_COLUMNS);
-    tile_fetch fetch = tile_fetch_start(product, (size_t)row_blocks * column_blocks * call.steps);
-    for (uint32_t column = 0; column < product->width; column += 2 * TILE_COLUMNS) {
-        bool has_second_columns = product->width - column > TILE_COLUMNS;
-        call.b = (const char *)product->b + column * 4;
-        for (uint32_t row = 0; row < product->rows; row += 2 * TILE_ROWS) {
-            uint32_t rows = product->rows - row < 2 * TILE_ROWS ? product->rows - row : 2 * TILE_ROWS;
-            configure(rows);
-            call.a = (const char *)product->a + row * call.a_bytes;
-            call.c = product->c + row * product->c_stride + column;
-            if (rows > TILE_ROWS && has_second_columns) {
-                block_multiply(&call, true, true, &fetch);
-            } else if (rows > TILE_ROWS) {
-                block_multiply(&call, true, false, &fetch);
-            } else if (has_second_columns) {
-                block_multiply(&call, false, true, &fetch);
-            } else {
-                block_multiply(&call, false, false, &fetch);
-            }
-        }
+void tile_multiply_amx(tile_product *product, const tile_block *block, bool is_last, const char *next_b) {
+    configure(block->rows);
+    if (block->rows > TILE_ROWS && block->columns > TILE_COLUMNS) {
+        multiply(product, block, is_last, next_b, true, true);
+    } else if (block->rows > TILE_ROWS) {
+        multiply(product, block, is_last, next_b, true, false);
+    } else if (block->columns > TILE_COLUMNS) {
+        multiply(product, block, is_last, next_b, false, true);
+    } else {
+        multiply(product, block, is_last, next_b, false, false);
     }
 }

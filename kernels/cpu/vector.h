@@ -34,6 +34,16 @@ static inline vec vec_exp2(vec x) {
     return vec_times_power(p, x);
 }
 
+/* 2^x within 3e-6, and exactly 1 at 0: for what is rounded to bf16 next. */
+static inline vec vec_exp2_short(vec x) {
+    vec r = vec_fraction(x), p = vec_set(0x1.b7f730p-7f);
+    p = vec_fma(p, r, vec_set(0x1.abf868p-5f));
+    p = vec_fma(p, r, vec_set(0x1.ee2450p-3f));
+    p = vec_fma(p, r, vec_set(0x1.62d6c6p-1f));
+    p = vec_fma(p, r, vec_set(1.0f));
+    return vec_times_power(p, x);
+}
+
 /* e^x within 3e-7 for |x| <= 87, where larger ones are held: what is lost in x * log2(e) is put back as a factor. */
 static inline vec vec_exp(vec x) {
     x = vec_min(vec_max(x, vec_set(-87.0f)), vec_set(87.0f));

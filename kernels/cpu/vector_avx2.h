@@ -34,8 +34,9 @@ static inline vec vec_select(vec a, vec b, int low, int high) {
     return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(inside));
 }
 
-/* The bits of lanes where a == b. */
+/* The bits of lanes where a == b, or a > b. */
 static inline unsigned vec_equal(vec a, vec b) { return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)); }
+static inline unsigned vec_greater(vec a, vec b) { return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
 
 /* sign of b on the magnitude of a */
 static inline vec vec_with_sign(vec a, vec b) {
@@ -52,6 +53,19 @@ static inline float vec_largest(vec a) {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     half = _mm_max_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+}
+
+/* Lane i: the largest of rows[i]. A transposition that takes the larger of two at every step, so that half of it falls away. */
+static inline vec vec_largest_each(const vec rows[VEC_LANES]) {
+    vec fours[2];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        vec ab = vec_max(_mm256_unpacklo_ps(rows[4 * i], rows[4 * i + 1]), _mm256_unpackhi_ps(rows[4 * i], rows[4 * i + 1]));
+        vec cd = vec_max(_mm256_unpacklo_ps(rows[4 * i + 2], rows[4 * i + 3]), _mm256_unpackhi_ps(rows[4 * i + 2], rows[4 * i + 3]));
+        __m256d pairs_ab = _mm256_castps_pd(ab), pairs_cd = _mm256_castps_pd(cd);
+        fours[i] = vec_max(_mm256_castpd_ps(_mm256_unpacklo_pd(pairs_ab, pairs_cd)), _mm256_castpd_ps(_mm256_unpackhi_pd(pairs_ab, pairs_cd)));
+    }
+    return vec_max(_mm256_permute2f128_ps(fours[0], fours[1], 0x20), _mm256_permute2f128_ps(fours[0], fours[1], 0x31));
 }
 
 /* x - floor(x), and p * 2^floor(x) with 0 below the normal numbers; minus infinity counts as -127. */

@@ -32,8 +32,9 @@ static inline vec vec_select(vec a, vec b, int low, int high) {
     return _mm512_mask_blend_ps(inside, b, a);
 }
 
-/* The bits of lanes where a == b. */
+/* The bits of lanes where a == b, or a > b. */
 static inline unsigned vec_equal(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+static inline unsigned vec_greater(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 
 /* sign of b on the magnitude of a */
 static inline vec vec_with_sign(vec a, vec b) {
@@ -43,6 +44,23 @@ static inline vec vec_with_sign(vec a, vec b) {
 
 static inline float vec_sum(vec a) { return _mm512_reduce_add_ps(a); }
 static inline float vec_largest(vec a) { return _mm512_reduce_max_ps(a); }
+
+/* Lane i: the largest of rows[i]. A transposition that takes the larger of two at every step, so that half of it falls away. */
+static inline vec vec_largest_each(const vec rows[VEC_LANES]) {
+    vec fours[4], eights[2];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        vec ab = vec_max(_mm512_unpacklo_ps(rows[4 * i], rows[4 * i + 1]), _mm512_unpackhi_ps(rows[4 * i], rows[4 * i + 1]));
+        vec cd = vec_max(_mm512_unpacklo_ps(rows[4 * i + 2], rows[4 * i + 3]), _mm512_unpackhi_ps(rows[4 * i + 2], rows[4 * i + 3]));
+        __m512d pairs_ab = _mm512_castps_pd(ab), pairs_cd = _mm512_castps_pd(cd);
+        fours[i] = vec_max(_mm512_castpd_ps(_mm512_unpacklo_pd(pairs_ab, pairs_cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(pairs_ab, pairs_cd)));
+    }
+    for (int i = 0; i < 2; i++) {
+        vec a = fours[2 * i], b = fours[2 * i + 1];
+        eights[i] = vec_max(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+    return vec_max(_mm512_shuffle_f32x4(eights[0], eights[1], 0x88), _mm512_shuffle_f32x4(eights[0], eights[1], 0xdd));
+}
 
 /* x - floor(x), and p * 2^floor(x); minus infinity gives 0 in both. */
 static inline vec vec_fraction(vec x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF); }
