@@ -1,9 +1,10 @@
 /* worker_rpc.h - how a coordinator speaks to a worker: one request, a stream of events.
  *
- * The coordinator sees a worker only through this table; in one process it is a queue to the worker's step thread, on a cluster the same
- * messages travel by gRPC. A request is submitted once and ends with exactly one WORKER_FINISHED or WORKER_FAILED event.
- * Threads: submit, cancel and info may be called from any thread. on_event runs on the worker's thread (in process: the step thread): it
- * must only hand the event over, never block, and copies what it wants to keep. */
+ * The coordinator sees a worker only through this table; in one process it is a queue to the worker's step thread,
+ * on a cluster the same messages travel by gRPC. A request is submitted once and ends with exactly one
+ * WORKER_FINISHED or WORKER_FAILED event.
+ * Threads: submit, cancel and info may be called from any thread. on_event runs on the worker's thread (in process:
+ * the step thread): it must only hand the event over, never block, and copies what it wants to keep. */
 #ifndef PROTO_WORKER_RPC_H
 #define PROTO_WORKER_RPC_H
 
@@ -21,8 +22,9 @@ typedef struct worker_logit_bias {
     float bias; /* added to the logit before anything else */
 } worker_logit_bias;
 
-/* How tokens are drawn; worker/sampler.h has the formulas. Greedy where temperature is 0. The draw of (seed + choice, position) is a function
- * of these alone, so choice i of a request equals the only choice of one whose seed is i higher. */
+/* How tokens are drawn; worker/sampler.h has the formulas. Greedy where temperature is 0. The draw of (seed +
+ * choice, position) is a function of these alone, so choice i of a request equals the only choice of one whose seed
+ * is i higher. */
 typedef struct worker_sampling {
     float temperature;
     uint32_t top_k;  /* 0: all */
@@ -37,8 +39,9 @@ typedef struct worker_sampling {
     uint32_t stop_id_count;
     bool ignore_eos;
     uint32_t min_tokens; /* neither eos nor stop ids before */
-    int32_t logprobs;    /* -1: none; else the drawn token's and this many likeliest: log softmax of the model's own logits,
-                            before bias, penalties and temperature */
+    /* -1: none; else the drawn token's and this many likeliest: log softmax of the model's own logits, before bias,
+     * penalties and temperature. */
+    int32_t logprobs;
     int32_t prompt_logprobs; /* -1: none; else for every prompt token but the first */
 } worker_sampling;
 
@@ -65,9 +68,10 @@ typedef struct worker_event {
     uint32_t choice;
     bool last;
     uint64_t cached_tokens, prompt_done, prompt_count;
-    uint32_t token_id;             /* WORKER_TOKEN. A token that ends the choice by eos or stop id is not sent as a token */
+    uint32_t token_id; /* WORKER_TOKEN. A token that ends the choice by eos or stop id is not sent as a token */
     uint64_t position;             /* of the token in the sequence; of the first entry with WORKER_PROMPT_LOGPROBS */
-    const worker_logprob *logprobs; /* entry_count groups of logprob_count: first the token itself, then the likeliest, descending */
+    /* entry_count groups of logprob_count: first the token itself, then the likeliest, descending. */
+    const worker_logprob *logprobs;
     uint32_t entry_count, logprob_count;
     worker_finish finish;
     uint32_t stop_id; /* WORKER_FINISH_STOP: which */
@@ -111,10 +115,11 @@ typedef struct worker_load {
 typedef struct worker_rpc worker_rpc;
 typedef struct worker_rpc_ops {
     const char *name;
-    /* HD_OK: events will follow. HD_INVALID: can never run (the error says why, with the numbers). HD_FULL: the queue is full now. */
+    /* HD_OK: events will follow. HD_INVALID: can never run (the error says why, with the numbers). HD_FULL: the
+     * queue is full now. */
     hd_status (*submit)(worker_rpc *self, worker_request *request, hd_error *error);
-    /* Ends the request between two chunks or tokens; its choices finish with WORKER_FINISH_CANCELLED. Unknown ids are ignored. choice
-     * UINT32_MAX cancels all choices. */
+    /* Ends the request between two chunks or tokens; its choices finish with WORKER_FINISH_CANCELLED. Unknown ids
+     * are ignored. choice UINT32_MAX cancels all choices. */
     void (*cancel)(worker_rpc *self, uint64_t id, uint32_t choice);
     void (*info)(worker_rpc *self, worker_info *info);
     void (*load)(worker_rpc *self, worker_load *load);

@@ -1,7 +1,7 @@
 /* worker.h - a worker: the batching loop around the forward pass, with an attention to keep KV in.
  *
  * One step thread runs the loop: take what arrived, admit what fits, form a batch under the token budget (every
- * decode row first, then chunks of prefill, oldest first but none starves), run the forward pass, sample, hand out
+ * decode row first, then chunks of prefill, shortest first and none starving), run the forward pass, sample, hand out
  * tokens. What a worker alone knows of a sequence is nothing.
  * Threads: worker_open and worker_close from one thread; the worker_rpc it gives from any. */
 #ifndef WORKER_WORKER_H
