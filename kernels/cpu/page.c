@@ -1,7 +1,7 @@
 /* page.c - pages are two packed matrices: keys as columns, values as rows of k.
  *
- * Both stores are stores of whole pairs or elements at a fixed stride; a token costs a few hundred of them, against the millions of
- * operations that made it, so one plain version serves every table. */
+ * Both stores are stores of whole pairs or elements at a fixed stride; a token costs a few hundred of them, against
+ * the millions of operations that made it, so one plain version serves every table. */
 #include "kernels/cpu/page.h"
 
 #include <assert.h>
@@ -14,10 +14,12 @@ size_t kernel_page_value_bytes(const kernel_page_shape *shape) {
     return kernel_matrix_bytes(shape->dtype, shape->value_dim, HD_BLOCK_TOKENS);
 }
 
-/* Units are 32 bits: one f32 or a pair of bf16, both along the key's own dimension. */
-static void store_key(uint32_t *page, size_t units_padded, uint32_t units, uint32_t slot, const uint32_t *key) {
+/* Units are 32 bits: one f32 or a pair of bf16, both along the key's own dimension. A row of bf16 need not begin on
+ * a unit. */
+static void store_key(uint32_t *page, size_t units_padded, uint32_t units, uint32_t slot, const char *key) {
     uint32_t *column = page + (size_t)(slot / KERNEL_PANEL) * KERNEL_PANEL * units_padded + slot % KERNEL_PANEL;
-    for (uint32_t unit = 0; unit < units; unit++) column[unit * KERNEL_PANEL] = key[unit];
+    for (uint32_t unit = 0; unit < units; unit++)
+        memcpy(&column[unit * KERNEL_PANEL], key + unit * sizeof(*column), sizeof(*column));
 }
 
 static void store_value_bf16(uint16_t *page, uint32_t value_dim, uint32_t slot, const uint16_t *value) {
@@ -35,15 +37,15 @@ static void store_value_f32(float *page, uint32_t value_dim, uint32_t slot, cons
     }
 }
 
-void page_store(const kernel_page_shape *shape, void *page_keys, void *page_values, uint32_t slot, uint32_t count, const void *keys,
-                size_t key_stride, const void *values, size_t value_stride) {
+void page_store(const kernel_page_shape *shape, void *page_keys, void *page_values, uint32_t slot, uint32_t count,
+                const void *keys, size_t key_stride, const void *values, size_t value_stride) {
     assert(slot + count <= HD_BLOCK_TOKENS);
     bool is_f32 = shape->dtype == HD_F32;
     size_t element_bytes = hd_dtype_bits(shape->dtype) / 8;
     uint32_t elements_in_unit = is_f32 ? 1 : 2;
     size_t units_padded = HD_ALIGN_UP(shape->key_dim, KERNEL_K_ALIGN) / elements_in_unit;
     for (uint32_t i = 0; i < count; i++) {
-        const void *key = (const char *)keys + i * key_stride * element_bytes;
+        const char *key = (const char *)keys + i * key_stride * element_bytes;
         const void *value = (const char *)values + i * value_stride * element_bytes;
         store_key(page_keys, units_padded, shape->key_dim / elements_in_unit, slot + i, key);
         if (is_f32) {
