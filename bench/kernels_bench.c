@@ -75,10 +75,12 @@ static void print_row(bench *b, const kernels_work *work, double seconds, double
     fprintf(b->table, "%-46s %10.1f %8.1f %10.1f  %-22s %s\n", work->name, seconds * 1e6, work->bytes / seconds * 1e-9,
             work->operations / seconds * 1e-9, limit_text, peer_text);
     fflush(b->table);
-    json_t *row = json_pack("{s:s, s:f, s:f, s:f, s:f}", "name", work->name, "seconds", seconds, "best_seconds", best,
-                            "bytes_per_second", work->bytes / seconds, "operations_per_second", work->operations / seconds);
+    json_t *row =
+        json_pack("{s:s, s:f, s:f, s:f, s:f}", "name", work->name, "seconds", seconds, "best_seconds", best,
+                  "bytes_per_second", work->bytes / seconds, "operations_per_second", work->operations / seconds);
     if (row != NULL && limit > 0) {
-        json_object_set_new(row, "limit", json_string(work->limit == KERNELS_LIMIT_PEAK ? "bf16 peak" : "read bandwidth"));
+        json_object_set_new(row, "limit",
+                            json_string(work->limit == KERNELS_LIMIT_PEAK ? "bf16 peak" : "read bandwidth"));
         json_object_set_new(row, "limit_per_second", json_real(limit));
         json_object_set_new(row, "share", json_real(share));
     }
@@ -93,7 +95,8 @@ static void measure(const kernels_work *work, void *context) {
     bench *b = context;
     if (b->config->only != NULL && strstr(work->name, b->config->only) == NULL) return;
     timing ours = {0}, limits = {0}, peers = {0};
-    kernels_dnnl *peer = work->m > 0 ? kernels_dnnl_open(work->m, work->n, work->k, hd_pool_thread_count(b->config->pool)) : NULL;
+    kernels_dnnl *peer =
+        work->m > 0 ? kernels_dnnl_open(work->m, work->n, work->k, hd_pool_thread_count(b->config->pool)) : NULL;
     work->run(work);
     uint64_t start = hd_now_ns();
     for (int round = 0; round < ROUNDS_MAX && (round < ROUNDS_MIN || hd_now_ns() - start < ROUNDS_NS); round++) {
@@ -121,7 +124,8 @@ hd_status kernels_bench_run(const kernels_bench_config *config, hd_error *error)
     }
     fprintf(b.table, "kernels %s, %u threads; median times; limits and oneDNN measured in turns with each kernel\n",
             config->kernels->name, hd_pool_thread_count(config->pool));
-    fprintf(b.table, "%-46s %10s %8s %10s  %-22s %s\n", "", "us", "GB/s", "GFLOP/s", "of the limit", "of oneDNN's GFLOP/s");
+    fprintf(b.table, "%-46s %10s %8s %10s  %-22s %s\n", "", "us", "GB/s", "GFLOP/s", "of the limit",
+            "of oneDNN's GFLOP/s");
     hd_status status = kernels_work_each(&b.memory, measure, &b);
     kernels_memory_close(&b.memory);
     if (status == HD_OK) status = b.status;

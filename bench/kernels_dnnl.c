@@ -20,7 +20,8 @@ static dnnl_memory_t take_memory(kernels_dnnl *p, const dnnl_memory_desc_t *shap
     dnnl_memory_t memory = NULL;
     void *data = NULL;
     if (dnnl_memory_create(&memory, shape, p->engine, DNNL_MEMORY_ALLOCATE) != dnnl_success) return NULL;
-    if (dnnl_memory_get_data_handle(memory, &data) == dnnl_success) memset(data, 0x3c, dnnl_memory_desc_get_size(shape));
+    if (dnnl_memory_get_data_handle(memory, &data) == dnnl_success)
+        memset(data, 0x3c, dnnl_memory_desc_get_size(shape));
     return memory;
 }
 
@@ -71,9 +72,7 @@ kernels_dnnl *kernels_dnnl_open(uint32_t m, uint32_t n, uint32_t k, unsigned thr
     return NULL;
 }
 
-void kernels_dnnl_close(kernels_dnnl *product) {
-}
+void kernels_dnnl_close(kernels_dnnl *product) {}
 
-void kernels_dnnl_run(kernels_dnnl *product) {
-}
+void kernels_dnnl_run(kernels_dnnl *product) {}
 #endif

@@ -9,8 +9,8 @@
 
 typedef struct kernels_dnnl kernels_dnnl;
 
-/* A product [m, k] x [k, n] of bf16 with f32 results, its weights in the order that oneDNN likes best. NULL where there is no oneDNN, or
- * it has no such product. */
+/* A product [m, k] x [k, n] of bf16 with f32 results, its weights in the order that oneDNN likes best. NULL where
+ * there is no oneDNN, or it has no such product. */
 kernels_dnnl *kernels_dnnl_open(uint32_t m, uint32_t n, uint32_t k, unsigned thread_count);
 void kernels_dnnl_close(kernels_dnnl *product); /* accepts NULL */
 void kernels_dnnl_run(kernels_dnnl *product);

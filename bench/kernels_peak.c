@@ -12,7 +12,8 @@ typedef double peak_loop(void); /* runs for about a millisecond and returns the 
 
 enum { CHAINS = 12, TURNS = 20000 };
 
-/* One chain a register: MULTIPLY(sum) adds a product to it. The compiler must not see that the products are all alike. */
+/* One chain a register: MULTIPLY(sum) adds a product to it. The compiler must not see that the products are all
+ * alike. */
 #define PEAK_LOOP(name, instructions, vector, zero, multiply, operations)                                              \
     __attribute__((target(instructions))) static double name(void) {                                                   \
         vector sums[CHAINS];                                                                                           \
@@ -28,7 +29,7 @@ enum { CHAINS = 12, TURNS = 20000 };
 
 #define MULTIPLY_256(sum) _mm256_fmadd_ps(_mm256_set1_ps(0.5f), _mm256_set1_ps(0.25f), sum)
 #define MULTIPLY_512(sum) _mm512_fmadd_ps(_mm512_set1_ps(0.5f), _mm512_set1_ps(0.25f), sum)
-#define MULTIPLY_BF16(sum) \
+#define MULTIPLY_BF16(sum)                                                                                             \
     _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi16(0x3f00), (__m512bh)_mm512_set1_epi16(0x3e80))
 PEAK_LOOP(loop_avx2, "avx2,fma", __m256, _mm256_setzero_ps(), MULTIPLY_256, 16)
 PEAK_LOOP(loop_avx512, "avx512f", __m512, _mm512_setzero_ps(), MULTIPLY_512, 32)

@@ -68,7 +68,7 @@ typedef struct attention_work {
     uint32_t rows, rows_at_once; /* of one key head, and of one call */
     uint32_t group_count;        /* leaf groups of one head's context */
     size_t head_count;
-    kernel_span *spans; /* [head_count][group_count][HD_GROUP_BLOCKS], places drawn at random */
+    kernel_span *spans;  /* [head_count][group_count][HD_GROUP_BLOCKS], places drawn at random */
     uint64_t *positions; /* [rows]: all after the context */
     _Atomic size_t *ticket;
 } attention_work;
@@ -258,7 +258,8 @@ static void run_shared(const kernels_work *work) {
     hd_pool_run(work->memory->pool, *(hd_pool_function *const *)work->context, (void *)work);
 }
 
-static void elements_each(const kernels_memory *memory, void (*each)(const kernels_work *work, void *context), void *context) {
+static void elements_each(const kernels_memory *memory, void (*each)(const kernels_work *work, void *context),
+                          void *context) {
     static const struct {
         const char *name;
         hd_pool_function *function;
@@ -271,17 +272,22 @@ static void elements_each(const kernels_memory *memory, void (*each)(const kerne
         {"page store, 512 pages, head 64", store_share, ELEMENT_ROWS * HD_BLOCK_TOKENS * HEAD_DIM * 8.0, 0},
     };
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
-        kernels_work work = {.limit = KERNELS_LIMIT_NONE, .bytes = all[i].bytes, .n = all[i].n, .run = run_shared,
-                             .memory = memory, .context = &all[i].function};
+        kernels_work work = {.limit = KERNELS_LIMIT_NONE,
+                             .bytes = all[i].bytes,
+                             .n = all[i].n,
+                             .run = run_shared,
+                             .memory = memory,
+                             .context = &all[i].function};
         if (all[i].n > 0) work.bytes *= hd_pool_thread_count(memory->pool);
         snprintf(work.name, sizeof(work.name), "%s", all[i].name);
         each(&work, context);
     }
 }
 
-hd_status kernels_work_each(const kernels_memory *memory, void (*each)(const kernels_work *work, void *context), void *context) {
-    static const uint32_t attention[][3] = {{64, 1, 16384}, {64, 4, 16384}, {128, 4, 16384}, {128, 8, 131072},
-                                            {64, 1024, 32768}, {128, 1024, 32768}};
+hd_status kernels_work_each(const kernels_memory *memory, void (*each)(const kernels_work *work, void *context),
+                            void *context) {
+    static const uint32_t attention[][3] = {{64, 1, 16384},   {64, 4, 16384},    {128, 4, 16384},
+                                            {128, 8, 131072}, {64, 1024, 32768}, {128, 1024, 32768}};
     static const uint32_t large[][2] = {{8192, 2048}, {2048, 8192}};
     static const uint32_t few[] = {1, 4, 8};
     hd_status status = HD_OK;

@@ -1,9 +1,9 @@
-/* kernels_work.h - what `hadal bench kernels` times: one call of each kernel, at the sizes that a model of the Llama-3 shapes gives it,
- * split over the threads as the forward pass and the engine split it.
+/* kernels_work.h - what `hadal bench kernels` times: one call of each kernel, at the sizes that a model of the
+ * Llama-3 shapes gives it, split over the threads as the forward pass and the engine split it.
  *
- * Everything lies in one region of huge pages, filled with ordinary numbers: it is far larger than the caches, so that what a
- * kernel must read comes from memory. Pages of attention are page-sized pieces of it in random order, as a free list hands them
- * out after churn.
+ * Everything lies in one region of huge pages, filled with ordinary numbers: it is far larger than the caches, so
+ * that what a kernel must read comes from memory. Pages of attention are page-sized pieces of it in random order, as
+ * a free list hands them out after churn.
  * Threads: opened and closed by the thread that owns the pool. */
 #ifndef BENCH_KERNELS_WORK_H
 #define BENCH_KERNELS_WORK_H
@@ -29,14 +29,15 @@ typedef struct kernels_work kernels_work;
 struct kernels_work {
     char name[80];
     kernels_limit limit;
-    double bytes, operations;               /* of one run: read at least, and done; 0 where it says nothing */
-    uint32_t m, n, k;                       /* a matrix product that oneDNN is timed beside; m = 0: none */
+    double bytes, operations; /* of one run: read at least, and done; 0 where it says nothing */
+    uint32_t m, n, k;         /* a matrix product that oneDNN is timed beside; m = 0: none */
     void (*run)(const kernels_work *work);
     const kernels_memory *memory;
     const void *context;
 };
 
 /* Calls each with every piece of work in turn; the work lives for that call only. */
-hd_status kernels_work_each(const kernels_memory *memory, void (*each)(const kernels_work *work, void *context), void *context);
+hd_status kernels_work_each(const kernels_memory *memory, void (*each)(const kernels_work *work, void *context),
+                            void *context);
 
 #endif

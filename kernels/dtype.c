@@ -1,5 +1,5 @@
-/* dtype.c - names, widths and the half-precision conversions. Half precision is not on any hot path here: checkpoints in f16 are
- * converted once, at load, so the conversions are plain integer code. */
+/* dtype.c - names, widths and the half-precision conversions. Half precision is not on any hot path here:
+ * checkpoints in f16 are converted once, at load, so the conversions are plain integer code. */
 #include "kernels/dtype.h"
 
 #include <assert.h>
@@ -8,7 +8,8 @@ static const struct {
     const char *name;
     size_t bits;
 } dtypes[HD_DTYPE_COUNT] = {
-    [HD_F32] = {"f32", 32}, [HD_BF16] = {"bf16", 16}, [HD_F16] = {"f16", 16}, [HD_INT8] = {"int8", 8}, [HD_INT4] = {"int4", 4},
+    [HD_F32] = {"f32", 32},  [HD_BF16] = {"bf16", 16}, [HD_F16] = {"f16", 16},
+    [HD_INT8] = {"int8", 8}, [HD_INT4] = {"int4", 4},
 };
 
 const char *hd_dtype_name(hd_dtype dtype) {
@@ -47,7 +48,8 @@ uint16_t hd_f32_to_f16(float value) {
         uint32_t rebased = magnitude - (112u << 23);
         return (uint16_t)(sign | (rebased + 0xfffu + (rebased >> 13 & 1u)) >> 13);
     }
-    /* Subnormal: adding 0.5 leaves the multiples of 2^-24 in the low bits of the sum, rounded to nearest even by the addition. */
+    /* Subnormal: adding 0.5 leaves the multiples of 2^-24 in the low bits of the sum, rounded to nearest even by the
+     * addition. */
     float shifted = from_bits(magnitude) + 0.5f;
     memcpy(&bits, &shifted, sizeof(bits));
     return (uint16_t)(sign | (bits - 0x3f000000u));

@@ -1,8 +1,9 @@
 /* matrix.c - packing into the one layout that every product reads.
  *
- * A source row is a column of B, so packing is a transposition of 32-bit units: a pair of bf16, or one f32. It goes in blocks of one
- * panel by BLOCK_DEPTH, small enough for the first-level cache on both sides, and moves 4 x 4 units at a time in vector registers;
- * that keeps up with the memory, and several threads may pack different columns at once. */
+ * A source row is a column of B, so packing is a transposition of 32-bit units: a pair of bf16, or one f32. It goes
+ * in blocks of one panel by BLOCK_DEPTH, small enough for the first-level cache on both sides, and moves 4 x 4 units
+ * at a time in vector registers; that keeps up with the memory, and several threads may pack different columns at
+ * once. */
 #include "kernels/matrix.h"
 
 #include <assert.h>
@@ -46,7 +47,8 @@ static size_t element_index(const kernel_matrix *matrix, uint32_t k, uint32_t n)
 
 static void zero_elements(kernel_matrix *matrix, uint32_t k, uint32_t first_n, uint32_t end_n) {
     size_t bytes = element_bytes(matrix->dtype);
-    for (uint32_t n = first_n; n < end_n; n++) memset((char *)matrix->data + element_index(matrix, k, n) * bytes, 0, bytes);
+    for (uint32_t n = first_n; n < end_n; n++)
+        memset((char *)matrix->data + element_index(matrix, k, n) * bytes, 0, bytes);
 }
 
 void kernel_matrix_init(kernel_matrix *matrix, hd_dtype dtype, uint32_t n, uint32_t k, void *data, float *scales) {
@@ -64,19 +66,21 @@ void kernel_matrix_init(kernel_matrix *matrix, hd_dtype dtype, uint32_t n, uint3
     if (matrix->n_padded > n) {
         for (uint32_t row = 0; row < k; row++) zero_elements(matrix, row, n, matrix->n_padded);
     }
-    for (uint32_t column = n; matrix->scales != NULL && column < matrix->n_padded; column++) matrix->scales[column] = 0.0f;
+    for (uint32_t column = n; matrix->scales != NULL && column < matrix->n_padded; column++)
+        matrix->scales[column] = 0.0f;
 }
 
 /* target[row, column] = source[column, row] for 32-bit units. */
-static void transpose_units(const uint32_t *source, size_t source_stride, uint32_t columns, uint32_t rows, uint32_t *target,
-                            size_t target_stride) {
+static void transpose_units(const uint32_t *source, size_t source_stride, uint32_t columns, uint32_t rows,
+                            uint32_t *target, size_t target_stride) {
     typedef uint32_t quad __attribute__((vector_size(16)));
     uint32_t column = 0;
     for (; column + 4 <= columns; column += 4) {
         uint32_t row = 0;
         for (; row + 4 <= rows; row += 4) {
             quad in[4], pairs[4], out[4];
-            for (int i = 0; i < 4; i++) memcpy(&in[i], source + (column + (uint32_t)i) * source_stride + row, sizeof(quad));
+            for (int i = 0; i < 4; i++)
+                memcpy(&in[i], source + (column + (uint32_t)i) * source_stride + row, sizeof(quad));
             pairs[0] = __builtin_shufflevector(in[0], in[1], 0, 4, 1, 5);
             pairs[1] = __builtin_shufflevector(in[0], in[1], 2, 6, 3, 7);
             pairs[2] = __builtin_shufflevector(in[2], in[3], 0, 4, 1, 5);
@@ -85,14 +89,17 @@ static void transpose_units(const uint32_t *source, size_t source_stride, uint32
             out[1] = __builtin_shufflevector(pairs[0], pairs[2], 2, 3, 6, 7);
             out[2] = __builtin_shufflevector(pairs[1], pairs[3], 0, 1, 4, 5);
             out[3] = __builtin_shufflevector(pairs[1], pairs[3], 2, 3, 6, 7);
-            for (int i = 0; i < 4; i++) memcpy(target + (row + (uint32_t)i) * target_stride + column, &out[i], sizeof(quad));
+            for (int i = 0; i < 4; i++)
+                memcpy(target + (row + (uint32_t)i) * target_stride + column, &out[i], sizeof(quad));
         }
         for (; row < rows; row++) {
-            for (uint32_t c = column; c < column + 4; c++) target[row * target_stride + c] = source[c * source_stride + row];
+            for (uint32_t c = column; c < column + 4; c++)
+                target[row * target_stride + c] = source[c * source_stride + row];
         }
     }
     for (; column < columns; column++) {
-        for (uint32_t row = 0; row < rows; row++) target[row * target_stride + column] = source[column * source_stride + row];
+        for (uint32_t row = 0; row < rows; row++)
+            target[row * target_stride + column] = source[column * source_stride + row];
     }
 }
 
@@ -113,8 +120,8 @@ typedef union pack_block {
     int8_t int8[BLOCK_COLUMNS][BLOCK_DEPTH];
 } pack_block;
 
-static void read_block_row(pack_block *block, uint32_t row, hd_dtype dtype, const void *source, hd_dtype source_dtype, uint32_t depth,
-                           float inverse_scale) {
+static void read_block_row(pack_block *block, uint32_t row, hd_dtype dtype, const void *source, hd_dtype source_dtype,
+                           uint32_t depth, float inverse_scale) {
     float values[BLOCK_DEPTH] = {0};
     if (dtype == HD_BF16 && source_dtype == HD_BF16) {
         memset(block->bf16[row], 0, sizeof(block->bf16[row]));
@@ -131,8 +138,8 @@ static void read_block_row(pack_block *block, uint32_t row, hd_dtype dtype, cons
     }
 }
 
-static void write_block(kernel_matrix *matrix, const pack_block *block, uint32_t first_column, uint32_t columns, uint32_t first_k,
-                        uint32_t depth) {
+static void write_block(kernel_matrix *matrix, const pack_block *block, uint32_t first_column, uint32_t columns,
+                        uint32_t first_k, uint32_t depth) {
     uint32_t width = panel_width(matrix, first_column / KERNEL_PANEL);
     char *target = (char *)matrix->data + element_index(matrix, first_k, first_column) * element_bytes(matrix->dtype);
     uint32_t pairs = (depth + 1) / 2;
@@ -142,7 +149,8 @@ static void write_block(kernel_matrix *matrix, const pack_block *block, uint32_t
         transpose_units((const uint32_t *)block->bf16, BLOCK_DEPTH / 2, columns, pairs, (uint32_t *)target, width);
     } else {
         for (uint32_t pair = 0; pair < pairs; pair++) {
-            for (uint32_t c = 0; c < columns; c++) memcpy(target + ((size_t)pair * width + c) * 2, &block->int8[c][pair * 2], 2);
+            for (uint32_t c = 0; c < columns; c++)
+                memcpy(target + ((size_t)pair * width + c) * 2, &block->int8[c][pair * 2], 2);
         }
     }
 }
@@ -158,8 +166,8 @@ static float largest_magnitude(const void *source, hd_dtype dtype, uint32_t coun
     return largest;
 }
 
-void kernel_matrix_pack(kernel_matrix *matrix, uint32_t first_column, const void *source, hd_dtype source_dtype, size_t row_stride,
-                        uint32_t row_count) {
+void kernel_matrix_pack(kernel_matrix *matrix, uint32_t first_column, const void *source, hd_dtype source_dtype,
+                        size_t row_stride, uint32_t row_count) {
     assert(first_column + row_count <= matrix->n && row_stride >= matrix->k);
     const char *rows = source;
     size_t source_bytes = element_bytes(source_dtype), stride_bytes = row_stride * source_bytes;
@@ -185,13 +193,15 @@ void kernel_matrix_pack(kernel_matrix *matrix, uint32_t first_column, const void
     }
 }
 
-void kernel_matrix_pack_gate_up(kernel_matrix *matrix, const void *gate, const void *up, hd_dtype source_dtype, uint32_t width) {
+void kernel_matrix_pack_gate_up(kernel_matrix *matrix, const void *gate, const void *up, hd_dtype source_dtype,
+                                uint32_t width) {
     assert(matrix->n == 2 * HD_ALIGN_UP(width, KERNEL_PANEL));
     size_t row_bytes = matrix->k * element_bytes(source_dtype);
     for (uint32_t first = 0; first < width; first += KERNEL_PANEL) {
         uint32_t rows = width - first < KERNEL_PANEL ? width - first : KERNEL_PANEL;
         kernel_matrix_pack(matrix, first * 2, (const char *)gate + first * row_bytes, source_dtype, matrix->k, rows);
-        kernel_matrix_pack(matrix, first * 2 + KERNEL_PANEL, (const char *)up + first * row_bytes, source_dtype, matrix->k, rows);
+        kernel_matrix_pack(matrix, first * 2 + KERNEL_PANEL, (const char *)up + first * row_bytes, source_dtype,
+                           matrix->k, rows);
     }
     uint32_t filled = width % KERNEL_PANEL;
     if (filled == 0) return;

@@ -9,7 +9,7 @@
 static const kernel_ops *const known[] = {
     &kernel_cpu_portable,
 #if defined(__x86_64__)
-    &kernel_cpu_avx2, &kernel_cpu_avx512, &kernel_cpu_avx512bf16, &kernel_cpu_amx,
+    &kernel_cpu_avx2,     &kernel_cpu_avx512, &kernel_cpu_avx512bf16, &kernel_cpu_amx,
 #endif
 };
 enum { KNOWN_COUNT = sizeof(known) / sizeof(known[0]) };
@@ -42,7 +42,8 @@ hd_status kernel_ops_choose(const char *name_or_null, const kernel_ops **ops, hd
             *ops = known[i];
             return HD_OK;
         }
-        if (name != NULL && name[0] != '\0') return refuse(name, "need instructions that this processor or its kernel lacks", error);
+        if (name != NULL && name[0] != '\0')
+            return refuse(name, "need instructions that this processor or its kernel lacks", error);
     }
     return refuse(name, "are not known", error);
 }

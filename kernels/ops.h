@@ -1,14 +1,16 @@
 /* ops.h - the table of operations that a forward pass and an attention node are made of.
  *
- * Implementations: cpu/ (portable, avx2, avx512, avx512bf16, amx), chosen once at start; cuda/ with the same meaning. "portable" is
- * plain C, always built; its answers are the definition of right, and every other table agrees with it within the tolerance
- * stated beside its test.
+ * Implementations: cpu/ (portable, avx2, avx512, avx512bf16, amx), chosen once at start; cuda/ with the same
+ * meaning. "portable" is plain C, always built; its answers are the definition of right, and every other table
+ * agrees with it within the tolerance stated beside its test.
  *
- *   1. Bits. Within one table, what a row gets is a function of that row and of B alone: never of the number of rows, of the split over
- *      threads, or of what else is in the call. Sums over k run in ascending k in one accumulator per output (or in the fixed order of
- *      the table's instruction). A page's unused positions are finite, and masked positions contribute exactly nothing.
- *   2. Softmax of attention is kept in partial form (out, max, sum): out = sum of exp(s - max) * v, sum = sum of exp(s - max), both fp32;
- *      lse = max + log(sum). The empty partial is (0, -inf, 0). merge(a, empty) leaves a's bits alone.
+ *   1. Bits. Within one table, what a row gets is a function of that row and of B alone: never of the number of
+ *      rows, of the split over threads, or of what else is in the call. Sums over k run in ascending k in one
+ *      accumulator per output (or in the fixed order of the table's instruction). A page's unused positions are
+ *      finite, and masked positions contribute exactly nothing.
+ *   2. Softmax of attention is kept in partial form (out, max, sum): out = sum of exp(s - max) * v, sum = sum of
+ *      exp(s - max), both fp32; lse = max + log(sum). The empty partial is (0, -inf, 0). merge(a, empty) leaves a's
+ *      bits alone.
  *   3. No operation allocates; scratch is the caller's, one per thread, KERNEL scratch_bytes long, 64-byte aligned.
  * Threads: every operation runs on the calling thread, and several threads may run operations on disjoint outputs. */
 #ifndef KERNELS_OPS_H
@@ -27,12 +29,12 @@
 typedef enum {
     KERNEL_STORE,  /* output = product + bias, f32 */
     KERNEL_ADD,    /* output += product + bias, f32: the residual stream */
-    KERNEL_SWIGLU, /* gate/up panels in pairs; output[m, i] = silu(gate_i) * up_i in the matrix's input dtype, [m, n / 2] */
+    KERNEL_SWIGLU, /* gate/up panels in pairs; output[m, i] = silu(gate_i) * up_i, [m, n / 2] in the input dtype */
 } kernel_epilogue;
 
 typedef struct kernel_matmul {
     const kernel_matrix *weights;
-    const void *input;     /* [row_count, k_padded] in kernel_matrix_input_dtype; columns past k are zero; 64-byte aligned rows */
+    const void *input;     /* [row_count, k_padded] in kernel_matrix_input_dtype; zero past k; rows 64-byte aligned */
     size_t input_stride;   /* elements from row to row, >= k_padded, a multiple of 32; best is kernel_input_stride */
     uint32_t row_count;    /* >= 1 */
     void *output;          /* float, or the input dtype for KERNEL_SWIGLU */
@@ -50,7 +52,8 @@ typedef struct kernel_page_shape {
 size_t kernel_page_key_bytes(const kernel_page_shape *shape);
 size_t kernel_page_value_bytes(const kernel_page_shape *shape);
 
-/* A part of a page that a query may see: tokens [first, first + count) of it, at positions position, position + 1, ... */
+/* A part of a page that a query may see: tokens [first, first + count) of it, at positions position, position + 1,
+ * ... */
 typedef struct kernel_span {
     const void *keys, *values; /* packed matrices of the page, data only */
     uint32_t first, count;
@@ -68,7 +71,8 @@ typedef struct kernel_attend {
     float scale;               /* of q.k, usually 1 / sqrt(key_dim) */
     float soft_cap;            /* 0 for none; else s = soft_cap * tanh(s / soft_cap) */
     uint64_t window;           /* 0 for all; else a row at position p sees positions > p - window */
-    const void *queries;       /* [row_count, query_stride] in shape.dtype, 64-byte aligned, zero padded to HD_ALIGN_UP(key_dim, 32) */
+    const void *queries;       /* [row_count, query_stride] in shape.dtype, 64-byte aligned, zero from key_dim to a
+                                * multiple of 32 */
     size_t query_stride;       /* elements */
     const uint64_t *positions; /* [row_count]: a row sees positions <= its own */
     uint32_t row_count;
@@ -90,21 +94,24 @@ typedef struct kernel_ops {
     void (*attend)(const kernel_attend *call);
     /* into = into merged with from; into covers the earlier positions. */
     void (*merge)(const kernel_partial *into, const kernel_partial *from, uint32_t row_count, uint32_t value_dim);
-    /* Writes out / sum in dtype to output rows (stride in elements). sink_logits: one per row, joined to the sum only, or NULL.
-     * lse: [row_count] or NULL. A row with nothing visible gives zeros and lse -inf. */
-    void (*finish)(const kernel_partial *partial, uint32_t row_count, uint32_t value_dim, const float *sink_logits, hd_dtype dtype,
-                   void *output, size_t output_stride, float *lse);
+    /* Writes out / sum in dtype to output rows (stride in elements). sink_logits: one per row, joined to the sum
+     * only, or NULL. lse: [row_count] or NULL. A row with nothing visible gives zeros and lse -inf. */
+    void (*finish)(const kernel_partial *partial, uint32_t row_count, uint32_t value_dim, const float *sink_logits,
+                   hd_dtype dtype, void *output, size_t output_stride, float *lse);
 
-    /* Puts tokens into slots [slot, slot + count) of a page. keys and values are rows in shape->dtype, strides in elements. */
-    void (*page_store)(const kernel_page_shape *shape, void *page_keys, void *page_values, uint32_t slot, uint32_t count,
-                       const void *keys, size_t key_stride, const void *values, size_t value_stride);
+    /* Puts tokens into slots [slot, slot + count) of a page. keys and values are rows in shape->dtype, strides in
+     * elements. */
+    void (*page_store)(const kernel_page_shape *shape, void *page_keys, void *page_values, uint32_t slot,
+                       uint32_t count, const void *keys, size_t key_stride, const void *values, size_t value_stride);
 
-    /* y = x / sqrt(mean(x^2) + eps) * weight, per row; y in dtype, padded with zeros to a multiple of 32 columns where output_stride
-     * leaves the room. In place is fine for f32. */
-    void (*rmsnorm)(const float *input, size_t input_stride, const float *weight, float eps, uint32_t row_count, uint32_t width,
-                    hd_dtype dtype, void *output, size_t output_stride);
-    /* Rotates head_count heads of one row in place, halves form (x[i], x[i + rotary_dim / 2]), cosines and sines [rotary_dim / 2]. */
-    void (*rope)(float *row, uint32_t head_count, uint32_t head_dim, uint32_t rotary_dim, const float *cosines, const float *sines);
+    /* y = x / sqrt(mean(x^2) + eps) * weight, per row; y in dtype, padded with zeros to a multiple of 32 columns
+     * where output_stride leaves the room. In place is fine for f32. */
+    void (*rmsnorm)(const float *input, size_t input_stride, const float *weight, float eps, uint32_t row_count,
+                    uint32_t width, hd_dtype dtype, void *output, size_t output_stride);
+    /* Rotates head_count heads of one row in place, halves form (x[i], x[i + rotary_dim / 2]), cosines and sines
+     * [rotary_dim / 2]. */
+    void (*rope)(float *row, uint32_t head_count, uint32_t head_dim, uint32_t rotary_dim, const float *cosines,
+                 const float *sines);
     /* Converts count elements between f32, bf16 and f16 (round to nearest even). */
     void (*convert)(const void *input, hd_dtype input_dtype, void *output, hd_dtype output_dtype, size_t count);
     /* y += factor * x */
@@ -116,8 +123,8 @@ typedef struct kernel_ops {
 const kernel_ops *kernel_ops_portable(void);
 /* Every CPU table in ascending order of preference, whether supported here or not; for tests and benchmarks. */
 size_t kernel_ops_list(const kernel_ops *const **tables);
-/* The table of that name, else the one that HADAL_KERNELS names, else the best one here. HD_INVALID when the name is unknown or needs
- * what this machine lacks; the sentence lists the names that it has. */
+/* The table of that name, else the one that HADAL_KERNELS names, else the best one here. HD_INVALID when the name is
+ * unknown or needs what this machine lacks; the sentence lists the names that it has. */
 hd_status kernel_ops_choose(const char *name_or_null, const kernel_ops **ops, hd_error *error);
 
 #endif

@@ -1,13 +1,13 @@
 /* attend.c - attention over the pages of one leaf group, with the softmax kept in partial form.
  *
- * A tile of rows takes one page after the other: scores = Q K^T, weights = 2^(scores - the largest so far), out += weights V. It is a
- * pipeline: while the vector units weigh the scores of one page, the values of the page before and the keys of the page after
- * are multiplied, a step between every few rows, so that a tile unit has work at the same time. Scores are kept in base 2, where an
- * exponential is a polynomial and a shift.
+ * A tile of rows takes one page after the other: scores = Q K^T, weights = 2^(scores - the largest so far), out +=
+ * weights V. It is a pipeline: while the vector units weigh the scores of one page, the values of the page before
+ * and the keys of the page after are multiplied, a step between every few rows, so that a tile unit has work at the
+ * same time. Scores are kept in base 2, where an exponential is a polynomial and a shift.
  *
- * A row's result is rescaled when, and only when, its own largest score grows; a score that is not visible is minus infinity, so its weight
- * is an exact zero, which leaves sums of products as they are. Hence a page that a row does not see, or that is skipped because no row of
- * the tile sees it, changes no bit. */
+ * A row's result is rescaled when, and only when, its own largest score grows; a score that is not visible is minus
+ * infinity, so its weight is an exact zero, which leaves sums of products as they are. Hence a page that a row does
+ * not see, or that is skipped because no row of the tile sees it, changes no bit. */
 #include "kernels/cpu/attend.h"
 
 #include <assert.h>
@@ -24,9 +24,10 @@ typedef struct row_tile {
     const kernel_attend *call;
     uint32_t first, rows;
     size_t key_bytes, value_bytes; /* of a page */
-    float scale;      /* from a score, as it is before it is weighed, to base 2 */
-    float *stages;    /* [ATTEND_STAGES][rows][128]: scores, then weights in their place: f32, or bf16 in a row's first half */
-    float *lane_sums; /* [rows][VEC_LANES]: of the weights; lanes are added up at the end only */
+    float scale;                   /* from a score, as it is before it is weighed, to base 2 */
+    float *
+        stages; /* [ATTEND_STAGES][rows][128]: scores, then weights in their place; bf16 fill half a row */
+    float *lane_sums;          /* [rows][VEC_LANES]: of the weights; lanes are added up at the end only */
     uint64_t lowest, highest;  /* positions of the rows */
     float max[ATTEND_ROWS];    /* in base 2; NOTHING_SEEN before there is one */
     float factor[ATTEND_ROWS]; /* of everything before the newest page, whose scores have raised max; else 1 */
@@ -60,7 +61,8 @@ static const kernel_span *seen_from(const row_tile *tile, const kernel_span *spa
     return NULL;
 }
 
-/* The span whose pages the first tile brings near while the one before it is worked on; the other tiles find them there. */
+/* The span whose pages the first tile brings near while the one before it is worked on; the other tiles find them
+ * there. */
 static const kernel_span *wanted_after(const row_tile *tile, const kernel_span *span) {
     return tile->first == 0 && span + 1 < tile->call->spans + tile->call->span_count ? span + 1 : NULL;
 }
@@ -86,7 +88,8 @@ static tile_product start_keys(const row_tile *tile, const kernel_span *span, fl
     return product;
 }
 
-/* The first product of values writes the rows of out, the others add to them. What it fetches is wanted one page later. */
+/* The first product of values writes the rows of out, the others add to them. What it fetches is wanted one page
+ * later. */
 static tile_product start_values(const row_tile *tile, const kernel_span *span, const float *weights, bool adds) {
     const kernel_attend *call = tile->call;
     const kernel_span *ahead = wanted_after(tile, span);
@@ -123,7 +126,8 @@ static void cap_scores(const row_tile *tile, float *scores) {
 static void hide_scores(float *scores, page_slots visible) {
     vec nothing = vec_set(-INFINITY);
     for (uint32_t i = 0; i < HD_BLOCK_TOKENS; i += VEC_LANES) {
-        vec_store(scores + i, vec_select(vec_load(scores + i), nothing, (int)visible.first - (int)i, (int)visible.end - (int)i));
+        vec_store(scores + i,
+                  vec_select(vec_load(scores + i), nothing, (int)visible.first - (int)i, (int)visible.end - (int)i));
     }
 }
 
@@ -147,7 +151,8 @@ static void take_scores(row_tile *tile, const kernel_span *span, float *scores) 
                 largest[i] = vec_max(largest[i], vec_load(row + column));
             }
         }
-        vec before = vec_load(tile->max + first), max = vec_max(before, vec_mul(vec_largest_each(largest), vec_set(tile->scale)));
+        vec before = vec_load(tile->max + first),
+            max = vec_max(before, vec_mul(vec_largest_each(largest), vec_set(tile->scale)));
         vec_store(tile->max + first, max);
         vec_store(tile->factor + first, vec_exp2(vec_sub(before, max)));
         tile->raised |= vec_greater(max, before) << first;
@@ -155,7 +160,8 @@ static void take_scores(row_tile *tile, const kernel_span *span, float *scores) 
     if (tile->rows < ATTEND_ROWS) tile->raised &= (1u << tile->rows) - 1u;
 }
 
-static inline __attribute__((always_inline)) void weigh_row(row_tile *tile, uint32_t row, float *scores, const bool is_f32) {
+static inline __attribute__((always_inline)) void weigh_row(row_tile *tile, uint32_t row, float *scores,
+                                                            const bool is_f32) {
     vec factor = vec_set(tile->scale), base = vec_set(-tile->max[row]);
     vec sums = vec_mul(vec_load(tile->lane_sums + row * VEC_LANES), vec_set(tile->factor[row]));
     scores += row * HD_BLOCK_TOKENS;
@@ -175,8 +181,8 @@ static inline __attribute__((always_inline)) void weigh_row(row_tile *tile, uint
     vec_store(tile->lane_sums + row * VEC_LANES, sums);
 }
 
-/* Weighs every row of a page, with the steps of two products spread evenly between the rows. With few rows there is little to weigh
- * meanwhile, and whole products are quicker. */
+/* Weighs every row of a page, with the steps of two products spread evenly between the rows. With few rows there is
+ * little to weigh meanwhile, and whole products are quicker. */
 static void weigh_between(row_tile *tile, float *scores, tile_product *keys, tile_product *values) {
     bool is_f32 = tile->call->shape.dtype == HD_F32;
     if (tile->rows <= 16) {
@@ -199,7 +205,8 @@ static void rescale(const row_tile *tile) {
         uint32_t row = (uint32_t)__builtin_ctz(raised);
         float *out = tile->call->partial.out + (tile->first + row) * tile->call->partial.out_stride;
         vec factor = vec_set(tile->factor[row]);
-        for (uint32_t n = 0; n < tile->call->shape.value_dim; n += VEC_LANES) vec_store(out + n, vec_mul(vec_load(out + n), factor));
+        for (uint32_t n = 0; n < tile->call->shape.value_dim; n += VEC_LANES)
+            vec_store(out + n, vec_mul(vec_load(out + n), factor));
     }
 }
 /* Every page from the first that is seen. */
@@ -268,7 +275,8 @@ void table_merge(const kernel_partial *into, const kernel_partial *from, uint32_
         if (from->max[row] == -INFINITY) continue;
         float *out = into->out + row * into->out_stride;
         const float *other = from->out + row * from->out_stride;
-        float max = fmaxf(into->max[row], from->max[row]), keep = expf(into->max[row] - max), add = expf(from->max[row] - max);
+        float max = fmaxf(into->max[row], from->max[row]), keep = expf(into->max[row] - max),
+              add = expf(from->max[row] - max);
         vec kept = vec_set(keep), added = vec_set(add);
         for (uint32_t n = 0; n < value_dim; n += VEC_LANES) {
             vec_store(out + n, vec_fma(vec_load(other + n), added, vec_mul(vec_load(out + n), kept)));
@@ -278,8 +286,8 @@ void table_merge(const kernel_partial *into, const kernel_partial *from, uint32_
     }
 }
 
-void table_finish(const kernel_partial *partial, uint32_t row_count, uint32_t value_dim, const float *sink_logits, hd_dtype dtype, void *output,
-            size_t output_stride, float *lse) {
+void table_finish(const kernel_partial *partial, uint32_t row_count, uint32_t value_dim, const float *sink_logits,
+                  hd_dtype dtype, void *output, size_t output_stride, float *lse) {
     assert(dtype == HD_F32 || dtype == HD_BF16);
     for (uint32_t row = 0; row < row_count; row++) {
         const float *out = partial->out + row * partial->out_stride;

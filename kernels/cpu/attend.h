@@ -17,7 +17,7 @@ enum {
 #define table_finish TABLE_NAME(table_finish)
 void table_attend(const kernel_attend *call);
 void table_merge(const kernel_partial *into, const kernel_partial *from, uint32_t row_count, uint32_t value_dim);
-void table_finish(const kernel_partial *partial, uint32_t row_count, uint32_t value_dim, const float *sink_logits, hd_dtype dtype, void *output,
-            size_t output_stride, float *lse);
+void table_finish(const kernel_partial *partial, uint32_t row_count, uint32_t value_dim, const float *sink_logits,
+                  hd_dtype dtype, void *output, size_t output_stride, float *lse);
 
 #endif

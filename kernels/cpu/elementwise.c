@@ -1,4 +1,5 @@
-/* elementwise.c - the operations that touch each number once: whole vectors, then what is left through a part of one. */
+/* elementwise.c - the operations that touch each number once: whole vectors, then what is left through a part of
+ * one. */
 #include "kernels/cpu/elementwise.h"
 
 #include <math.h>
@@ -7,7 +8,8 @@ static size_t lanes_left(size_t count, size_t done) {
     return count - done < VEC_LANES ? count - done : VEC_LANES;
 }
 
-/* One vector of count <= VEC_LANES elements of any format; a part goes through a buffer, so that nothing beyond it is touched. */
+/* One vector of count <= VEC_LANES elements of any format; a part goes through a buffer, so that nothing beyond it
+ * is touched. */
 static vec read_part(const void *from, hd_dtype dtype, size_t index, size_t count) {
     if (dtype == HD_F32) return vec_load_part((const float *)from + index, count);
     uint16_t halves[VEC_LANES] = {0};
@@ -41,7 +43,8 @@ void table_convert(const void *input, hd_dtype input_dtype, void *output, hd_dty
 void table_add_scaled(float *y, const float *x, float factor, size_t count) {
     for (size_t i = 0; i < count; i += VEC_LANES) {
         size_t lanes = lanes_left(count, i);
-        vec_store_part(y + i, vec_fma(vec_load_part(x + i, lanes), vec_set(factor), vec_load_part(y + i, lanes)), lanes);
+        vec_store_part(y + i, vec_fma(vec_load_part(x + i, lanes), vec_set(factor), vec_load_part(y + i, lanes)),
+                       lanes);
     }
 }
 
@@ -56,9 +59,10 @@ static float sum_of_squares(const float *x, uint32_t width) {
     return vec_sum(vec_add(vec_add(sums[0], sums[1]), vec_add(sums[2], sums[3])));
 }
 
-void table_rmsnorm(const float *input, size_t input_stride, const float *weight, float eps, uint32_t row_count, uint32_t width, hd_dtype dtype,
-             void *output, size_t output_stride) {
-    size_t padded = HD_ALIGN_UP(width, KERNEL_K_ALIGN) < output_stride ? HD_ALIGN_UP(width, KERNEL_K_ALIGN) : output_stride;
+void table_rmsnorm(const float *input, size_t input_stride, const float *weight, float eps, uint32_t row_count,
+                   uint32_t width, hd_dtype dtype, void *output, size_t output_stride) {
+    size_t padded =
+        HD_ALIGN_UP(width, KERNEL_K_ALIGN) < output_stride ? HD_ALIGN_UP(width, KERNEL_K_ALIGN) : output_stride;
     for (uint32_t row = 0; row < row_count; row++) {
         const float *x = input + row * input_stride;
         size_t first = row * output_stride;
@@ -68,11 +72,13 @@ void table_rmsnorm(const float *input, size_t input_stride, const float *weight,
             vec value = vec_mul(vec_mul(vec_load_part(x + i, lanes), factor), vec_load_part(weight + i, lanes));
             write_part(output, dtype, first + i, value, lanes);
         }
-        for (size_t i = width; i < padded; i += VEC_LANES) write_part(output, dtype, first + i, vec_set(0.0f), lanes_left(padded, i));
+        for (size_t i = width; i < padded; i += VEC_LANES)
+            write_part(output, dtype, first + i, vec_set(0.0f), lanes_left(padded, i));
     }
 }
 
-void table_rope(float *row, uint32_t head_count, uint32_t head_dim, uint32_t rotary_dim, const float *cosines, const float *sines) {
+void table_rope(float *row, uint32_t head_count, uint32_t head_dim, uint32_t rotary_dim, const float *cosines,
+                const float *sines) {
     uint32_t half = rotary_dim / 2;
     for (uint32_t head = 0; head < head_count; head++) {
         float *low = row + (size_t)head * head_dim, *high = low + half;

@@ -1,9 +1,10 @@
 /* matmul.c - products with packed weights: which part of the weights meets which rows, when.
  *
- * Weights come from memory once for each MATMUL_ROWS rows, in chunks of one panel by MATMUL_DEPTH, and while one chunk is multiplied
- * the next is fetched. A few panels go together through k, so that the rows, which do not fit beside them in the second-level cache when k
- * is large, are read once for all of these panels. Sums wait in scratch meanwhile, as f32: cutting k leaves every bit alone (tile.h).
- * int8 weights become bf16 a chunk at a time, for one row as for many, and their scale is applied to the sum. */
+ * Weights come from memory once for each MATMUL_ROWS rows, in chunks of one panel by MATMUL_DEPTH, and while one
+ * chunk is multiplied the next is fetched. A few panels go together through k, so that the rows, which do not fit
+ * beside them in the second-level cache when k is large, are read once for all of these panels. Sums wait in scratch
+ * meanwhile, as f32: cutting k leaves every bit alone (tile.h). int8 weights become bf16 a chunk at a time, for one
+ * row as for many, and their scale is applied to the sum. */
 #include "kernels/cpu/matmul.h"
 
 #include <assert.h>
@@ -19,8 +20,8 @@ typedef struct part {
     const kernel_matmul *call;
     uint32_t first_row, rows, first_panel, panels, last_panel; /* last_panel: where the whole call ends */
     uint32_t depth;
-    float *sums;           /* [panels][rows][64] */
-    uint16_t *expanded;    /* of int8: [depth / 2][64][2] */
+    float *sums;        /* [panels][rows][64] */
+    uint16_t *expanded; /* of int8: [depth / 2][64][2] */
 } part;
 
 static uint32_t panel_width(const kernel_matrix *weights, uint32_t panel) {
@@ -126,7 +127,8 @@ static void write_gated(const part *p, uint32_t i) {
 void table_matmul(const kernel_matmul *call, uint32_t first_panel, uint32_t panel_count) {
     bool is_gated = call->epilogue == KERNEL_SWIGLU;
     assert(!is_gated || (first_panel % 2 == 0 && panel_count % 2 == 0 && call->bias == NULL));
-    /* A few rows are bound by reading the weights: go straight through memory, and keep the expanded chunk in the first-level cache. */
+    /* A few rows are bound by reading the weights: go straight through memory, and keep the expanded chunk in the
+     * first-level cache. */
     bool is_small = call->row_count <= 32;
     uint32_t panels_at_once = is_small ? 2 : MATMUL_PANELS, last_panel = first_panel + panel_count;
     part p = {

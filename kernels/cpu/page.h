@@ -23,7 +23,7 @@ static inline page_slots page_slots_visible(const kernel_span *span, uint64_t po
     return slots;
 }
 
-void page_store(const kernel_page_shape *shape, void *page_keys, void *page_values, uint32_t slot, uint32_t count, const void *keys,
-                size_t key_stride, const void *values, size_t value_stride);
+void page_store(const kernel_page_shape *shape, void *page_keys, void *page_values, uint32_t slot, uint32_t count,
+                const void *keys, size_t key_stride, const void *values, size_t value_stride);
 
 #endif

@@ -1,7 +1,8 @@
-/* portable.c - the reference table in plain C: one obvious loop for each operation, whose answers define what is right.
+/* portable.c - the reference table in plain C: one obvious loop for each operation, whose answers define what is
+ * right.
  *
- * It rounds where the header says that values are stored (bf16 inputs, outputs and attention weights) and nowhere else, and sums
- * in ascending order. */
+ * It rounds where the header says that values are stored (bf16 inputs, outputs and attention weights) and nowhere
+ * else, and sums in ascending order. */
 #include <assert.h>
 #include <math.h>
 
@@ -27,7 +28,8 @@ static void set_element(void *data, hd_dtype dtype, size_t index, float value) {
 }
 
 /* One row times one panel: sums[c] = sum of input[k] * B[k, c]. */
-static void multiply_panel(const kernel_matmul *call, uint32_t row, uint32_t panel, uint32_t width, float sums[KERNEL_PANEL]) {
+static void multiply_panel(const kernel_matmul *call, uint32_t row, uint32_t panel, uint32_t width,
+                           float sums[KERNEL_PANEL]) {
     const kernel_matrix *weights = call->weights;
     size_t start = (size_t)panel * KERNEL_PANEL * weights->k_padded;
     hd_dtype input_dtype = kernel_matrix_input_dtype(weights);
@@ -46,7 +48,8 @@ static void multiply_panel(const kernel_matmul *call, uint32_t row, uint32_t pan
             for (uint32_t c = 0; c < width; c++) sums[c] += a * (float)b[c * 2];
         }
     }
-    for (uint32_t c = 0; weights->scales != NULL && c < width; c++) sums[c] *= weights->scales[panel * KERNEL_PANEL + c];
+    for (uint32_t c = 0; weights->scales != NULL && c < width; c++)
+        sums[c] *= weights->scales[panel * KERNEL_PANEL + c];
 }
 
 static void matmul(const kernel_matmul *call, uint32_t first_panel, uint32_t panel_count) {
@@ -63,7 +66,8 @@ static void matmul(const kernel_matmul *call, uint32_t first_panel, uint32_t pan
                 multiply_panel(call, row, panel + 1, width, ups);
                 for (uint32_t c = 0; c < width; c++) {
                     float gated = sums[c] / (1.0f + expf(-sums[c])) * ups[c];
-                    set_element(call->output, kernel_matrix_input_dtype(weights), row * call->output_stride + first / 2 + c, gated);
+                    set_element(call->output, kernel_matrix_input_dtype(weights),
+                                row * call->output_stride + first / 2 + c, gated);
                 }
                 continue;
             }
@@ -147,8 +151,8 @@ static void merge(const kernel_partial *into, const kernel_partial *from, uint32
     }
 }
 
-static void finish(const kernel_partial *partial, uint32_t row_count, uint32_t value_dim, const float *sink_logits, hd_dtype dtype,
-                   void *output, size_t output_stride, float *lse) {
+static void finish(const kernel_partial *partial, uint32_t row_count, uint32_t value_dim, const float *sink_logits,
+                   hd_dtype dtype, void *output, size_t output_stride, float *lse) {
     for (uint32_t row = 0; row < row_count; row++) {
         const float *out = partial->out + row * partial->out_stride;
         float max = partial->max[row], sum = partial->sum[row], factor = 0.0f;
@@ -163,21 +167,23 @@ static void finish(const kernel_partial *partial, uint32_t row_count, uint32_t v
     }
 }
 
-static void rmsnorm(const float *input, size_t input_stride, const float *weight, float eps, uint32_t row_count, uint32_t width,
-                    hd_dtype dtype, void *output, size_t output_stride) {
+static void rmsnorm(const float *input, size_t input_stride, const float *weight, float eps, uint32_t row_count,
+                    uint32_t width, hd_dtype dtype, void *output, size_t output_stride) {
     for (uint32_t row = 0; row < row_count; row++) {
         const float *x = input + row * input_stride;
         double squares = 0.0;
         for (uint32_t i = 0; i < width; i++) squares += (double)x[i] * x[i];
         float factor = (float)(1.0 / sqrt(squares / width + eps));
-        for (uint32_t i = 0; i < width; i++) set_element(output, dtype, row * output_stride + i, x[i] * factor * weight[i]);
+        for (uint32_t i = 0; i < width; i++)
+            set_element(output, dtype, row * output_stride + i, x[i] * factor * weight[i]);
         for (uint32_t i = width; i < HD_ALIGN_UP(width, KERNEL_K_ALIGN) && i < output_stride; i++) {
             set_element(output, dtype, row * output_stride + i, 0.0f);
         }
     }
 }
 
-static void rope(float *row, uint32_t head_count, uint32_t head_dim, uint32_t rotary_dim, const float *cosines, const float *sines) {
+static void rope(float *row, uint32_t head_count, uint32_t head_dim, uint32_t rotary_dim, const float *cosines,
+                 const float *sines) {
     uint32_t half = rotary_dim / 2;
     for (uint32_t head = 0; head < head_count; head++) {
         float *low = row + (size_t)head * head_dim, *high = low + half;

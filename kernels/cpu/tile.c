@@ -1,5 +1,5 @@
-/* tile.c - how products are cut into blocks, and the block in vector registers: a few rows by a few vectors of columns, held there over
- * the whole of k. */
+/* tile.c - how products are cut into blocks, and the block in vector registers: a few rows by a few vectors of
+ * columns, held there over the whole of k. */
 #include "kernels/cpu/tile.h"
 
 #include <assert.h>
@@ -32,10 +32,12 @@ INLINE void step_bf16(const char *a, size_t a_bytes, const char *b, const int ro
     }
 }
 
-INLINE void multiply(tile_product *product, const tile_block *block, const int rows, const int vectors, const bool is_f32) {
+INLINE void multiply(tile_product *product, const tile_block *block, const int rows, const int vectors,
+                     const bool is_f32) {
     vec sums[6][4];
     const char *a = block->a, *b = block->b;
-    const size_t a_bytes = product->a_stride * UNIT_BYTES / (is_f32 ? 1 : 2), b_bytes = block->b_bytes, c_stride = product->c_stride;
+    const size_t a_bytes = product->a_stride * UNIT_BYTES / (is_f32 ? 1 : 2), b_bytes = block->b_bytes,
+                 c_stride = product->c_stride;
     const int steps = is_f32 ? TILE_K : TILE_K / 2;
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++) {
@@ -96,7 +98,8 @@ static void begin_block(tile_product *product) {
     uint32_t rows = product->rows - product->row, columns = product->width - product->column;
     product->at = (tile_block){
         .a = (const char *)product->a + product->row * product->a_stride * element_bytes(product),
-        .b = (const char *)product->b + panel * product->panel_stride * element_bytes(product) + (product->column % PANEL) * UNIT_BYTES,
+        .b = (const char *)product->b + panel * product->panel_stride * element_bytes(product) +
+             (product->column % PANEL) * UNIT_BYTES,
         .c = product->c + product->row * product->c_stride + product->column,
         .b_bytes = (size_t)(panel_left < PANEL ? panel_left : PANEL) * UNIT_BYTES,
         .rows = rows < product->block_rows ? rows : product->block_rows,
@@ -107,15 +110,18 @@ static void begin_block(tile_product *product) {
 }
 
 /* With the cut as constants: starting a product of a few steps must not cost divisions. */
-INLINE void start(tile_product *product, const uint32_t block_rows, const uint32_t block_columns, const bool steps_along_k) {
-    uint32_t blocks = (product->rows + block_rows - 1) / block_rows * ((product->width + block_columns - 1) / block_columns);
+INLINE void start(tile_product *product, const uint32_t block_rows, const uint32_t block_columns,
+                  const bool steps_along_k) {
+    uint32_t blocks =
+        (product->rows + block_rows - 1) / block_rows * ((product->width + block_columns - 1) / block_columns);
     product->block_rows = block_rows;
     product->block_columns = block_columns;
     product->block_steps = steps_along_k ? product->k / TILE_K : 1;
     product->steps = blocks * product->block_steps;
     product->row = product->column = 0;
     product->fetch = (tile_fetch){0};
-    if (product->ahead != NULL) product->fetch = tile_fetch_start(product->ahead, product->ahead_bytes, blocks * (product->k / TILE_K));
+    if (product->ahead != NULL)
+        product->fetch = tile_fetch_start(product->ahead, product->ahead_bytes, blocks * (product->k / TILE_K));
     begin_block(product);
 }
 
@@ -180,6 +186,5 @@ void tile_finish(tile_product *product) {
 }
 
 #if !defined(KERNEL_HAS_AMX)
-void tile_end(void) {
-}
+void tile_end(void) {}
 #endif

@@ -1,10 +1,11 @@
 /* tile.h - the one product under everything: rows of A times one packed panel. Weights, QK and PV all come here.
  *
- *   1. C[m, n] is summed in ascending k, in one accumulator, from what C held or from zero; so a product may be cut along k, and along
- *      m in any way, and keeps its bits.
- *   2. An operation that ran products ends with tile_end, which gives back the tile registers of amx and is nothing elsewhere.
- *   3. A product is a number of steps, and other work may run between them: a tile unit multiplies while the vector units do it. Of two
- *      products, one waits until the other is through a block, since a block lives in registers.
+ *   1. C[m, n] is summed in ascending k, in one accumulator, from what C held or from zero; so a product may be cut
+ *      along k, and along m in any way, and keeps its bits.
+ *   2. An operation that ran products ends with tile_end, which gives back the tile registers of amx and is nothing
+ *      elsewhere.
+ *   3. A product is a number of steps, and other work may run between them: a tile unit multiplies while the vector
+ *      units do it. Of two products, one waits until the other is through a block, since a block lives in registers.
  * Threads: tiles belong to the calling thread. */
 #ifndef KERNELS_CPU_TILE_H
 #define KERNELS_CPU_TILE_H
@@ -27,7 +28,8 @@ static inline tile_fetch tile_fetch_start(const void *memory, size_t bytes, size
 }
 
 static inline void tile_fetch_step(tile_fetch *fetch) {
-    const char *stop = fetch->end - fetch->next < (ptrdiff_t)fetch->step_bytes ? fetch->end : fetch->next + fetch->step_bytes;
+    const char *stop =
+        fetch->end - fetch->next < (ptrdiff_t)fetch->step_bytes ? fetch->end : fetch->next + fetch->step_bytes;
     for (; fetch->next < stop; fetch->next += 64) _mm_prefetch(fetch->next, _MM_HINT_T1);
 }
 
@@ -83,8 +85,8 @@ enum { TILE_COLUMNS_F32 = 64, TILE_COLUMNS_BF16 = 64 };
 
 #define TILE_K 32u /* of k between two steps of fetching ahead, and in one step of a tile unit */
 
-/* Multiplies bf16 in tile registers: k of the block, and stores C when it is_last. next_b is where B is read after that. Only the
- * amx table has it. */
+/* Multiplies bf16 in tile registers: k of the block, and stores C when it is_last. next_b is where B is read after
+ * that. Only the amx table has it. */
 void tile_multiply_amx(tile_product *product, const tile_block *block, bool is_last, const char *next_b);
 
 #endif

@@ -1,7 +1,8 @@
-/* tile_amx.c - the bf16 product in tile registers: two tiles of rows by two tiles of columns, so that each tile loaded is used twice.
+/* tile_amx.c - the bf16 product in tile registers: two tiles of rows by two tiles of columns, so that each tile
+ * loaded is used twice.
  *
- * A product of fewer rows configures tiles of fewer rows, which changes no bit: tdpbf16ps computes each row by itself. The intrinsics do
- * not tell the compiler that they touch memory; the barriers do. */
+ * A product of fewer rows configures tiles of fewer rows, which changes no bit: tdpbf16ps computes each row by
+ * itself. The intrinsics do not tell the compiler that they touch memory; the barriers do. */
 #include <immintrin.h>
 
 #include "kernels/cpu/tile.h"
@@ -32,7 +33,8 @@ static _Thread_local uint32_t configured_rows; /* of the tiles of both row block
 
 static void configure(uint32_t rows) {
     if (rows == configured_rows) return;
-    uint8_t first = (uint8_t)(rows < TILE_ROWS ? rows : TILE_ROWS), second = (uint8_t)(rows > TILE_ROWS ? rows - TILE_ROWS : 1);
+    uint8_t first = (uint8_t)(rows < TILE_ROWS ? rows : TILE_ROWS),
+            second = (uint8_t)(rows > TILE_ROWS ? rows - TILE_ROWS : 1);
     tile_config config = {.palette = 1, .rows = {first, first, second, second, first, second, TILE_ROWS, TILE_ROWS}};
     for (int i = 0; i < 8; i++) config.row_bytes[i] = 64;
     _tile_loadconfig(&config);
@@ -45,8 +47,8 @@ void tile_end(void) {
     configured_rows = 0;
 }
 
-/* A tile is loaded line by line, and where the tile unit is shared with another thread of the core, nothing else of it goes on meanwhile;
- * so what is loaded next had better be in the first-level cache by then. */
+/* A tile is loaded line by line, and where the tile unit is shared with another thread of the core, nothing else of
+ * it goes on meanwhile; so what is loaded next had better be in the first-level cache by then. */
 INLINE void bring_near(const char *b, size_t b_bytes, const bool has_second_columns) {
     for (int row = 0; row < TILE_ROWS; row++, b += b_bytes) {
         _mm_prefetch(b, _MM_HINT_T0);
@@ -54,8 +56,8 @@ INLINE void bring_near(const char *b, size_t b_bytes, const bool has_second_colu
     }
 }
 
-INLINE void multiply(tile_product *product, const tile_block *block, bool is_last, const char *next_b, const bool has_second_rows,
-                     const bool has_second_columns) {
+INLINE void multiply(tile_product *product, const tile_block *block, bool is_last, const char *next_b,
+                     const bool has_second_rows, const bool has_second_columns) {
     const size_t a_bytes = product->a_stride * 2, b_bytes = block->b_bytes, c_bytes = product->c_stride * sizeof(float);
     const char *a = block->a, *a_second = a + TILE_ROWS * a_bytes, *b = block->b;
     float *c = block->c, *c_second = c + TILE_ROWS * product->c_stride;

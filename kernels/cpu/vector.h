@@ -1,5 +1,5 @@
-/* vector.h - one vector of floats, whatever its width, and the functions made of it; each source under cpu/ that includes it is compiled
- * once per table.
+/* vector.h - one vector of floats, whatever its width, and the functions made of it; each source under cpu/ that
+ * includes it is compiled once per table.
  *
  * Threads: pure functions. */
 #ifndef KERNELS_CPU_VECTOR_H
@@ -22,8 +22,8 @@
 #define LOG2_E_REST 1.92596303e-8f /* log2(e) less what LOG2_E holds of it */
 #define LN_2 0.693147180559945309f
 
-/* 2^x within 1.5e-7, exactly 1 at 0, and 0 at minus infinity: a polynomial of the fraction (minimax on [0, 1) with the constant held
- * at 1) times a power of two. */
+/* 2^x within 1.5e-7, exactly 1 at 0, and 0 at minus infinity: a polynomial of the fraction (minimax on [0, 1) with
+ * the constant held at 1) times a power of two. */
 static inline vec vec_exp2(vec x) {
     vec r = vec_fraction(x), p = vec_set(0x1.e974fap-10f);
     p = vec_fma(p, r, vec_set(0x1.277856p-7f));

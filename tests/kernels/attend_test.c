@@ -1,5 +1,5 @@
-/* Attention of every table: right against a softmax in double precision, exact about what a row may see, and the same bits for a
- * row whatever runs beside it and whatever comes after it. */
+/* Attention of every table: right against a softmax in double precision, exact about what a row may see, and the
+ * same bits for a row whatever runs beside it and whatever comes after it. */
 #include "tests/kernels/cases.h"
 
 static bool is_visible(const kernel_attend *call, uint32_t row, uint64_t position) {
@@ -7,11 +7,13 @@ static bool is_visible(const kernel_attend *call, uint32_t row, uint64_t positio
     return position <= own && (call->window == 0 || position + call->window > own);
 }
 
-/* out / sum against the definition: 1e-5 of the largest value for f32; for bf16 the weights' rounding, 2^-9 each, of random sign. */
+/* out / sum against the definition: 1e-5 of the largest value for f32; for bf16 the weights' rounding, 2^-9 each, of
+ * random sign. */
 static void assert_right(const kernel_attend *call, const cases_context *context) {
     const kernel_page_shape *shape = &context->shape;
     double tolerance = shape->dtype == HD_F32 ? 1e-5 : 4e-3, lse_tolerance = shape->dtype == HD_F32 ? 1e-5 : 2e-3;
-    double *scores = cases_take(context->token_count * sizeof(double)), *out = cases_take(shape->value_dim * sizeof(double));
+    double *scores = cases_take(context->token_count * sizeof(double)),
+           *out = cases_take(shape->value_dim * sizeof(double));
     for (uint32_t row = 0; row < call->row_count; row++) {
         double max = -INFINITY, sum = 0.0;
         for (uint32_t token = 0; token < context->token_count; token++) {
@@ -42,12 +44,14 @@ static void assert_right(const kernel_attend *call, const cases_context *context
         }
         assert_true(fabs(actual_max - max) <= 1e-5 * (1.0 + fabs(max)));
         assert_true(fabs(actual_max + log(actual_sum) - max - log(sum)) <= lse_tolerance);
-        for (uint32_t n = 0; n < shape->value_dim; n++) assert_true(fabs(actual[n] / actual_sum - out[n] / sum) <= tolerance);
+        for (uint32_t n = 0; n < shape->value_dim; n++)
+            assert_true(fabs(actual[n] / actual_sum - out[n] / sum) <= tolerance);
     }
 }
 
 static const hd_dtype dtypes[] = {HD_F32, HD_BF16};
-static const uint32_t dims[][2] = {{64, 64}, {80, 80}, {96, 96}, {128, 128}, {256, 256}, {16, 16}, {192, 128}, {64, 272}};
+static const uint32_t dims[][2] = {{64, 64},   {80, 80}, {96, 96},   {128, 128},
+                                   {256, 256}, {16, 16}, {192, 128}, {64, 272}};
 
 static void answers_are_right_for_every_head_size(void **state) {
     uint64_t seed = 1;
@@ -88,7 +92,8 @@ static void spans_may_start_inside_a_page_and_leave_positions_out(void **state) 
     for (size_t t = 0; t < 2; t++) {
         kernel_page_shape shape = {dtypes[t], 64, 64};
         cases_context context = cases_make_context(&shape, 400, &seed);
-        kernel_span parts[] = {{.first = 3, .count = 20}, {.first = 90, .count = 38}, {.first = 0, .count = 0}, {.first = 5, .count = 1}};
+        kernel_span parts[] = {
+            {.first = 3, .count = 20}, {.first = 90, .count = 38}, {.first = 0, .count = 0}, {.first = 5, .count = 1}};
         uint32_t pages[] = {0, 0, 1, 3};
         for (int i = 0; i < 4; i++) {
             parts[i].keys = context.spans[pages[i]].keys;
@@ -113,7 +118,8 @@ static void spans_may_start_inside_a_page_and_leave_positions_out(void **state) 
             assert_true(call.partial.max[row] == one_by_one.partial.max[row]);
             assert_true(fabsf(sum - other_sum) <= 4e-3f * sum);
             for (uint32_t n = 0; n < 64; n++) {
-                float difference = call.partial.out[row * 64 + n] / sum - one_by_one.partial.out[row * 64 + n] / other_sum;
+                float difference =
+                    call.partial.out[row * 64 + n] / sum - one_by_one.partial.out[row * 64 + n] / other_sum;
                 assert_true(fabsf(difference) <= (dtypes[t] == HD_F32 ? 1e-5f : 2e-2f));
             }
         }
@@ -121,7 +127,8 @@ static void spans_may_start_inside_a_page_and_leave_positions_out(void **state) 
     }
 }
 
-static void assert_same_rows(const kernel_attend *a, uint32_t first_a, const kernel_attend *b, uint32_t first_b, uint32_t rows) {
+static void assert_same_rows(const kernel_attend *a, uint32_t first_a, const kernel_attend *b, uint32_t first_b,
+                             uint32_t rows) {
     size_t row_bytes = a->shape.value_dim * sizeof(float);
     for (uint32_t row = 0; row < rows; row++) {
         assert_memory_equal(a->partial.out + (first_a + row) * a->partial.out_stride,
@@ -180,8 +187,9 @@ static void later_positions_leave_a_row_its_bits(void **state) {
             uint32_t slots_left = HD_BLOCK_TOKENS - 1 - own % HD_BLOCK_TOKENS;
             void *junk = cases_take(slots_left * 80 * sizeof(float));
             cases_fill(junk, dtypes[t], slots_left * 80, 1000.0f, &seed);
-            table->page_store(&shape, (void *)spans[own / HD_BLOCK_TOKENS].keys, (void *)spans[own / HD_BLOCK_TOKENS].values,
-                              own % HD_BLOCK_TOKENS + 1, slots_left, junk, 64, junk, 80);
+            table->page_store(&shape, (void *)spans[own / HD_BLOCK_TOKENS].keys,
+                              (void *)spans[own / HD_BLOCK_TOKENS].values, own % HD_BLOCK_TOKENS + 1, slots_left, junk,
+                              64, junk, 80);
             table->attend(&without);
             for (uint32_t row = 0; row < 40; row += 2) assert_same_rows(&without, row, &with, row, 1);
             cases_release();
@@ -226,7 +234,8 @@ static void a_row_that_sees_nothing_is_the_empty_partial(void **state) {
         none.span_count = 0;
         table->attend(&none);
         for (uint32_t i = 0; i < 9 * 64; i++) assert_true(none.partial.out[i] == 0.0f);
-        for (uint32_t row = 0; row < 9; row++) assert_true(none.partial.max[row] == -INFINITY && none.partial.sum[row] == 0.0f);
+        for (uint32_t row = 0; row < 9; row++)
+            assert_true(none.partial.max[row] == -INFINITY && none.partial.sum[row] == 0.0f);
         cases_release();
     }
 }
@@ -255,15 +264,18 @@ static void the_largest_score_may_come_first_or_last(void **state) {
     kernel_attend call = cases_attend(&context, 2, 2, &seed);
     for (uint32_t i = 0; i < 64; i++) { /* row 0 looks like token 0, row 1 like the last */
         ((uint16_t *)call.queries)[i] = hd_f32_to_bf16(4.0f * cases_get(context.keys, HD_BF16, i));
-        ((uint16_t *)call.queries)[call.query_stride + i] = hd_f32_to_bf16(4.0f * cases_get(context.keys, HD_BF16, 1023 * 64 + i));
+        ((uint16_t *)call.queries)[call.query_stride + i] =
+            hd_f32_to_bf16(4.0f * cases_get(context.keys, HD_BF16, 1023 * 64 + i));
     }
     table->attend(&call);
     assert_right(&call, &context);
 }
 
 static kernel_partial make_partial(uint32_t rows, uint32_t dim, uint64_t *seed) {
-    kernel_partial partial = {.out = cases_take(rows * (dim + 3) * sizeof(float)), .out_stride = dim + 3,
-                              .max = cases_take(rows * sizeof(float)), .sum = cases_take(rows * sizeof(float))};
+    kernel_partial partial = {.out = cases_take(rows * (dim + 3) * sizeof(float)),
+                              .out_stride = dim + 3,
+                              .max = cases_take(rows * sizeof(float)),
+                              .sum = cases_take(rows * sizeof(float))};
     cases_fill(partial.out, HD_F32, rows * (dim + 3), 1.0f, seed);
     cases_fill(partial.max, HD_F32, rows, 20.0f, seed);
     for (uint32_t row = 0; row < rows; row++) partial.sum[row] = 1.0f + fabsf(cases_random(seed));
@@ -281,7 +293,8 @@ static void merge_weighs_by_max_and_leaves_bits_alone_beside_the_empty(void **st
             from.out[3 * from.out_stride + n] = into.out[3 * into.out_stride + n] = 0.0f;
         }
         from.sum[1] = into.sum[2] = into.sum[3] = from.sum[3] = 0.0f;
-        kernel_partial before = {.out = cases_take(5 * into.out_stride * sizeof(float)), .max = cases_take(20), .sum = cases_take(20)};
+        kernel_partial before = {
+            .out = cases_take(5 * into.out_stride * sizeof(float)), .max = cases_take(20), .sum = cases_take(20)};
         memcpy(before.out, into.out, 5 * into.out_stride * sizeof(float));
         memcpy(before.max, into.max, 20);
         memcpy(before.sum, into.sum, 20);
@@ -297,7 +310,8 @@ static void merge_weighs_by_max_and_leaves_bits_alone_beside_the_empty(void **st
             assert_true(into.max[row] == (float)max);
             assert_true(fabs(into.sum[row] - before.sum[row] * keep - from.sum[row] * add) <= 1e-5);
             for (uint32_t n = 0; n < dim; n++) {
-                double expected = before.out[row * into.out_stride + n] * keep + from.out[row * from.out_stride + n] * add;
+                double expected =
+                    before.out[row * into.out_stride + n] * keep + from.out[row * from.out_stride + n] * add;
                 assert_true(fabs(into.out[row * into.out_stride + n] - expected) <= 1e-5);
             }
         }
@@ -326,8 +340,10 @@ static void finish_divides_joins_the_sink_and_returns_the_lse(void **state) {
                 assert_true(fabs(lse[row] - top - log(sum)) <= 1e-5 * (1.0 + fabs(top)));
             }
             for (uint32_t n = 0; n < 80; n++) {
-                double expected = row == 2 ? 0.0 : partial.out[row * partial.out_stride + n] * exp(partial.max[row] - top) / sum;
-                assert_true(fabs(cases_get(output, dtype, row * 96 + n) - expected) <= 1e-6 + fabs(expected) * (dtype == HD_F32 ? 1e-5 : 4e-3));
+                double expected =
+                    row == 2 ? 0.0 : partial.out[row * partial.out_stride + n] * exp(partial.max[row] - top) / sum;
+                assert_true(fabs(cases_get(output, dtype, row * 96 + n) - expected) <=
+                            1e-6 + fabs(expected) * (dtype == HD_F32 ? 1e-5 : 4e-3));
             }
         }
         table->finish(&partial, 4, 80, NULL, dtype, output, 96, NULL);
@@ -345,13 +361,16 @@ static void page_store_places_every_token(void **state) {
             cases_fill(keys, shape.dtype, 128 * key_stride, 1.0f, &seed);
             cases_fill(values, shape.dtype, 128 * value_stride, 1.0f, &seed);
             kernel_matrix key_page, value_page;
-            kernel_matrix_init(&key_page, shape.dtype, 128, shape.key_dim, cases_take(kernel_page_key_bytes(&shape)), NULL);
-            kernel_matrix_init(&value_page, shape.dtype, shape.value_dim, 128, cases_take(kernel_page_value_bytes(&shape)), NULL);
+            kernel_matrix_init(&key_page, shape.dtype, 128, shape.key_dim, cases_take(kernel_page_key_bytes(&shape)),
+                               NULL);
+            kernel_matrix_init(&value_page, shape.dtype, shape.value_dim, 128,
+                               cases_take(kernel_page_value_bytes(&shape)), NULL);
             size_t bytes = hd_dtype_bits(shape.dtype) / 8;
             for (uint32_t slot = 0, count = 1; slot < 128; slot += count, count = count * 2 + 1) {
                 if (slot + count > 128) count = 128 - slot;
-                table->page_store(&shape, key_page.data, value_page.data, slot, count, (char *)keys + slot * key_stride * bytes,
-                                  key_stride, (char *)values + slot * value_stride * bytes, value_stride);
+                table->page_store(&shape, key_page.data, value_page.data, slot, count,
+                                  (char *)keys + slot * key_stride * bytes, key_stride,
+                                  (char *)values + slot * value_stride * bytes, value_stride);
             }
             for (uint32_t slot = 0; slot < 128; slot++) {
                 for (uint32_t k = 0; k < key_page.k_padded; k++) {
@@ -359,7 +378,8 @@ static void page_store_places_every_token(void **state) {
                     assert_true(kernel_matrix_get(&key_page, k, slot) == expected);
                 }
                 for (uint32_t n = 0; n < shape.value_dim; n++) {
-                    assert_true(kernel_matrix_get(&value_page, slot, n) == cases_get(values, shape.dtype, slot * value_stride + n));
+                    assert_true(kernel_matrix_get(&value_page, slot, n) ==
+                                cases_get(values, shape.dtype, slot * value_stride + n));
                 }
             }
             cases_release();

@@ -109,14 +109,15 @@ cases_context cases_make_context(const kernel_page_shape *shape, uint32_t token_
         uint32_t first = i * HD_BLOCK_TOKENS, left = token_count - first;
         uint32_t count = left < HD_BLOCK_TOKENS ? left : HD_BLOCK_TOKENS;
         void *keys = cases_take(kernel_page_key_bytes(shape)), *values = cases_take(kernel_page_value_bytes(shape));
-        table->page_store(shape, keys, values, 0, count, (char *)context.keys + first * shape->key_dim * bytes, shape->key_dim,
-                          (char *)context.values + first * shape->value_dim * bytes, shape->value_dim);
+        table->page_store(shape, keys, values, 0, count, (char *)context.keys + first * shape->key_dim * bytes,
+                          shape->key_dim, (char *)context.values + first * shape->value_dim * bytes, shape->value_dim);
         context.spans[i] = (kernel_span){.keys = keys, .values = values, .count = count, .position = first};
     }
     return context;
 }
 
-kernel_attend cases_attend(const cases_context *context, uint32_t row_count, uint32_t rows_at_position, uint64_t *seed) {
+kernel_attend cases_attend(const cases_context *context, uint32_t row_count, uint32_t rows_at_position,
+                           uint64_t *seed) {
     const kernel_page_shape *shape = &context->shape;
     size_t stride = HD_ALIGN_UP(shape->key_dim, KERNEL_K_ALIGN), bytes = hd_dtype_bits(shape->dtype) / 8;
     char *queries = cases_take(row_count * stride * bytes);

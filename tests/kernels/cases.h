@@ -1,4 +1,5 @@
-/* cases.h - what the kernel tests share: the table under test, random numbers by seed, and matrices and pages filled with them.
+/* cases.h - what the kernel tests share: the table under test, random numbers by seed, and matrices and pages filled
+ * with them.
  *
  * Memory is exactly as large as the contract asks for, so that a sanitizer sees any step beyond it. */
 #ifndef TESTS_KERNELS_CASES_H
@@ -9,6 +10,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #include "kernels/ops.h"

@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #include "kernels/dtype.h"
@@ -26,7 +27,8 @@ static void f16_round_trips_every_value(void **state) {
 
 static void f16_rounds_to_nearest_even(void **state) {
     for (uint32_t half = 0; half < 0x7bff; half++) {
-        float low = hd_f16_to_f32((uint16_t)half), high = hd_f16_to_f32((uint16_t)(half + 1)), middle = low + (high - low) / 2;
+        float low = hd_f16_to_f32((uint16_t)half), high = hd_f16_to_f32((uint16_t)(half + 1)),
+              middle = low + (high - low) / 2;
         assert_int_equal(hd_f32_to_f16(middle), half % 2 == 0 ? half : half + 1);
         assert_int_equal(hd_f32_to_f16(nextafterf(middle, 0.0f)), half);
         assert_int_equal(hd_f32_to_f16(nextafterf(middle, INFINITY)), half + 1);

@@ -16,14 +16,16 @@ static void rmsnorm_is_right_and_pads_with_zeros(void **state) {
             table->rmsnorm(input, width + 5, weight, 1e-5f, 3, width, dtype, output, stride);
             for (uint32_t row = 0; row < 3; row++) {
                 double squares = 0.0;
-                for (uint32_t i = 0; i < width; i++) squares += (double)input[row * (width + 5) + i] * input[row * (width + 5) + i];
+                for (uint32_t i = 0; i < width; i++)
+                    squares += (double)input[row * (width + 5) + i] * input[row * (width + 5) + i];
                 double factor = 1.0 / sqrt(squares / width + 1e-5);
                 for (uint32_t i = 0; i < width; i++) {
                     double expected = input[row * (width + 5) + i] * factor * weight[i];
                     double slack = 1e-6 + fabs(expected) * (is_f32 ? 2e-6 : 1.0 / 256);
                     assert_true(fabs(cases_get(output, dtype, row * stride + i) - expected) <= slack);
                 }
-                for (uint32_t i = width; i < HD_ALIGN_UP(width, 32); i++) assert_true(cases_get(output, dtype, row * stride + i) == 0.0f);
+                for (uint32_t i = width; i < HD_ALIGN_UP(width, 32); i++)
+                    assert_true(cases_get(output, dtype, row * stride + i) == 0.0f);
             }
             cases_release();
         }
@@ -37,7 +39,8 @@ static void rmsnorm_in_place_stays_inside_rows_that_touch(void **state) {
     float *weight = cases_take(DIM * sizeof(float));
     cases_fill(heads, HD_F32, HEADS * DIM, 1.0f, &seed);
     cases_fill(weight, HD_F32, DIM, 1.0f, &seed);
-    for (uint32_t i = 0; i < HEADS; i++) table->rmsnorm(heads + i * DIM, DIM, weight, 1e-6f, 1, DIM, HD_F32, apart + i * DIM, DIM);
+    for (uint32_t i = 0; i < HEADS; i++)
+        table->rmsnorm(heads + i * DIM, DIM, weight, 1e-6f, 1, DIM, HD_F32, apart + i * DIM, DIM);
     table->rmsnorm(heads, DIM, weight, 1e-6f, HEADS, DIM, HD_F32, heads, DIM);
     assert_memory_equal(heads, apart, HEADS * DIM * sizeof(float));
 }
@@ -59,7 +62,8 @@ static void rope_rotates_pairs_of_halves_and_leaves_the_rest(void **state) {
             const float *x = before + i - column + angle;
             double expected = before[i];
             if (column < half) expected = (double)x[0] * cosines[angle] - (double)x[half] * sines[angle];
-            if (column >= half && column < rotary) expected = (double)x[half] * cosines[angle] + (double)x[0] * sines[angle];
+            if (column >= half && column < rotary)
+                expected = (double)x[half] * cosines[angle] + (double)x[0] * sines[angle];
             assert_true(column < rotary ? fabs(row[i] - expected) <= 2e-6 : row[i] == before[i]);
         }
         cases_release();
@@ -75,7 +79,8 @@ static void convert_rounds_to_nearest_between_all_formats(void **state) {
         values[count] = INFINITY, values[count + 1] = -0.0f, values[count + 2] = 1e-6f, values[count + 3] = 3e38f;
         for (int f = 0; f < 9; f++) {
             hd_dtype from = formats[f / 3], to = formats[f % 3];
-            void *input = cases_take((count + 4) * hd_dtype_bits(from) / 8), *output = cases_take((count + 4) * hd_dtype_bits(to) / 8);
+            void *input = cases_take((count + 4) * hd_dtype_bits(from) / 8),
+                 *output = cases_take((count + 4) * hd_dtype_bits(to) / 8);
             void *expected = cases_take((count + 4) * hd_dtype_bits(to) / 8);
             kernel_ops_portable()->convert(values, HD_F32, input, from, count + 4);
             kernel_ops_portable()->convert(input, from, expected, to, count + 4);
@@ -101,7 +106,8 @@ static void convert_keeps_nan(void **state) {
 static void add_scaled_adds_a_multiple(void **state) {
     uint64_t seed = 5;
     for (size_t count = 0; count < 100; count += 9) {
-        float *x = cases_take(count * sizeof(float)), *y = cases_take(count * sizeof(float)), *before = cases_take(count * sizeof(float));
+        float *x = cases_take(count * sizeof(float)), *y = cases_take(count * sizeof(float)),
+              *before = cases_take(count * sizeof(float));
         cases_fill(x, HD_F32, count, 1.0f, &seed);
         cases_fill(y, HD_F32, count, 1.0f, &seed);
         memcpy(before, y, count * sizeof(float));

@@ -1,4 +1,5 @@
-/* Matrix products of every table: right, confined to their columns, and the same bits for a row whatever runs beside it. */
+/* Matrix products of every table: right, confined to their columns, and the same bits for a row whatever runs beside
+ * it. */
 #include "tests/kernels/cases.h"
 
 typedef struct product {
@@ -6,9 +7,11 @@ typedef struct product {
     size_t input_bytes, output_bytes; /* of one row */
 } product;
 
-static product make_product(const kernel_matrix *weights, uint32_t rows, kernel_epilogue epilogue, bool has_bias, uint64_t *seed) {
+static product make_product(const kernel_matrix *weights, uint32_t rows, kernel_epilogue epilogue, bool has_bias,
+                            uint64_t *seed) {
     hd_dtype input_dtype = kernel_matrix_input_dtype(weights);
-    size_t input_element = hd_dtype_bits(input_dtype) / 8, output_element = epilogue == KERNEL_SWIGLU ? input_element : sizeof(float);
+    size_t input_element = hd_dtype_bits(input_dtype) / 8,
+           output_element = epilogue == KERNEL_SWIGLU ? input_element : sizeof(float);
     size_t output_stride = (epilogue == KERNEL_SWIGLU ? weights->n / 2 : weights->n) + 5;
     float *bias = has_bias ? cases_take(weights->n * sizeof(float)) : NULL;
     char *input = cases_take(rows * weights->k_padded * input_element);
@@ -50,8 +53,8 @@ static float silu(float x) {
     return x / (1.0f + expf(-x));
 }
 
-/* Every output against a sum in double precision over the packed values: 3e-6 of the sum of magnitudes for f32 accumulation, and
- * half a unit of bf16 where the output is bf16. */
+/* Every output against a sum in double precision over the packed values: 3e-6 of the sum of magnitudes for f32
+ * accumulation, and half a unit of bf16 where the output is bf16. */
 static void assert_right(const product *made) {
     const kernel_matmul *call = &made->call;
     const kernel_matrix *b = call->weights;
@@ -60,7 +63,8 @@ static void assert_right(const product *made) {
     for (uint32_t row = 0; row < call->row_count; row++) {
         for (uint32_t i = 0; i < outputs; i++) {
             double sums[2] = {0}, magnitudes[2] = {0};
-            uint32_t columns[2] = {call->epilogue == KERNEL_SWIGLU ? i / 64 * 128 + i % 64 : i, i / 64 * 128 + i % 64 + 64};
+            uint32_t columns[2] = {call->epilogue == KERNEL_SWIGLU ? i / 64 * 128 + i % 64 : i,
+                                   i / 64 * 128 + i % 64 + 64};
             for (int part = 0; part < (call->epilogue == KERNEL_SWIGLU ? 2 : 1); part++) {
                 for (uint32_t k = 0; k < b->k; k++) {
                     double term = (double)cases_get(call->input, input_dtype, row * call->input_stride + k);
@@ -71,7 +75,8 @@ static void assert_right(const product *made) {
             }
             size_t index = row * call->output_stride + i;
             if (call->epilogue == KERNEL_SWIGLU) {
-                float expected = silu((float)sums[0]) * (float)sums[1], actual = cases_get(call->output, input_dtype, index);
+                float expected = silu((float)sums[0]) * (float)sums[1],
+                      actual = cases_get(call->output, input_dtype, index);
                 double slack = 4e-6 * (1.0 + magnitudes[0]) * (1.0 + magnitudes[1]);
                 if (input_dtype == HD_BF16) slack += fabsf(expected) / 256.0;
                 assert_true(fabs(actual - expected) <= slack);
@@ -84,8 +89,9 @@ static void assert_right(const product *made) {
 }
 
 static const hd_dtype dtypes[] = {HD_F32, HD_BF16, HD_INT8};
-static const uint32_t shapes[][3] = {{1, 1, 1},    {2, 16, 32},  {3, 17, 33},   {5, 64, 64},   {7, 65, 100},  {15, 80, 160},
-                                     {16, 96, 96}, {17, 128, 1}, {31, 48, 544}, {33, 112, 70}, {40, 200, 31}, {70, 130, 1100}};
+static const uint32_t shapes[][3] = {{1, 1, 1},     {2, 16, 32},   {3, 17, 33},   {5, 64, 64},
+                                     {7, 65, 100},  {15, 80, 160}, {16, 96, 96},  {17, 128, 1},
+                                     {31, 48, 544}, {33, 112, 70}, {40, 200, 31}, {70, 130, 1100}};
 
 static void products_are_right_at_every_odd_size(void **state) {
     uint64_t seed = 1;
@@ -175,7 +181,8 @@ static void a_row_has_the_same_bits_for_any_number_of_rows(void **state) {
                 assert_memory_equal(part, together + first * made.output_bytes, rows * made.output_bytes);
             }
             for (uint32_t row = 0; row < ROWS; row++) {
-                assert_memory_equal(run_rows(&made, row, 1, 100), together + row * made.output_bytes, made.output_bytes);
+                assert_memory_equal(run_rows(&made, row, 1, 100), together + row * made.output_bytes,
+                                    made.output_bytes);
             }
             cases_release();
         }
