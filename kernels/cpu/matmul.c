@@ -4,7 +4,7 @@
  * chunk is multiplied the next is fetched. A few panels go together through k, so that the rows, which do not fit
  * beside them in the second-level cache when k is large, are read once for all of these panels. Sums wait in scratch
  * meanwhile, as f32: cutting k leaves every bit alone (tile.h). int8 weights become bf16 a chunk at a time, for one
- * row as for many, and their scale is applied to the sum. */
+ * row as for many, while the chunk before is multiplied, and their scale is applied to the sum. */
 #include "kernels/cpu/matmul.h"
 
 #include <assert.h>
@@ -20,17 +20,47 @@ typedef struct part {
     const kernel_matmul *call;
     uint32_t first_row, rows, first_panel, panels, last_panel; /* last_panel: where the whole call ends */
     uint32_t depth;
-    float *sums;        /* [panels][rows][64] */
-    uint16_t *expanded; /* of int8: [depth / 2][64][2] */
+    float *sums;           /* [panels][rows][64] */
+    uint16_t *expanded[2]; /* of int8, chunks of even and odd number: [depth / 2][64][2] */
 } part;
+
+/* The chunks of a part go by number: all panels of one depth of k, then those of the next. */
+typedef struct chunk {
+    const char *data;
+    uint32_t panel, k, depth, width; /* panel: within the part */
+} chunk;
 
 static uint32_t panel_width(const kernel_matrix *weights, uint32_t panel) {
     return least(weights->n_padded - panel * KERNEL_PANEL, KERNEL_PANEL);
 }
 
-static const char *chunk_at(const kernel_matrix *weights, uint32_t panel, uint32_t k) {
+static const char *data_at(const kernel_matrix *weights, uint32_t panel, uint32_t k) {
     size_t elements = (size_t)panel * KERNEL_PANEL * weights->k_padded + (size_t)k * panel_width(weights, panel);
     return (const char *)weights->data + elements * hd_dtype_bits(weights->dtype) / 8;
+}
+
+static uint32_t chunk_count(const part *p) {
+    return (p->call->weights->k_padded + p->depth - 1) / p->depth * p->panels;
+}
+
+static chunk chunk_of(const part *p, uint32_t number) {
+    const kernel_matrix *weights = p->call->weights;
+    uint32_t k = number / p->panels * p->depth, panel = number % p->panels;
+    return (chunk){
+        .data = data_at(weights, p->first_panel + panel, k),
+        .panel = panel,
+        .k = k,
+        .depth = least(weights->k_padded - k, p->depth),
+        .width = panel_width(weights, p->first_panel + panel),
+    };
+}
+
+/* What to fetch for that number, which may belong to the part after this one; NULL after the last of all. */
+static const char *chunk_wanted(const part *p, uint32_t number) {
+    uint32_t count = chunk_count(p);
+    if (number < count) return chunk_of(p, number).data;
+    uint32_t panel = p->first_panel + p->panels + number - count;
+    return panel < p->last_panel ? data_at(p->call->weights, panel, 0) : NULL;
 }
 
 static void expand(const int8_t *from, uint16_t *to, size_t count) {
@@ -39,40 +69,52 @@ static void expand(const int8_t *from, uint16_t *to, size_t count) {
     }
 }
 
-/* The chunk after (panel, k) in the order of part_sum; NULL after the last of all. */
-static const char *chunk_after(const part *p, uint32_t panel, uint32_t k) {
-    uint32_t end = p->first_panel + p->panels;
-    if (panel + 1 < end) return chunk_at(p->call->weights, panel + 1, k);
-    if (k + p->depth < p->call->weights->k_padded) return chunk_at(p->call->weights, p->first_panel, k + p->depth);
-    return end < p->last_panel ? chunk_at(p->call->weights, end, 0) : NULL;
+/* Multiplies one chunk and expands the next between the steps: a tile unit and the vector units work side by side. With
+ * many rows a step is a whole block, since there are plenty. */
+static void multiply_and_expand(tile_product *product, const chunk *next, uint16_t *expanded) {
+    size_t elements = (size_t)next->depth * next->width, done = 0;
+    uint32_t steps = product->steps;
+    while (product->steps > 0) {
+        if (product->rows <= 32) {
+            tile_step(product);
+        } else {
+            tile_step_block(product);
+        }
+        size_t until = elements * (steps - product->steps) / steps / (2 * VEC_LANES) * (2 * VEC_LANES);
+        expand((const int8_t *)next->data + done, expanded + done, until - done);
+        done = until;
+    }
 }
 
 static void part_sum(const part *p) {
     const kernel_matmul *call = p->call;
     const kernel_matrix *weights = call->weights;
+    bool is_int8 = weights->dtype == HD_INT8;
     hd_dtype input_dtype = kernel_matrix_input_dtype(weights);
     size_t input_bytes = hd_dtype_bits(input_dtype) / 8;
     const char *input = (const char *)call->input + p->first_row * call->input_stride * input_bytes;
-    for (uint32_t k = 0; k < weights->k_padded; k += p->depth) {
-        uint32_t depth = least(weights->k_padded - k, p->depth);
-        for (uint32_t i = 0; i < p->panels; i++) {
-            uint32_t panel = p->first_panel + i, width = panel_width(weights, panel);
-            const char *chunk = chunk_at(weights, panel, k);
-            if (weights->dtype == HD_INT8) expand((const int8_t *)chunk, p->expanded, (size_t)depth * width);
-            tile_product product = {
-                .a = input + k * input_bytes,
-                .a_stride = call->input_stride,
-                .rows = p->rows,
-                .b = weights->dtype == HD_INT8 ? (const void *)p->expanded : chunk,
-                .width = width,
-                .k = depth,
-                .c = p->sums + (size_t)i * p->rows * KERNEL_PANEL,
-                .c_stride = KERNEL_PANEL,
-                .adds = k > 0,
-                .ahead = chunk_after(p, panel, k),
-                .ahead_bytes = (size_t)depth * width * hd_dtype_bits(weights->dtype) / 8,
-            };
-            tile_start(&product, input_dtype);
+    chunk now = chunk_of(p, 0);
+    if (is_int8) expand((const int8_t *)now.data, p->expanded[0], (size_t)now.depth * now.width);
+    for (uint32_t number = 0, count = chunk_count(p); number < count; number++) {
+        now = chunk_of(p, number);
+        tile_product product = {
+            .a = input + now.k * input_bytes,
+            .a_stride = call->input_stride,
+            .rows = p->rows,
+            .b = is_int8 ? (const void *)p->expanded[number % 2] : now.data,
+            .width = now.width,
+            .k = now.depth,
+            .c = p->sums + (size_t)now.panel * p->rows * KERNEL_PANEL,
+            .c_stride = KERNEL_PANEL,
+            .adds = now.k > 0,
+            .ahead = chunk_wanted(p, number + (is_int8 ? 2 : 1)),
+            .ahead_bytes = (size_t)now.depth * now.width * hd_dtype_bits(weights->dtype) / 8,
+        };
+        tile_start(&product, input_dtype);
+        if (is_int8 && number + 1 < count) {
+            chunk next = chunk_of(p, number + 1);
+            multiply_and_expand(&product, &next, p->expanded[(number + 1) % 2]);
+        } else {
             tile_finish(&product);
         }
     }
@@ -136,7 +178,8 @@ void table_matmul(const kernel_matmul *call, uint32_t first_panel, uint32_t pane
         .last_panel = last_panel,
         .depth = is_small ? MATMUL_DEPTH / 4 : MATMUL_DEPTH,
         .sums = call->scratch,
-        .expanded = (uint16_t *)((char *)call->scratch + MATMUL_SUM_BYTES),
+        .expanded = {(uint16_t *)((char *)call->scratch + MATMUL_SUM_BYTES),
+                     (uint16_t *)((char *)call->scratch + MATMUL_SUM_BYTES + MATMUL_CHUNK_BYTES)},
     };
     for (p.first_row = 0; p.first_row < call->row_count; p.first_row += p.rows) {
         p.rows = least(call->row_count - p.first_row, MATMUL_ROWS);

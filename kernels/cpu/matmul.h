@@ -11,7 +11,8 @@ enum {
     MATMUL_DEPTH = 512, /* of k at once: a chunk of one panel, 64 KiB in bf16 */
 };
 #define MATMUL_SUM_BYTES ((size_t)MATMUL_PANELS * MATMUL_ROWS * KERNEL_PANEL * sizeof(float))
-#define MATMUL_SCRATCH_BYTES (MATMUL_SUM_BYTES + (size_t)MATMUL_DEPTH * KERNEL_PANEL * sizeof(uint16_t))
+#define MATMUL_CHUNK_BYTES ((size_t)MATMUL_DEPTH * KERNEL_PANEL * sizeof(uint16_t))
+#define MATMUL_SCRATCH_BYTES (MATMUL_SUM_BYTES + 2 * MATMUL_CHUNK_BYTES)
 
 #define table_matmul TABLE_NAME(table_matmul)
 void table_matmul(const kernel_matmul *call, uint32_t first_panel, uint32_t panel_count);

@@ -180,6 +180,11 @@ void tile_step(tile_product *product) {
     take_step(product, product->block_steps > 1 ? TILE_K : product->at.k);
 }
 
+void tile_step_block(tile_product *product) {
+    product->steps -= product->block_steps > 1 ? product->at.k / TILE_K : 1;
+    take_step(product, product->at.k);
+}
+
 void tile_finish(tile_product *product) {
     while (product->column < product->width) take_step(product, product->at.k);
     product->steps = 0;

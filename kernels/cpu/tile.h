@@ -69,11 +69,13 @@ typedef struct tile_product {
 #define tile_end TABLE_NAME(tile_end)
 #define tile_start TABLE_NAME(tile_start)
 #define tile_step TABLE_NAME(tile_step)
+#define tile_step_block TABLE_NAME(tile_step_block)
 #define tile_finish TABLE_NAME(tile_finish)
 
 void tile_end(void);
 void tile_start(tile_product *product, hd_dtype dtype); /* of both sides: HD_F32 or HD_BF16 */
 void tile_step(tile_product *product);                  /* steps > 0 */
+void tile_step_block(tile_product *product);            /* the rest of the block at hand; steps > 0 */
 void tile_finish(tile_product *product);                /* all steps that are left */
 
 /* Columns of a block; they divide a panel. */
