@@ -102,9 +102,9 @@ static void a_silent_stream_is_kept_alive_by_the_clock(void **state) {
     served_open(&s);
     fake_worker_hold(s.worker, true);
     int fd = raw_connect(s.address);
+    double start = now_s(); /* before the post: this thread may be held up behind it */
     raw_post(fd, "/v1/chat/completions", "", "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}], \"stream\": true}");
     char buffer[8192];
-    double start = now_s();
     assert_true(raw_receive_until(fd, ": keep-alive\n\n", buffer, sizeof(buffer)));
     assert_memory_equal(buffer, "HTTP/1.1 200", 12);
     assert_true(raw_receive_until(fd, ": keep-alive\n\n", buffer, sizeof(buffer)));
@@ -196,7 +196,8 @@ static void a_client_that_does_not_read_is_cut_off(void **state) {
     served_wait_running(&s, 1);
     served_wait_running(&s, 0); /* its tokens filled the ring, and it was ended */
     raw_answer answer = raw_receive(fd);
-    assert_true(answer.is_cut);
+    /* Where the ring was full before the stream began, it is a whole error instead of a stream that breaks off. */
+    assert_true(answer.is_cut || (answer.status == 500 && strstr(answer.body, "client_too_slow") != NULL));
     raw_answer_fini(&answer);
     raw_hang_up(fd);
     served_close(&s);
