@@ -96,6 +96,7 @@ static void join_tiles(attend_plan *plan, uint32_t first) {
     uint32_t rows = head->row_count;
     for (uint32_t next = first + 1; next < plan->tile_count; next++) {
         const plan_tile *tile = &plan->tiles[next];
+        if (tile->first_row != head->first_row + rows) break; /* an item's rows follow each other */
         rows += tile->row_count;
         if (tile->row_count != plan->spans[tile->span].row_count ||
             rows * plan->shape.group_size > plan->limits.tile_rows)

@@ -22,7 +22,7 @@
 typedef struct plan_span { /* one sequence's rows of the step */
     const kv_run *runs;    /* what they attend to */
     uint32_t run_count;
-    uint32_t first_row, row_count; /* in the step */
+    uint32_t first_row, row_count; /* in the step; spans ascend, and rows between them may be left out */
     uint64_t first_position;
 } plan_span;
 

@@ -49,12 +49,15 @@ typedef struct attention_sequence_params {
     const uint32_t *token_ids; /* the prompt */
     uint64_t token_count;
     uint64_t tokens_max; /* prompt + what may be generated: reserved now */
+    /* How many of the tokens are the request's prompt, whose rows attend to everything whatever the selection; 0: all
+     * of them. Less than token_count after a takeover, where token_ids goes on with what was generated. */
+    uint64_t prompt_count;
     /* Prefix positions that may come from the cache; 0 for none. The engine caps it at token_count - 1, because the
      * last token's forward pass has to run. */
     uint64_t reuse_max;
     unsigned char salt[ATTENTION_SALT_BYTES]; /* tenant */
     uint64_t variant;                         /* adapter and rope base: anything of the request that changes KV */
-    const char *selection;                    /* NULL for the default; else NAME[,key=value...] */
+    const char *selection;                    /* NULL for full; else NAME[,key=value...], never auto */
 } attention_sequence_params;
 
 /* One sequence's rows of a step: positions first_position .. first_position + count - 1. */

@@ -22,6 +22,10 @@ void engine_publish(engine *e) {
 /* ---- Opening a sequence ---- */
 
 static hd_status check_params(const attention_sequence_params *params, hd_error *error) {
+    if (params->prompt_count > params->token_count) {
+        return hd_error_set(error, HD_INVALID, "%llu tokens of prompt among %llu",
+                            (unsigned long long)params->prompt_count, (unsigned long long)params->token_count);
+    }
     if (params->token_count <= params->tokens_max) return HD_OK;
     return hd_error_set(error, HD_INVALID, "%llu tokens of prompt, but %llu at most",
                         (unsigned long long)params->token_count, (unsigned long long)params->tokens_max);
@@ -34,6 +38,10 @@ static uint64_t least(uint64_t a, uint64_t b) {
 /* The last token's forward pass has to run, whatever is there. */
 static uint64_t reusable(const attention_sequence_params *params) {
     return params->token_count == 0 ? 0 : params->token_count - 1;
+}
+
+static uint64_t exact_count_of(const attention_sequence_params *params) {
+    return params->prompt_count == 0 ? params->token_count : params->prompt_count;
 }
 
 static identity_scope scope_of(const attention_sequence_params *params) {
@@ -51,8 +59,10 @@ static hd_status take_over(engine *e, sequence *s, const attention_sequence_para
                             (unsigned long long)params->sequence, (unsigned long long)s->epoch);
     }
     identity_scope scope = scope_of(params);
-    if (!identity_scope_is_equal(&scope, &s->scope) || chosen->ops != s->selection.ops) {
-        return hd_error_set(error, HD_INVALID, "sequence %llu is open with another salt, variant or selection",
+    bool is_same_selection = selection_is_equal(chosen, &s->selection) &&
+                             (selection_is_full(chosen) || exact_count_of(params) == s->exact_count);
+    if (!identity_scope_is_equal(&scope, &s->scope) || !is_same_selection) {
+        return hd_error_set(error, HD_INVALID, "sequence %llu is open with another salt, variant, selection or prompt",
                             (unsigned long long)params->sequence);
     }
     uint64_t same = sequence_match(&e->home, s, 0, params->token_ids, params->token_count);
@@ -104,6 +114,7 @@ static hd_status sequence_open(attention *self, const attention_sequence_params 
     if (status != HD_OK) return status;
     s->scope = scope_of(params);
     s->selection = chosen;
+    s->exact_count = exact_count_of(params);
     uint64_t reuse_max = least(params->reuse_max, reusable(params));
     status = sequence_start(&e->home, s, params->token_ids, params->token_count, reuse_max, params->tokens_max, error);
     if (status != HD_OK) {

@@ -62,8 +62,9 @@ static uint64_t thread_bytes(const engine_config *config, const plan_limits *lim
 }
 
 static uint64_t step_bytes(const engine_config *config) {
-    return aligned(config->sequences_max * sizeof(sequence *)) + aligned(config->sequences_max * sizeof(plan_span)) +
-           aligned(config->step_rows_max * sizeof(engine_segment));
+    return aligned(config->sequences_max * sizeof(sequence *)) + 2 * aligned(config->sequences_max * sizeof(plan_span)) +
+           aligned(config->step_rows_max * sizeof(engine_segment)) +
+           aligned(config->step_rows_max * sizeof(engine_sparse_row));
 }
 
 static uint64_t arena_bytes(const engine_config *config, const plan_limits *limits, uint32_t block_count) {
@@ -171,7 +172,9 @@ static void init_threads(engine *e, const engine_config *config, const plan_limi
 static void init_step(engine *e, const engine_config *config) {
     e->step.sequences = take(e, config->sequences_max * sizeof(*e->step.sequences));
     e->step.spans = take(e, config->sequences_max * sizeof(*e->step.spans));
+    e->step.full_spans = take(e, config->sequences_max * sizeof(*e->step.full_spans));
     e->step.segments = take(e, config->step_rows_max * sizeof(*e->step.segments));
+    e->step.sparse_rows = take(e, config->step_rows_max * sizeof(*e->step.sparse_rows));
 }
 
 hd_status engine_memory_open(engine *e, const engine_config *config, hd_error *error) {

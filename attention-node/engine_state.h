@@ -27,6 +27,13 @@ typedef struct engine_segment {
     uint32_t first_row; /* in the step */
 } engine_segment;
 
+/* A row that does not attend to everything. Its KV heads are worked on one by one. */
+typedef struct engine_sparse_row {
+    const sequence *sequence;
+    uint32_t row; /* in the step */
+    uint64_t position;
+} engine_sparse_row;
+
 /* What a thread of the pool works with. */
 typedef struct engine_thread {
     void *kernel_scratch;
@@ -40,9 +47,12 @@ typedef struct engine_step {
     uint64_t serial;
     uint32_t row_count, span_count, segment_count;
     sequence **sequences; /* [span_count] */
-    plan_span *spans;     /* [span_count]; runs as the selection last answered */
+    plan_span *spans;     /* [span_count]; all rows of each sequence */
+    plan_span *full_spans; /* [full_count]: the rows that attend to everything, by the plan */
+    engine_sparse_row *sparse_rows; /* [sparse_count]: the others */
+    uint32_t full_count, sparse_count;
     engine_segment *segments;
-    bool is_planned; /* the plan fits spans as they are */
+    bool is_planned; /* the plan fits full_spans as they are */
     attention_layer_call call;
     bool is_submitted;
     _Atomic size_t ticket;
@@ -82,6 +92,22 @@ hd_status engine_step_begin(attention *self, const attention_rows *rows, uint32_
 hd_status engine_step_submit(attention *self, const attention_layer_call *call);
 hd_status engine_step_wait(attention *self, uint32_t layer);
 hd_status engine_step_end(attention *self);
+
+/* What engine_select.c shares with it. */
+kernel_partial engine_scratch_partial(const engine *e, const engine_thread *t, uint32_t index);
+/* The tokens at positions [begin, end) as spans of pages, appended to spans; how many. */
+uint32_t engine_gather_spans(const engine *e, const engine_layer *layer, const kv_run *runs, uint32_t run_count,
+                             uint64_t begin, uint64_t end, uint32_t head, kernel_span *spans);
+/* Finishes the rows of a KV head's group for the step's rows first_row ... */
+void engine_write_output(const engine *e, const engine_layer *layer, uint32_t first_row, uint32_t row_count,
+                         uint32_t head, const kernel_partial *partial);
+const void *engine_queries(const engine *e, const engine_layer *layer, uint32_t first_row, uint32_t head);
+
+/* engine_select.c: parts the rows of a step, by what each sequence's selection answers for the layer, and attends for
+ * the sparse ones. True: the full ones are those of the layer before. */
+bool engine_select_rows(engine *e, const engine_layer *layer);
+void engine_attend_sparse(const engine *e, const engine_layer *layer, const engine_thread *thread,
+                          const engine_sparse_row *row, uint32_t head);
 
 /* After whatever changes them. */
 void engine_publish(engine *e);

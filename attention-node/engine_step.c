@@ -99,10 +99,13 @@ hd_status engine_step_begin(attention *self, const attention_rows *rows, uint32_
             add_segments(e, s, span);
             atomic_fetch_add_explicit(&e->published.appended_tokens, rows[i].count - there, memory_order_relaxed);
         }
+        span->runs = s->runs;
+        span->run_count = s->run_count;
         row += rows[i].count;
     }
     step->is_open = true;
     step->is_planned = step->is_submitted = false;
+    step->full_count = step->sparse_count = 0;
     engine_publish(e);
     return HD_OK;
 }
@@ -157,7 +160,7 @@ static kernel_partial item_partial(const engine *e, const plan_item *item, uint3
     return partial_at(e->item_out, e->item_max, e->item_sum, first, e->value_dim_max);
 }
 
-static kernel_partial scratch_partial(const engine *e, const engine_thread *t, uint32_t index) {
+kernel_partial engine_scratch_partial(const engine *e, const engine_thread *t, uint32_t index) {
     uint64_t rows = e->item_rows_max, row_floats = e->value_dim_max + 2;
     float *base = t->partials + index * HD_ALIGN_UP(rows * row_floats, (uint64_t)HD_CACHE_LINE / sizeof(float));
     return partial_at(base, base + rows * e->value_dim_max, base + rows * (row_floats - 1), 0, e->value_dim_max);
@@ -179,15 +182,12 @@ static uint64_t set_positions(const engine *e, const engine_thread *t, const pla
     return window != 0 && first + 1 > window ? first + 1 - window : 0;
 }
 
-/* The runs of a group as spans of pages, but for those that end before first_visible. */
-static uint32_t gather_spans(const engine *e, const engine_layer *layer, const plan_span *span, uint64_t group,
-                             uint64_t first_visible, uint32_t head, kernel_span *spans) {
+uint32_t engine_gather_spans(const engine *e, const engine_layer *layer, const kv_run *runs, uint32_t run_count,
+                             uint64_t begin, uint64_t end, uint32_t head, kernel_span *spans) {
     const block_pool *pool = &e->home.store.pool;
-    uint64_t begin = group * HD_GROUP_TOKENS, end = begin + HD_GROUP_TOKENS;
     uint32_t count = 0;
-    for (uint32_t i = sequence_run_at(span->runs, span->run_count, begin > first_visible ? begin : first_visible);
-         i < span->run_count && span->runs[i].position < end; i++) {
-        const kv_run *run = &span->runs[i];
+    for (uint32_t i = sequence_run_at(runs, run_count, begin); i < run_count && runs[i].position < end; i++) {
+        const kv_run *run = &runs[i];
         uint32_t skipped = run->position < begin ? (uint32_t)(begin - run->position) : 0;
         uint64_t run_end = run->position + run->count;
         spans[count++] =
@@ -200,20 +200,41 @@ static uint32_t gather_spans(const engine *e, const engine_layer *layer, const p
     return count;
 }
 
-static void write_output(const engine *e, const engine_layer *layer, const plan_tile *tile, uint32_t head,
-                         const kernel_partial *partial) {
+/* The runs of a group, but for those that end before first_visible. */
+static uint32_t gather_group(const engine *e, const engine_layer *layer, const plan_span *span, uint64_t group,
+                             uint64_t first_visible, uint32_t head, kernel_span *spans) {
+    uint64_t begin = group * HD_GROUP_TOKENS, end = begin + HD_GROUP_TOKENS;
+    if (first_visible > begin) {
+        uint32_t first = sequence_run_at(span->runs, span->run_count, first_visible);
+        if (first < span->run_count && span->runs[first].position > begin) begin = span->runs[first].position;
+    }
+    return engine_gather_spans(e, layer, span->runs, span->run_count, begin, end, head, spans);
+}
+
+void engine_write_output(const engine *e, const engine_layer *layer, uint32_t first_row, uint32_t row_count,
+                         uint32_t head, const kernel_partial *partial) {
     const attention_layer_call *call = &e->step.call;
     uint32_t group_size = layer->plan.group_size, value_dim = layer->shape.value_dim, first_head = head * group_size;
     const float *sinks = layer->table.sink_logits;
     size_t element_bytes = hd_dtype_bits(call->output.dtype) / 8;
-    for (uint32_t row = 0; row < tile->row_count; row++) {
+    for (uint32_t row = 0; row < row_count; row++) {
         uint32_t first = row * group_size;
         kernel_partial rows =
             partial_at(partial->out, partial->max, partial->sum, first, (uint32_t)partial->out_stride);
-        size_t element = (size_t)(tile->first_row + row) * call->output_stride + (size_t)first_head * value_dim;
+        size_t element = (size_t)(first_row + row) * call->output_stride + (size_t)first_head * value_dim;
         e->kernels->finish(&rows, group_size, value_dim, sinks != NULL ? sinks + first_head : NULL, call->output.dtype,
                            (unsigned char *)call->output.data + element * element_bytes, value_dim, NULL);
     }
+}
+
+static void write_tile(const engine *e, const engine_layer *layer, const plan_tile *tile, uint32_t head,
+                       const kernel_partial *partial) {
+    engine_write_output(e, layer, tile->first_row, tile->row_count, head, partial);
+}
+
+const void *engine_queries(const engine *e, const engine_layer *layer, uint32_t first_row, uint32_t head) {
+    uint64_t row = ((uint64_t)head * e->step.row_count + first_row) * layer->plan.group_size;
+    return row_of(&e->step.call.queries, layer->query_dim, row, 0);
 }
 
 /* Merges a tile's items, in the order of the tree, in the memory of the first one. */
@@ -228,7 +249,7 @@ static void merge_tile(const engine *e, const engine_layer *layer, const plan_ti
         merge_tree_push(&tree, &partial);
     }
     kernel_partial result;
-    if (merge_tree_collapse(&tree, &result)) write_output(e, layer, tile, head, &result);
+    if (merge_tree_collapse(&tree, &result)) write_tile(e, layer, tile, head, &result);
 }
 
 static void set_empty(const kernel_partial *partial, uint32_t row_count, uint32_t value_dim) {
@@ -242,12 +263,11 @@ static void set_empty(const kernel_partial *partial, uint32_t row_count, uint32_
 static void attend_item(engine *e, const engine_layer *layer, const engine_thread *t, const plan_item *item,
                         uint32_t head) {
     uint32_t group_size = layer->plan.group_size, kernel_rows = item->row_count * group_size;
-    uint64_t query_row = ((uint64_t)head * e->step.row_count + item->first_row) * group_size;
     kernel_attend call = {.shape = layer->shape,
                           .scale = layer->table.scale,
                           .soft_cap = layer->table.soft_cap,
                           .window = layer->plan.window,
-                          .queries = row_of(&e->step.call.queries, layer->query_dim, query_row, 0),
+                          .queries = engine_queries(e, layer, item->first_row, head),
                           .query_stride = layer->query_dim,
                           .positions = t->positions,
                           .row_count = kernel_rows,
@@ -256,22 +276,22 @@ static void attend_item(engine *e, const engine_layer *layer, const engine_threa
     const plan_tile *tile = &e->plan.tiles[item->first_tile];
     const plan_span *span = &e->plan.spans[tile->span];
     uint64_t first_visible = set_positions(e, t, item);
-    kernel_partial first = item->is_whole ? scratch_partial(e, t, 0) : item_partial(e, item, head, 0);
+    kernel_partial first = item->is_whole ? engine_scratch_partial(e, t, 0) : item_partial(e, item, head, 0);
     merge_tree tree;
     merge_tree_init(&tree, e->kernels, kernel_rows, layer->shape.value_dim);
     for (uint64_t group = item->group_first; group < item->group_end; group++) {
-        call.span_count = gather_spans(e, layer, span, group, first_visible, head, t->spans);
+        call.span_count = gather_group(e, layer, span, group, first_visible, head, t->spans);
         if (call.span_count == 0) continue;
         uint32_t index = merge_tree_begin(&tree, 0, group);
         assert(index < e->partials_per_thread);
-        call.partial = index == 0 ? first : scratch_partial(e, t, index);
+        call.partial = index == 0 ? first : engine_scratch_partial(e, t, index);
         e->kernels->attend(&call);
         merge_tree_push(&tree, &call.partial);
     }
     kernel_partial result;
     if (!merge_tree_collapse(&tree, &result)) set_empty(&first, kernel_rows, layer->shape.value_dim);
     if (item->is_whole) {
-        write_output(e, layer, tile, head, &first);
+        write_tile(e, layer, tile, head, &first);
         return;
     }
     for (uint32_t i = 0; i < item->tile_count; i++) {
@@ -286,10 +306,15 @@ static void run_layer(void *context, unsigned thread, unsigned thread_count) {
         store_share(e, layer, thread, thread_count);
         hd_pool_barrier(e->pool);
     }
-    size_t count = attend_plan_ticket_count(&e->plan);
+    uint32_t heads = layer->plan.kv_heads, head;
+    size_t sparse = (size_t)e->step.sparse_count * heads, count = sparse + attend_plan_ticket_count(&e->plan);
     for (size_t ticket; (ticket = hd_ticket_take(&e->step.ticket, count)) < count;) {
-        uint32_t head;
-        const plan_item *item = attend_plan_item(&e->plan, ticket, &head);
+        if (ticket < sparse) {
+            head = (uint32_t)(ticket % heads);
+            engine_attend_sparse(e, layer, &e->threads[thread], &e->step.sparse_rows[ticket / heads], head);
+            continue;
+        }
+        const plan_item *item = attend_plan_item(&e->plan, ticket - sparse, &head);
         attend_item(e, layer, &e->threads[thread], item, head);
     }
 }
@@ -315,27 +340,12 @@ hd_status engine_step_submit(attention *self, const attention_layer_call *call) 
     return HD_OK;
 }
 
-/* Asks each sequence's selection; the plan of the layer before does as well when nothing that it was made from is
- * different. */
+/* The plan of the layer before does as well when nothing that it was made from is different. */
 static void plan_layer(engine *e, const engine_layer *layer) {
     engine_step *step = &e->step;
-    bool is_same = step->is_planned && memcmp(&layer->plan, &e->plan.shape, sizeof(layer->plan)) == 0;
-    for (uint32_t i = 0; i < step->span_count; i++) {
-        const sequence *s = step->sequences[i];
-        plan_span *span = &step->spans[i];
-        selection_question question = {.layer = step->call.layer,
-                                       .runs = s->runs,
-                                       .run_count = s->run_count,
-                                       .first_position = span->first_position,
-                                       .row_count = span->row_count};
-        selection_answer answer;
-        s->selection.ops->choose(&s->selection, &question, &answer);
-        is_same = is_same && answer.runs == span->runs && answer.run_count == span->run_count;
-        span->runs = answer.runs;
-        span->run_count = answer.run_count;
-    }
-    if (is_same) return;
-    attend_plan_build(&e->plan, step->spans, step->span_count, &layer->plan);
+    bool is_same = engine_select_rows(e, layer);
+    if (is_same && step->is_planned && memcmp(&layer->plan, &e->plan.shape, sizeof(layer->plan)) == 0) return;
+    attend_plan_build(&e->plan, step->full_spans, step->full_count, &layer->plan);
     step->is_planned = true;
 }
 

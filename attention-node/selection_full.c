@@ -7,7 +7,7 @@ static hd_status configure(selection *self, const char *options, hd_error *error
 }
 
 static void choose(const selection *self, const selection_question *question, selection_answer *answer) {
-    *answer = (selection_answer){.runs = question->runs, .run_count = question->run_count};
+    *answer = (selection_answer){.is_everything = true};
 }
 
 const selection_ops *selection_ops_full(void) {

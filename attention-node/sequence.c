@@ -157,6 +157,7 @@ hd_status sequence_start_fork(sequence_home *home, sequence *s, const sequence *
     s->scope = source->scope;
     s->root = source->root;
     s->selection = source->selection;
+    s->exact_count = source->exact_count;
     s->is_private = source->is_private;
     uint32_t shared = 0;
     while (shared < source->sealed_count && source->runs[shared].position + source->runs[shared].count <= length)
@@ -234,6 +235,13 @@ void sequence_extend(sequence_home *home, sequence *s, const uint32_t *token_ids
     }
 }
 
+/* What an approximate selection has generated is nobody else's: keys and values of such tokens are functions of more
+ * than the tokens. */
+static bool is_shareable(const sequence_home *home, const sequence *s, const kv_run *run) {
+    if (s->is_private || !home->is_sharing) return false;
+    return selection_is_full(&s->selection) || run->position + run->count <= s->exact_count;
+}
+
 void sequence_commit(sequence_home *home, sequence *s) {
     s->length = s->end;
     for (; s->sealed_count < s->run_count; s->sealed_count++) {
@@ -244,10 +252,10 @@ void sequence_commit(sequence_home *home, sequence *s) {
         identity id;
         identity_of_block(home->key, before != NULL ? &record_of(home, before)->id : &s->root,
                           record_of(home, run)->token_ids, &id);
-        if (s->is_private || !home->is_sharing) {
-            block_store_seal_privately(&home->store, run->block, &id, &s->scope, parent);
-        } else {
+        if (is_shareable(home, s, run)) {
             run->block = block_store_seal(&home->store, run->block, &id, &s->scope, parent);
+        } else {
+            block_store_seal_privately(&home->store, run->block, &id, &s->scope, parent);
         }
     }
 }

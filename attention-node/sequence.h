@@ -34,6 +34,7 @@ typedef struct sequence {
     identity root;
     bool is_private; /* its blocks are never found by identity */
     selection selection;
+    uint64_t exact_count; /* positions before attend to everything; what comes later is private but with full */
     kv_run *runs;
     uint32_t run_count, sealed_count; /* the first sealed_count runs are of sealed blocks */
     uint64_t length, end, tokens_max;
@@ -47,12 +48,12 @@ static inline uint64_t sequence_blocks_of(uint64_t tokens) {
 }
 
 /* Starts an empty sequence with as much of the prompt as the cache has, at most reuse_max tokens' worth of blocks, and
- * reserves the rest of tokens_max. HD_FULL changes nothing. The caller has set name, epoch, slot, scope and
- * selection. */
+ * reserves the rest of tokens_max. HD_FULL changes nothing. The caller has set name, epoch, slot, scope,
+ * selection and exact_count. */
 hd_status sequence_start(sequence_home *home, sequence *s, const uint32_t *token_ids, uint64_t token_count,
                          uint64_t reuse_max, uint64_t tokens_max, hd_error *error);
-/* The first `length` tokens of source: full blocks are shared, the last one copied. Salt, variant and selection are
- * source's. */
+/* The first `length` tokens of source: full blocks are shared, the last one copied. Salt, variant, selection and
+ * exact_count are source's. */
 hd_status sequence_start_fork(sequence_home *home, sequence *s, const sequence *source, uint64_t length,
                               uint64_t tokens_max, hd_error *error);
 void sequence_finish(sequence_home *home, sequence *s, block_retention retention);

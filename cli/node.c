@@ -159,6 +159,7 @@ hd_status node_start(const node_options *options, node *n, hd_error *error) {
                             .requests_max = (uint32_t)options->max_requests,
                             .running_max = n->running_max,
                             .context_max = options->max_context,
+                            .selection = options->selection,
                             .metrics = n->metrics};
     return worker_open(&config, &n->worker, error);
 }

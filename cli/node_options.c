@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "attention-node/selection.h"
 #include "base/log.h"
 #include "kernels/ops.h"
 
@@ -16,7 +17,8 @@ size_t node_options_flags(node_options *o, hd_flag *flags) {
         {"hot-memory", HD_FLAG_SIZE, &o->hot_memory, "BYTES",
          "memory for keys and values (default: what the weights leave)", false},
         {"kv-dtype", HD_FLAG_STRING, &o->kv_dtype, "f32|bf16", "how keys and values are kept", false},
-        {"selection", HD_FLAG_STRING, &o->selection, "NAME", "which earlier tokens a query attends to: full", false},
+        {"selection", HD_FLAG_STRING, &o->selection, "NAME[,key=value...]",
+         "which earlier tokens a query attends to: full, or window with sinks=, recent=, full_layers=", false},
         {"threads", HD_FLAG_U64, &o->threads, "N", "compute threads (default: the CPUs this process may use)", false},
         {"weights", HD_FLAG_STRING, &o->weights, "auto|f32|bf16|int8", "how weights are kept; auto is bf16", false},
         {"max-batch-tokens", HD_FLAG_U64, &o->max_batch_tokens, "N",
@@ -60,6 +62,13 @@ static hd_status choose_log_level(const char *name, hd_error *error) {
     return hd_error_set(error, HD_INVALID, "--log-level: '%s' is none of debug, info, warn, error", name);
 }
 
+static hd_status check_selection(const char *text, hd_error *error) {
+    selection parsed;
+    hd_error problem;
+    hd_status status = selection_parse(text, &parsed, &problem);
+    return status == HD_OK ? HD_OK : hd_error_set(error, status, "--selection: %s", problem.text);
+}
+
 static hd_status check_range(const char *flag, uint64_t value, uint64_t least, uint64_t most, hd_error *error) {
     if (value >= least && value <= most) return HD_OK;
     return hd_error_set(error, HD_INVALID, "--%s: %llu is not between %llu and %llu", flag, (unsigned long long)value,
@@ -81,8 +90,7 @@ hd_status node_options_check(const node_options *o, node_settings *settings, hd_
     hd_status status = choose_log_level(o->log_level, error);
     if (status == HD_OK) status = choose_weights(o->weights, &settings->weights_dtype, error);
     if (status == HD_OK) status = choose_kv(o->kv_dtype, &settings->kv_dtype, error);
-    if (status == HD_OK && strcmp(o->selection, "full") != 0)
-        status = hd_error_set(error, HD_INVALID, "--selection: '%s' is not known; there is full", o->selection);
+    if (status == HD_OK) status = check_selection(o->selection, error);
     if (status == HD_OK) status = check_range("threads", o->threads, 0, THREADS_MAX, error);
     if (status == HD_OK) status = check_range("max-batch-tokens", o->max_batch_tokens, 1, BATCH_TOKENS_MAX, error);
     if (status == HD_OK) status = check_range("max-requests", o->max_requests, 1, REQUESTS_MAX, error);

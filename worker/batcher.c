@@ -202,7 +202,7 @@ static bool admit_job(batcher *b, job *j, sequence *place) {
         .tokens_max = tokens,
         .reuse_max = may_reuse ? request->prompt_count - 1 : 0,
         .variant = rope_table_variant(&b->config.model->rope, tokens),
-        .selection = request->selection,
+        .selection = request->selection != NULL ? request->selection : b->config.selection,
     };
     _Static_assert(sizeof(params.salt) == sizeof(request->salt), "one salt");
     __builtin_memcpy(params.salt, request->salt, sizeof(params.salt));

@@ -75,7 +75,7 @@ static void fill_info(worker *w) {
         .kernels = config->kernels->name,
         .weights_dtype = hd_dtype_name(config->weights->dtype),
         .kv_dtype = hd_dtype_name(kv_dtype),
-        .selection = "full",
+        .selection = config->selection != NULL ? config->selection : "full",
         .vocabulary_size = model->vocabulary_size,
         .context_max = context_max,
         .kv_bytes = stats.budget_bytes,

@@ -28,6 +28,7 @@ typedef struct worker_config {
     uint32_t requests_max;     /* running and waiting; a further one is refused with HD_FULL */
     uint32_t running_max;      /* choices that run at once; at most batch_tokens_max are */
     uint64_t context_max;      /* 0: the model's */
+    const char *selection;     /* of requests that name none; NULL for full */
     hd_metrics *metrics;       /* or NULL */
 } worker_config;
 

@@ -1,4 +1,4 @@
-/* selection_test.c - selections by name, and what full chooses. */
+/* selection_test.c - selections by name and options, and what each chooses. */
 #include "attention-node/selection.h"
 
 #include <setjmp.h>
@@ -9,50 +9,104 @@
 #include <cmocka.h>
 #include <string.h>
 
-static void full_is_the_default(void **state) {
+static selection parsed(const char *text) {
     selection chosen;
-    assert_int_equal(selection_parse(NULL, &chosen, NULL), HD_OK);
-    assert_string_equal(chosen.ops->name, "full");
-    assert_int_equal(selection_parse("full", &chosen, NULL), HD_OK);
-    assert_string_equal(chosen.ops->name, "full");
+    assert_int_equal(selection_parse(text, &chosen, NULL), HD_OK);
+    return chosen;
+}
+
+static selection_answer asked(const char *text, uint32_t layer, uint64_t position) {
+    selection chosen = parsed(text);
+    selection_answer answer;
+    chosen.ops->choose(&chosen, &(selection_question){.layer = layer, .position = position, .granule = 1024}, &answer);
+    return answer;
+}
+
+static void full_is_the_default(void **state) {
+    assert_string_equal(parsed(NULL).ops->name, "full");
+    assert_string_equal(parsed("full").ops->name, "full");
 }
 
 static void unknown_names_are_refused_with_the_known_ones(void **state) {
-    const char *const unknown[] = {"", "ful", "fuller", "window", "nearest,k=3"};
+    const char *unknown[] = {"nearest", "", "ful", "fullest", ",full", "full "};
     for (size_t i = 0; i < sizeof(unknown) / sizeof(unknown[0]); i++) {
-        selection chosen = {.ops = NULL};
         hd_error error;
+        selection chosen = {.ops = NULL};
         assert_int_equal(selection_parse(unknown[i], &chosen, &error), HD_INVALID);
+        assert_non_null(strstr(error.text, "known: full, window"));
         assert_null(chosen.ops);
-        assert_non_null(strstr(error.text, "known: full"));
     }
     hd_error error;
     assert_int_equal(selection_parse("nearest,k=3", &(selection){0}, &error), HD_INVALID);
     assert_non_null(strstr(error.text, "unknown selection 'nearest'"));
 }
 
-static void full_takes_no_options(void **state) {
-    hd_error error;
-    assert_int_equal(selection_parse("full,k=3", &(selection){0}, &error), HD_INVALID);
-    assert_non_null(strstr(error.text, "'k=3'"));
+static void bad_options_are_refused_by_name(void **state) {
+    const struct {
+        const char *text, *message;
+    } cases[] = {
+        {"full,k=3", "'full' takes no options, not 'k=3'"},
+        {"window,k=3", "'window' has no option 'k'; it has sinks, recent, full_layers"},
+        {"window,recent", "'recent' is not an option like key=value"},
+        {"window,", "'' is not an option like key=value"},
+        {"window,recent=1,", "recent is a number from 128"},
+        {"window,recent=-1", "recent is a number from 128 to 16777216, not '-1'"},
+        {"window,recent=99999999999999999999", "recent is a number"},
+        {"window,sinks=4x", "sinks is a number from 0 to 65536, not '4x'"},
+        {"window,sinks=", "sinks is a number"},
+        {"window,recent=4096,,sinks=3", "'' is not an option"},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        hd_error error;
+        assert_int_equal(selection_parse(cases[i].text, &(selection){0}, &error), HD_INVALID);
+        if (strstr(error.text, cases[i].message) == NULL) print_error("%s: %s\n", cases[i].text, error.text);
+        assert_non_null(strstr(error.text, cases[i].message));
+    }
+}
+
+static void equal_options_make_equal_selections(void **state) {
+    selection a = parsed("window"), b = parsed("window,recent=4096,sinks=128"), c = parsed("window,sinks=127");
+    selection full = parsed("full");
+    assert_true(selection_is_equal(&a, &b));
+    assert_false(selection_is_equal(&a, &c));
+    assert_false(selection_is_equal(&a, &full));
+    assert_true(selection_is_full(&full));
+    assert_false(selection_is_full(&a));
 }
 
 static void full_chooses_everything(void **state) {
-    selection full;
-    assert_int_equal(selection_parse("full", &full, NULL), HD_OK);
-    kv_run runs[3] = {{.position = 0}};
-    selection_answer answer;
-    full.ops->choose(&full, &(selection_question){.runs = runs, .run_count = 3}, &answer);
-    assert_ptr_equal(answer.runs, runs);
-    assert_int_equal(answer.run_count, 3);
+    assert_true(asked("full", 0, 0).is_everything);
+    assert_true(asked("full", 7, 1000000).is_everything);
+}
+
+static void window_leaves_out_what_is_neither_first_nor_new(void **state) {
+    const char *text = "window,sinks=100,recent=1000";
+    assert_true(asked(text, 0, 0).is_everything);
+    assert_true(asked(text, 0, 1099).is_everything); /* 1,100 tokens, the query's own among them */
+    selection_answer answer = asked(text, 0, 1100);
+    assert_false(answer.is_everything);
+    assert_false(answer.is_searched);
+    assert_int_equal(answer.sinks_end, 100);
+    assert_int_equal(answer.recent_first, 101);
+    assert_int_equal(asked(text, 3, 1 << 20).recent_first, (1 << 20) - 999);
+}
+
+static void leading_layers_may_stay_full(void **state) {
+    const char *text = "window,full_layers=2";
+    assert_true(asked(text, 0, 100000).is_everything);
+    assert_true(asked(text, 1, 100000).is_everything);
+    assert_false(asked(text, 2, 100000).is_everything);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(full_is_the_default),
         cmocka_unit_test(unknown_names_are_refused_with_the_known_ones),
-        cmocka_unit_test(full_takes_no_options),
+        cmocka_unit_test(bad_options_are_refused_by_name),
+        cmocka_unit_test(equal_options_make_equal_selections),
         cmocka_unit_test(full_chooses_everything),
+        cmocka_unit_test(window_leaves_out_what_is_neither_first_nor_new),
+        cmocka_unit_test(leading_layers_may_stay_full),
     };
     return cmocka_run_group_tests_name("selection", tests, NULL, NULL);
 }

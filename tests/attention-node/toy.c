@@ -143,7 +143,9 @@ hd_status toy_sequence_open(toy *t, toy_sequence *s, uint64_t reuse_max, uint64_
                                         .token_ids = s->tokens,
                                         .token_count = s->length,
                                         .tokens_max = s->tokens_max,
-                                        .reuse_max = reuse_max};
+                                        .reuse_max = reuse_max,
+                                        .prompt_count = s->prompt_count,
+                                        .selection = s->selection};
     params.salt[0] = s->salt;
     return t->attention->ops->sequence_open(t->attention, &params, cached, error);
 }
@@ -267,6 +269,10 @@ static double score_of(const toy *t, const float *query, const float *key, uint3
     return t->shape.soft_cap > 0.0f ? t->shape.soft_cap * tanh(score / t->shape.soft_cap) : score;
 }
 
+static bool is_hidden(const toy_sequence *s, uint64_t position, uint64_t token) {
+    return s->selection != NULL && position >= s->prompt_count && token >= s->sinks && token + s->recent <= position;
+}
+
 static void expect_head(const toy *t, const toy_sequence *s, uint32_t layer, uint64_t position, uint32_t query_head,
                         float *output) {
     uint32_t head = query_head / t->shape.group_size, dim = t->shape.value_dim;
@@ -279,7 +285,7 @@ static void expect_head(const toy *t, const toy_sequence *s, uint32_t layer, uin
         query[i] = element(t, s->hashes[position], QUERY, layer, query_head, i);
     for (uint64_t p = first; p <= position; p++) {
         for (uint32_t i = 0; i < t->shape.key_dim; i++) key[i] = element(t, s->hashes[p], KEY, layer, head, i);
-        scores[p] = score_of(t, query, key, layer);
+        scores[p] = is_hidden(s, position, p) ? -INFINITY : score_of(t, query, key, layer);
         max = fmax(max, scores[p]);
     }
     if (t->shape.has_sinks) sum = exp(t->sinks[query_head] - max);

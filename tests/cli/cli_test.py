@@ -107,7 +107,7 @@ class Usage(Refusals):
                 ("--hot-memory", "4X", "--hot-memory: '4X' is not a size such as 512M or 16G"),
                 ("--kv-dtype", "int4", "--kv-dtype: 'int4' is none of f32, bf16"),
                 ("--weights", "fp4", "--weights: 'fp4' is none of auto, f32, bf16, int8"),
-                ("--selection", "best", "--selection: 'best' is not known"),
+                ("--selection", "best", "--selection: unknown selection 'best'"),
                 ("--kernels", "abacus", "--kernels: kernels 'abacus' are not known; this machine has"),
                 ("--max-batch-tokens", "0", "--max-batch-tokens: 0 is not between 1 and"),
                 ("--max-requests", "0", "--max-requests: 0 is not between 1 and"),

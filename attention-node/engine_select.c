@@ -1,0 +1,122 @@
+/* engine_select.c - rows that attend to a part of their sequence.
+ *
+ * A sparse row is worked on one KV head at a time, by one thread from first to last: the tokens that are attended to
+ * because of where they are go through the same leaves and the same tree as full attention, so that a selection that
+ * leaves nothing out gives the same bits. */
+#include <assert.h>
+#include <math.h>
+
+#include "attention-node/engine_state.h"
+
+/* ---- Which rows ---- */
+
+static void ask(const engine *e, const engine_layer *layer, const sequence *s, uint64_t position, uint32_t head,
+                selection_answer *answer) {
+    *answer = (selection_answer){.is_everything = true};
+    if (layer->plan.window != 0 || position < s->exact_count) return;
+    selection_question question = {.layer = e->step.call.layer, .head = head, .position = position};
+    s->selection.ops->choose(&s->selection, &question, answer);
+    if (!answer->is_everything) assert(answer->sinks_end <= answer->recent_first && answer->recent_first <= position);
+}
+
+static bool sees_everything(const engine *e, const engine_layer *layer, const sequence *s, uint64_t position) {
+    selection_answer answer = {.is_everything = true};
+    for (uint32_t head = 0; head < layer->plan.kv_heads && answer.is_everything; head++)
+        ask(e, layer, s, position, head, &answer);
+    return answer.is_everything;
+}
+
+/* A prompt's rows come first and see everything; from the first row on that does not, all are sparse. */
+static uint32_t count_full_rows(const engine *e, const engine_layer *layer, const sequence *s, const plan_span *span) {
+    if (selection_is_full(&s->selection) || layer->plan.window != 0) return span->row_count;
+    uint32_t row = 0;
+    if (s->exact_count > span->first_position) {
+        uint64_t exact = s->exact_count - span->first_position;
+        row = exact < span->row_count ? (uint32_t)exact : span->row_count;
+    }
+    while (row < span->row_count && sees_everything(e, layer, s, span->first_position + row)) row++;
+    return row;
+}
+
+bool engine_select_rows(engine *e, const engine_layer *layer) {
+    engine_step *step = &e->step;
+    uint32_t full_before = step->full_count, full = 0;
+    bool is_same = true;
+    step->sparse_count = 0;
+    for (uint32_t i = 0; i < step->span_count; i++) {
+        plan_span span = step->spans[i];
+        uint32_t row_count = span.row_count;
+        span.row_count = count_full_rows(e, layer, step->sequences[i], &span);
+        for (uint32_t row = span.row_count; row < row_count; row++) {
+            step->sparse_rows[step->sparse_count++] = (engine_sparse_row){
+                .sequence = step->sequences[i], .row = span.first_row + row, .position = span.first_position + row};
+        }
+        if (span.row_count == 0) continue;
+        plan_span *known = &step->full_spans[full++];
+        is_same = is_same && full <= full_before && known->first_row == span.first_row &&
+                  known->row_count == span.row_count && known->runs == span.runs;
+        *known = span;
+    }
+    step->full_count = full;
+    return is_same && full == full_before;
+}
+
+/* ---- Attending ---- */
+
+/* The group at or after `group` that has tokens to see: those between sinks and newest have none. */
+static uint64_t next_group(const selection_answer *answer, uint64_t group) {
+    uint64_t recent = answer->recent_first / HD_GROUP_TOKENS;
+    if (answer->is_everything || group * HD_GROUP_TOKENS < answer->sinks_end || group >= recent) return group;
+    return recent;
+}
+
+static uint64_t clamp(uint64_t value, uint64_t least, uint64_t most) {
+    return value < least ? least : value > most ? most : value;
+}
+
+/* What the answer shows of a group, in ascending position. */
+static uint32_t gather_group(const engine *e, const engine_layer *layer, const engine_sparse_row *row,
+                             const selection_answer *answer, uint64_t group, uint32_t head, kernel_span *spans) {
+    const sequence *s = row->sequence;
+    uint64_t begin = group * HD_GROUP_TOKENS, end = clamp(begin + HD_GROUP_TOKENS, begin, row->position + 1);
+    if (answer->is_everything) {
+        return engine_gather_spans(e, layer, s->runs, s->run_count, begin, end, head, spans);
+    }
+    uint64_t sinks_end = clamp(answer->sinks_end, begin, end), recent = clamp(answer->recent_first, begin, end);
+    uint32_t count = engine_gather_spans(e, layer, s->runs, s->run_count, begin, sinks_end, head, spans);
+    return count + engine_gather_spans(e, layer, s->runs, s->run_count, recent, end, head, spans + count);
+}
+
+void engine_attend_sparse(const engine *e, const engine_layer *layer, const engine_thread *t,
+                          const engine_sparse_row *row, uint32_t head) {
+    uint32_t group_size = layer->plan.group_size;
+    for (uint32_t g = 0; g < group_size; g++) t->positions[g] = row->position;
+    kernel_attend call = {.shape = layer->shape,
+                          .scale = layer->table.scale,
+                          .soft_cap = layer->table.soft_cap,
+                          .queries = engine_queries(e, layer, row->row, head),
+                          .query_stride = layer->query_dim,
+                          .positions = t->positions,
+                          .row_count = group_size,
+                          .spans = t->spans,
+                          .scratch = t->kernel_scratch};
+    selection_answer answer;
+    ask(e, layer, row->sequence, row->position, head, &answer);
+    merge_tree tree;
+    merge_tree_init(&tree, e->kernels, group_size, layer->shape.value_dim);
+    uint64_t last = row->position / HD_GROUP_TOKENS;
+    for (uint64_t group = next_group(&answer, 0); group <= last; group = next_group(&answer, group + 1)) {
+        call.span_count = gather_group(e, layer, row, &answer, group, head, t->spans);
+        if (call.span_count == 0) continue;
+        uint32_t index = merge_tree_begin(&tree, 0, group);
+        assert(index < e->partials_per_thread);
+        call.partial = engine_scratch_partial(e, t, index);
+        e->kernels->attend(&call);
+        merge_tree_push(&tree, &call.partial);
+    }
+    kernel_partial result;
+    bool has_seen = merge_tree_collapse(&tree, &result); /* itself at least */
+    assert(has_seen);
+    (void)has_seen;
+    engine_write_output(e, layer, row->row, 1, head, &result);
+}
