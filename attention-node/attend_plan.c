@@ -61,16 +61,20 @@ static void make_tiles(attend_plan *plan, uint32_t span_count) {
     if (rows == 0) rows = 1;
     for (uint32_t i = 0; i < span_count; i++) {
         const plan_span *span = &plan->spans[i];
+        /* Rows behind a range see all of it, and there are no groups behind what is there. */
+        const kv_run *last = span->run_count > 0 ? &span->runs[span->run_count - 1] : NULL;
+        uint64_t groups = last != NULL ? (last->position + last->count - 1) / HD_GROUP_TOKENS + 1 : 1;
         for (uint32_t done = 0; done < span->row_count; done += rows) {
             uint32_t count = span->row_count - done < rows ? span->row_count - done : rows;
             uint64_t first = span->first_position + done, window = plan->shape.window;
             uint64_t visible = window != 0 && first + 1 > window ? first + 1 - window : 0;
+            uint64_t end = min_u64((first + count - 1) / HD_GROUP_TOKENS + 1, groups);
             assert(plan->tile_count < plan->limits.rows_max);
             plan->tiles[plan->tile_count++] = (plan_tile){.span = i,
                                                           .first_row = span->first_row + done,
                                                           .row_count = count,
-                                                          .group_first = visible / HD_GROUP_TOKENS,
-                                                          .group_end = (first + count - 1) / HD_GROUP_TOKENS + 1,
+                                                          .group_first = min_u64(visible / HD_GROUP_TOKENS, end - 1),
+                                                          .group_end = end,
                                                           .together = 1};
         }
     }

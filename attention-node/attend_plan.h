@@ -24,6 +24,8 @@ typedef struct plan_span { /* one sequence's rows of the step */
     uint32_t run_count;
     uint32_t first_row, row_count; /* in the step; spans ascend, and rows between them may be left out */
     uint64_t first_position;
+    bool is_range;   /* partial results are wanted */
+    bool is_replica; /* none are; such spans stay out of the plan */
 } plan_span;
 
 typedef struct plan_shape { /* what of a layer decides how its work is cut */

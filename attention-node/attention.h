@@ -15,7 +15,11 @@
  *   4. Exact: `full` selection gives the same bits whatever the batch, the chunks, the threads, and the sharing of
  *      blocks. Partial results are made per group of HD_GROUP_BLOCKS blocks and merged in one fixed binary tree over
  *      group indices (ops.h, rule 2).
- *   5. An owner epoch goes with every sequence; a call with an older epoch than the newest seen gets HD_STALE.
+ *   5. An owner epoch goes with every sequence; a call with an older epoch than the newest seen gets HD_STALE. An open
+ *      step of the old owner that the sequence is in ends with HD_STALE too, and without it.
+ *   6. A sequence may be opened for a range of its positions only: an aligned power of two of groups, so that the range
+ *      is one node of the merge tree. Its rows then give that node's partial results instead of finished output, and
+ *      whoever owns the ranges merges them into the bits that one attention would give.
  * Threads: all calls of one attention come from one thread, the step thread; stats may be read from any thread. */
 #ifndef ATTENTION_NODE_ATTENTION_H
 #define ATTENTION_NODE_ATTENTION_H
@@ -42,6 +46,9 @@ typedef struct attention_tensor {
 } attention_tensor;
 
 #define ATTENTION_SALT_BYTES 16
+#define ATTENTION_PREFIX_BYTES 32
+/* Names of sequences lie below 2^56. Above them, sharded puts which of a sequence's ranges it means (sharded.h). */
+#define ATTENTION_NAME_BITS 56u
 
 typedef struct attention_sequence_params {
     uint64_t sequence; /* the caller's name for it, unique while open */
@@ -58,15 +65,36 @@ typedef struct attention_sequence_params {
     unsigned char salt[ATTENTION_SALT_BYTES]; /* tenant */
     uint64_t variant;                         /* adapter and rope base: anything of the request that changes KV */
     const char *selection;                    /* NULL for full; else NAME[,key=value...], never auto */
+    /* Only the positions [first_position, end_position): a power of two of groups, at a multiple of its size; 0 and 0
+     * for all. Then token_ids are the prompt's tokens from first_position on, as far as they lie in the range;
+     * token_count and reuse_max count those (and all of them may be reused: the prompt's last row is the caller's
+     * business); tokens_max stays a position. prefix: a hash of all tokens before the range (prefix_hash.h), which
+     * its blocks are found by; without it (tokens that are yet to come) nothing is shared. */
+    uint64_t first_position, end_position;
+    bool has_prefix;
+    unsigned char prefix[ATTENTION_PREFIX_BYTES];
 } attention_sequence_params;
 
-/* One sequence's rows of a step: positions first_position .. first_position + count - 1. */
+/* A sequence, or a range of one, that is open. */
+typedef struct attention_found {
+    uint64_t name, epoch, first_position, end_position, length;
+} attention_found;
+
+/* One sequence's rows of a step: positions first_position .. first_position + count - 1. Of a range: no row lies before
+ * it, and rows behind it attend without being kept. */
 typedef struct attention_rows {
     uint64_t sequence, epoch;
     uint64_t first_position;
     uint32_t count;
     const uint32_t *token_ids; /* [count], borrowed until step_end */
+    bool is_replica;           /* keep keys and values, attend to nothing: somebody else answers */
 } attention_rows;
+
+/* Partial results (kernels/ops.h, rule 2) of the rows of ranges: [H, R, G, value_dim], and [H, R, G] twice. Rows of
+ * other sequences are left alone. */
+typedef struct attention_partial {
+    float *out, *max, *sum;
+} attention_partial;
 
 /* One layer of the step, all rows in the order of step_begin's spans. R = sum of counts, H = KV heads of the layer, G =
  * query heads / H. Query head h*G + g reads KV head h. Tensors stay the caller's and untouched from submit until wait
@@ -75,10 +103,11 @@ typedef struct attention_layer_call {
     uint32_t layer;
     /* [H, R, G, key_pad] in attention_dtype(), 64-byte aligned; key_pad: key_dim, zero padded to a multiple of 32 */
     attention_tensor queries;
-    attention_tensor keys;   /* [R, H, key_dim] in attention_dtype() */
-    attention_tensor values; /* [R, H, value_dim] in attention_dtype(); ignored with value_is_key_prefix */
-    attention_tensor output; /* [R, output_stride >= H * G * value_dim] in attention_dtype(), written by wait */
-    size_t output_stride;    /* elements, a multiple of 32; columns past H * G * value_dim are left alone */
+    attention_tensor keys;     /* [R, H, key_dim] in attention_dtype() */
+    attention_tensor values;   /* [R, H, value_dim] in attention_dtype(); ignored with value_is_key_prefix */
+    attention_tensor output;   /* [R, output_stride >= H * G * value_dim] in attention_dtype(), written by wait */
+    size_t output_stride;      /* elements, a multiple of 32; columns past H * G * value_dim are left alone */
+    attention_partial partial; /* needed where a range is among the sequences, and output where anything else is */
 } attention_layer_call;
 
 typedef struct attention_stats {
@@ -109,6 +138,11 @@ typedef struct attention_ops {
     /* How many tokens are there. Tables with states only: fork and truncate go to the largest length that has a
      * snapshot, or to 0. */
     hd_status (*sequence_length)(const attention *self, uint64_t sequence, uint64_t *length);
+    /* What is open under this name, and of its ranges, whoever opened it; at most found_max. For a takeover. */
+    hd_status (*sequence_find)(attention *self, uint64_t sequence, attention_found *found, uint32_t found_max,
+                               uint32_t *found_count);
+    /* How many tokens, in whole blocks, sequence_open with these params would find: a hint, for placing it well. */
+    hd_status (*prefix_find)(attention *self, const attention_sequence_params *params, uint64_t *cached_tokens);
     /* A state stream's bytes (attention_stream_state_bytes) after the first `position` tokens, position <= length. A
      * snapshot is complete when every state stream has been saved there; the oldest gives way when there is no room. */
     hd_status (*state_save)(attention *self, uint64_t sequence, uint64_t epoch, uint64_t position, uint32_t stream,

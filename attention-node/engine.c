@@ -6,10 +6,6 @@
 
 #include "attention-node/engine_state.h"
 
-static engine *engine_of(attention *self) {
-    return (engine *)self;
-}
-
 void engine_publish(engine *e) {
     const block_store *store = &e->home.store;
     atomic_store_explicit(&e->published.blocks_sequences, store->held, memory_order_relaxed);
@@ -21,22 +17,47 @@ void engine_publish(engine *e) {
 
 /* ---- Opening a sequence ---- */
 
-static hd_status check_params(const attention_sequence_params *params, hd_error *error) {
-    if (params->prompt_count > params->token_count) {
-        return hd_error_set(error, HD_INVALID, "%llu tokens of prompt among %llu",
-                            (unsigned long long)params->prompt_count, (unsigned long long)params->token_count);
-    }
-    if (params->token_count <= params->tokens_max) return HD_OK;
-    return hd_error_set(error, HD_INVALID, "%llu tokens of prompt, but %llu at most",
-                        (unsigned long long)params->token_count, (unsigned long long)params->tokens_max);
-}
-
 static uint64_t least(uint64_t a, uint64_t b) {
     return a < b ? a : b;
 }
 
-/* The last token's forward pass has to run, whatever is there. */
+static bool is_range(const attention_sequence_params *params) {
+    return params->end_position != 0;
+}
+
+/* How many tokens it may have at most. */
+static uint64_t room_of(const attention_sequence_params *params) {
+    if (!is_range(params)) return params->tokens_max;
+    uint64_t end = least(params->tokens_max, params->end_position);
+    return end > params->first_position ? end - params->first_position : 0;
+}
+
+static hd_status check_range(const engine *e, const attention_sequence_params *params, hd_error *error) {
+    uint64_t first = params->first_position, size = params->end_position - first;
+    if (!is_range(params) && first == 0) return HD_OK;
+    if (params->end_position <= first || size % HD_GROUP_TOKENS != 0 || (size & (size - 1)) != 0 || first % size != 0) {
+        return hd_error_set(error, HD_INVALID, "positions %llu to %llu are no aligned power of two of %u",
+                            (unsigned long long)first, (unsigned long long)params->end_position, HD_GROUP_TOKENS);
+    }
+    if (e->home.is_sharing) return HD_OK;
+    return hd_error_set(error, HD_UNSUPPORTED, "a model with states cannot be split by positions");
+}
+
+static hd_status check_params(const engine *e, const attention_sequence_params *params, hd_error *error) {
+    hd_status status = check_range(e, params, error);
+    if (status != HD_OK) return status;
+    if (params->prompt_count > params->token_count) {
+        return hd_error_set(error, HD_INVALID, "%llu tokens of prompt among %llu",
+                            (unsigned long long)params->prompt_count, (unsigned long long)params->token_count);
+    }
+    if (params->token_count <= room_of(params)) return HD_OK;
+    return hd_error_set(error, HD_INVALID, "%llu tokens of prompt, but %llu at most",
+                        (unsigned long long)params->token_count, (unsigned long long)room_of(params));
+}
+
+/* The last token's forward pass has to run, whatever is there; of a range, the caller sees to that. */
 static uint64_t reusable(const attention_sequence_params *params) {
+    if (is_range(params)) return params->token_count;
     return params->token_count == 0 ? 0 : params->token_count - 1;
 }
 
@@ -47,6 +68,8 @@ static uint64_t exact_count_of(const attention_sequence_params *params) {
 static identity_scope scope_of(const attention_sequence_params *params) {
     identity_scope scope = {.variant = params->variant};
     memcpy(scope.salt, params->salt, sizeof(scope.salt));
+    scope.first_position = params->first_position;
+    if (params->has_prefix) memcpy(scope.prefix, params->prefix, sizeof(scope.prefix));
     return scope;
 }
 
@@ -59,19 +82,24 @@ static hd_status take_over(engine *e, sequence *s, const attention_sequence_para
                             (unsigned long long)params->sequence, (unsigned long long)s->epoch);
     }
     identity_scope scope = scope_of(params);
+    /* What was to come when the range was opened is known to a later owner. */
+    if (s->is_private) memcpy(scope.prefix, s->scope.prefix, sizeof(scope.prefix));
     bool is_same_selection = selection_is_equal(chosen, &s->selection) &&
                              (selection_is_full(chosen) || exact_count_of(params) == s->exact_count);
-    if (!identity_scope_is_equal(&scope, &s->scope) || !is_same_selection) {
-        return hd_error_set(error, HD_INVALID, "sequence %llu is open with another salt, variant, selection or prompt",
+    bool is_same_range = s->range == (is_range(params) ? params->end_position - params->first_position : 0);
+    if (!identity_scope_is_equal(&scope, &s->scope) || !is_same_selection || !is_same_range) {
+        return hd_error_set(error, HD_INVALID,
+                            "sequence %llu is open with another salt, variant, selection, prompt or range",
                             (unsigned long long)params->sequence);
     }
+    engine_take_from_step(e, s);
     uint64_t same = sequence_match(&e->home, s, 0, params->token_ids, params->token_count);
     same = state_store_resumable(&e->states, s->slot, same);
     hd_status status = sequence_truncate(&e->home, s, same);
     if (status != HD_OK)
         return hd_error_set(error, status, "no memory to cut sequence %llu", (unsigned long long)params->sequence);
     state_store_truncate(&e->states, s->slot, same);
-    status = sequence_set_tokens_max(&e->home, s, params->tokens_max, error);
+    status = sequence_set_tokens_max(&e->home, s, room_of(params), error);
     if (status != HD_OK) return status;
     s->epoch = params->epoch;
     *cached_tokens = least(same, reusable(params));
@@ -100,9 +128,13 @@ static hd_status sequence_open(attention *self, const attention_sequence_params 
     engine *e = engine_of(self);
     assert(!e->step.is_open);
     selection chosen;
-    hd_status status = check_params(params, error);
+    hd_status status = check_params(e, params, error);
     if (status == HD_OK) status = selection_parse(params->selection, &chosen, error);
     if (status != HD_OK) return status;
+    if (is_range(params) && !selection_is_full(&chosen)) {
+        return hd_error_set(error, HD_UNSUPPORTED, "selection '%s' does not go with a split by positions",
+                            chosen.ops->name);
+    }
 
     sequence *s = sequence_table_find(&e->sequences, params->sequence);
     if (s != NULL) {
@@ -115,8 +147,11 @@ static hd_status sequence_open(attention *self, const attention_sequence_params 
     s->scope = scope_of(params);
     s->selection = chosen;
     s->exact_count = exact_count_of(params);
+    s->first = params->first_position;
+    if (is_range(params)) s->range = params->end_position - params->first_position;
+    s->is_private = params->first_position > 0 && !params->has_prefix;
     uint64_t reuse_max = least(params->reuse_max, reusable(params));
-    status = sequence_start(&e->home, s, params->token_ids, params->token_count, reuse_max, params->tokens_max, error);
+    status = sequence_start(&e->home, s, params->token_ids, params->token_count, reuse_max, room_of(params), error);
     if (status != HD_OK) {
         sequence_table_give(&e->sequences, s);
         return status;
@@ -133,17 +168,18 @@ static hd_status fork_sequence(attention *self, uint64_t source_name, uint64_t l
     assert(!e->step.is_open);
     sequence *source = sequence_table_find(&e->sequences, source_name), *s = NULL;
     if (source == NULL) return hd_error_set(error, HD_NOT_FOUND, "no sequence %llu", (unsigned long long)source_name);
-    if (length > source->length || length > tokens_max) {
+    uint64_t place = sequence_place(source, length), room = sequence_place(source, tokens_max);
+    if (place > source->length || place > room) {
         return hd_error_set(error, HD_INVALID,
                             "cannot fork %llu tokens of sequence %llu, which has %llu, to at most %llu",
                             (unsigned long long)length, (unsigned long long)source_name,
-                            (unsigned long long)source->length, (unsigned long long)tokens_max);
+                            (unsigned long long)(source->first + source->length), (unsigned long long)tokens_max);
     }
-    length = state_store_resumable(&e->states, source->slot, length);
+    place = state_store_resumable(&e->states, source->slot, place);
     hd_status status = take_slot(e, name, epoch, &s, error);
     if (status != HD_OK) return status;
-    status = sequence_start_fork(&e->home, s, source, length, tokens_max, error);
-    if (status == HD_OK) state_store_copy(&e->states, source->slot, length, s->slot);
+    status = sequence_start_fork(&e->home, s, source, place, room, error);
+    if (status == HD_OK) state_store_copy(&e->states, source->slot, place, s->slot);
     else sequence_table_give(&e->sequences, s);
     engine_publish(e);
     return status;
@@ -156,6 +192,7 @@ static hd_status find_owned(engine *e, uint64_t name, uint64_t epoch, sequence *
     sequence *s = sequence_table_find(&e->sequences, name);
     if (s == NULL) return HD_NOT_FOUND;
     if (epoch < s->epoch) return HD_STALE;
+    engine_take_from_step(e, s);
     s->epoch = epoch;
     *out = s;
     return HD_OK;
@@ -167,6 +204,7 @@ static hd_status truncate_sequence(attention *self, uint64_t name, uint64_t epoc
     sequence *s = NULL;
     hd_status status = find_owned(e, name, epoch, &s);
     if (status != HD_OK) return status;
+    length = sequence_place(s, length);
     if (length > s->length) return HD_INVALID;
     length = state_store_resumable(&e->states, s->slot, length);
     status = sequence_truncate(&e->home, s, length);
@@ -189,9 +227,34 @@ static hd_status close_sequence(attention *self, uint64_t name, uint64_t epoch, 
 }
 
 static hd_status sequence_length(const attention *self, uint64_t name, uint64_t *length) {
-    const sequence *s = sequence_table_find(&((const engine *)self)->sequences, name);
+    const sequence *s = sequence_table_find(&engine_seen(self)->sequences, name);
     if (s == NULL) return HD_NOT_FOUND;
-    *length = s->length;
+    *length = s->first + s->length;
+    return HD_OK;
+}
+
+static hd_status find_sequence(attention *self, uint64_t name, attention_found *found, uint32_t found_max,
+                               uint32_t *found_count) {
+    const engine *e = engine_seen(self);
+    *found_count = 0;
+    for (uint64_t range = 0; range <= UINT8_MAX && *found_count < found_max; range++) {
+        const sequence *s = sequence_table_find(&e->sequences, name | range << ATTENTION_NAME_BITS);
+        if (s == NULL) continue;
+        found[(*found_count)++] = (attention_found){.name = s->name,
+                                                    .epoch = s->epoch,
+                                                    .first_position = s->first,
+                                                    .end_position = s->range == 0 ? 0 : s->first + s->range,
+                                                    .length = s->first + s->length};
+    }
+    return HD_OK;
+}
+
+static hd_status find_prefix(attention *self, const attention_sequence_params *params, uint64_t *cached_tokens) {
+    identity_scope scope = scope_of(params);
+    bool is_findable = params->first_position == 0 || params->has_prefix;
+    *cached_tokens = is_findable ? sequence_find_prefix(&engine_seen(self)->home, &scope, params->token_ids,
+                                                        least(params->token_count, params->reuse_max))
+                                 : 0;
     return HD_OK;
 }
 
@@ -206,7 +269,7 @@ static hd_status state_save(attention *self, uint64_t name, uint64_t epoch, uint
 }
 
 static hd_status state_load(const attention *self, uint64_t name, uint64_t position, uint32_t stream, void *bytes) {
-    const engine *e = (const engine *)self;
+    const engine *e = engine_seen(self);
     const sequence *s = sequence_table_find(&e->sequences, name);
     if (s == NULL) return HD_NOT_FOUND;
     if (stream >= e->table.stream_count) return HD_INVALID;
@@ -226,7 +289,7 @@ static uint64_t read_stat(const _Atomic uint64_t *value) {
 }
 
 static void read_stats(const attention *self, attention_stats *stats) {
-    const engine *e = (const engine *)self;
+    const engine *e = engine_seen(self);
     *stats = (attention_stats){
         .budget_bytes = e->budget_bytes,
         .block_bytes = e->home.store.pool.layout.block_bytes,
@@ -243,14 +306,19 @@ static void read_stats(const attention *self, attention_stats *stats) {
 }
 
 static hd_dtype dtype_of(const attention *self) {
-    return ((const engine *)self)->home.kv_dtype;
+    return engine_seen(self)->home.kv_dtype;
+}
+
+static void free_engine(engine *e) {
+    engine_memory_close(e);
+    hd_free(e);
 }
 
 static void engine_close(attention *self) {
     if (self == NULL) return;
-    engine *e = engine_of(self);
-    engine_memory_close(e);
-    hd_free(e);
+    engine *e = ((engine_view *)self)->engine;
+    if (self == &e->own.base) free_engine(e);
+    else engine_detach(self);
 }
 
 static const attention_ops engine_ops = {
@@ -260,6 +328,8 @@ static const attention_ops engine_ops = {
     .fork = fork_sequence,
     .truncate = truncate_sequence,
     .sequence_length = sequence_length,
+    .sequence_find = find_sequence,
+    .prefix_find = find_prefix,
     .state_save = state_save,
     .state_load = state_load,
     .sequence_close = close_sequence,
@@ -295,7 +365,6 @@ hd_status engine_open(const engine_config *config, attention **out, hd_error *er
     if (sodium_init() < 0) return hd_error_set(error, HD_IO, "libsodium cannot start: the system has no randomness");
     engine *e = hd_alloc_zeroed(sizeof(*e), HD_CACHE_LINE);
     if (e == NULL) return hd_error_set(error, HD_NO_MEMORY, "out of memory");
-    e->base.ops = &engine_ops;
     e->kernels = config->kernels;
     e->pool = config->pool;
     e->budget_bytes = config->hot_bytes;
@@ -307,7 +376,11 @@ hd_status engine_open(const engine_config *config, attention **out, hd_error *er
     /* A prefix of a table with states is only resumable with snapshots, which belong to open sequences. */
     e->home.is_sharing = attention_layer_table_state_bytes(&config->layers) == 0;
     status = engine_memory_open(e, config, error);
-    if (status == HD_OK) *out = &e->base;
-    else engine_close(&e->base);
-    return status;
+    if (status != HD_OK) {
+        free_engine(e);
+        return status;
+    }
+    e->own.base.ops = &engine_ops;
+    *out = &e->own.base;
+    return HD_OK;
 }

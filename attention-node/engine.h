@@ -1,8 +1,10 @@
 /* engine.h - attention in this process: blocks of KV in memory, prefix cache, exact paged attention on the compute
  * pool.
  *
- * Threads: as attention.h; the work of a step runs on the pool given here, which must not be in use by the caller
- * meanwhile. */
+ * Several callers (the workers of an attention node) each get a view: an attention over the same blocks and sequences,
+ * with a step of its own that may stay open while others have theirs.
+ * Threads: as attention.h, all views on one thread; the work of a step runs on the pool given here, which must not be
+ * in use by the caller meanwhile. */
 #ifndef ATTENTION_NODE_ENGINE_H
 #define ATTENTION_NODE_ENGINE_H
 
@@ -16,6 +18,7 @@ typedef struct engine_config {
     uint64_t hot_bytes;     /* the budget: blocks and their tables together stay within it */
     uint32_t step_rows_max; /* rows of a step, at most */
     uint32_t sequences_max;
+    uint32_t views_max;            /* callers of engine_attach; 0 for none */
     uint32_t snapshots_max;        /* of tables with states: at least sequences_max. Others ignore it */
     unsigned char fingerprint[16]; /* of the weights: two models never share a block */
     unsigned char key[32];         /* secret of the identity hash */
@@ -25,5 +28,9 @@ typedef struct engine_config {
 
 /* The error says how many tokens the budget would hold and what the least is. */
 hd_status engine_open(const engine_config *config, attention **out, hd_error *error);
+
+/* A further view of an engine; HD_FULL when views_max are there. Its close ends its step and leaves its sequences open.
+ * It goes before the engine does. */
+hd_status engine_attach(attention *engine, attention **view);
 
 #endif

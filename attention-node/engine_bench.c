@@ -54,7 +54,7 @@ static void fill_blocks(void *context, unsigned thread, unsigned thread_count) {
 }
 
 hd_status engine_fill_synthetic(attention *self, uint64_t name, uint64_t tokens, uint32_t vocabulary, uint64_t seed) {
-    engine *e = (engine *)self;
+    engine *e = engine_of(self);
     assert(!e->step.is_open && vocabulary > 0);
     sequence *s = sequence_table_find(&e->sequences, name);
     if (s == NULL) return HD_NOT_FOUND;

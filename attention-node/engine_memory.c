@@ -61,8 +61,10 @@ static uint64_t thread_bytes(const engine_config *config, const plan_limits *lim
            partials_per_thread_of(block_count) * partial_bytes_of(limits, value_dim_max_of(&config->layers));
 }
 
+/* Of one view. */
 static uint64_t step_bytes(const engine_config *config) {
-    return aligned(config->sequences_max * sizeof(sequence *)) + 2 * aligned(config->sequences_max * sizeof(plan_span)) +
+    return aligned(config->sequences_max * sizeof(sequence *)) +
+           2 * aligned(config->sequences_max * sizeof(plan_span)) +
            aligned(config->step_rows_max * sizeof(engine_segment)) +
            aligned(config->step_rows_max * sizeof(engine_sparse_row));
 }
@@ -79,7 +81,7 @@ static uint64_t arena_bytes(const engine_config *config, const plan_limits *limi
            attend_plan_table_bytes(limits) + aligned(limits->thread_count * sizeof(engine_thread)) +
            limits->thread_count * thread_bytes(config, limits, block_count) +
            aligned(partial_rows * value_dim_max_of(table) * sizeof(float)) + 2 * aligned(partial_rows * sizeof(float)) +
-           step_bytes(config);
+           aligned(config->views_max * sizeof(engine_view)) + (config->views_max + 1) * step_bytes(config);
 }
 
 static uint64_t total_bytes(const engine_config *config, const plan_limits *limits, uint32_t block_count) {
@@ -152,6 +154,7 @@ static void init_layers(engine *e, hd_dtype kv_dtype) {
             .is_owner = keys->owner_layer == i && values->owner_layer == i,
         };
         if (!e->layers[i].is_computable) continue;
+        e->computable_count++;
         assert(kernel_page_key_bytes(&e->layers[i].shape) <= attention_stream_page_bytes(keys));
         assert(kernel_page_value_bytes(&e->layers[i].shape) <= attention_stream_page_bytes(values));
     }
@@ -169,12 +172,24 @@ static void init_threads(engine *e, const engine_config *config, const plan_limi
     }
 }
 
-static void init_step(engine *e, const engine_config *config) {
-    e->step.sequences = take(e, config->sequences_max * sizeof(*e->step.sequences));
-    e->step.spans = take(e, config->sequences_max * sizeof(*e->step.spans));
-    e->step.full_spans = take(e, config->sequences_max * sizeof(*e->step.full_spans));
-    e->step.segments = take(e, config->step_rows_max * sizeof(*e->step.segments));
-    e->step.sparse_rows = take(e, config->step_rows_max * sizeof(*e->step.sparse_rows));
+static void init_step(engine *e, const engine_config *config, engine_step *step) {
+    step->sequences = take(e, config->sequences_max * sizeof(*step->sequences));
+    step->spans = take(e, config->sequences_max * sizeof(*step->spans));
+    step->full_spans = take(e, config->sequences_max * sizeof(*step->full_spans));
+    step->segments = take(e, config->step_rows_max * sizeof(*step->segments));
+    step->sparse_rows = take(e, config->step_rows_max * sizeof(*step->sparse_rows));
+}
+
+static void init_views(engine *e, const engine_config *config) {
+    e->own.engine = e;
+    e->active = &e->own;
+    init_step(e, config, &e->step);
+    e->view_count = config->views_max;
+    e->views = take(e, e->view_count * sizeof(*e->views));
+    for (uint32_t i = 0; i < e->view_count; i++) {
+        e->views[i] = (engine_view){.engine = e};
+        init_step(e, config, &e->views[i].step);
+    }
 }
 
 hd_status engine_memory_open(engine *e, const engine_config *config, hd_error *error) {
@@ -204,7 +219,7 @@ hd_status engine_memory_open(engine *e, const engine_config *config, hd_error *e
     e->item_out = take(e, partial_rows * e->value_dim_max * sizeof(float));
     e->item_max = take(e, partial_rows * sizeof(float));
     e->item_sum = take(e, partial_rows * sizeof(float));
-    init_step(e, config);
+    init_views(e, config);
     assert(e->arena.used_bytes <= e->arena.capacity_bytes);
     return HD_OK;
 }

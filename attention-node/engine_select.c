@@ -45,6 +45,7 @@ bool engine_select_rows(engine *e, const engine_layer *layer) {
     step->sparse_count = 0;
     for (uint32_t i = 0; i < step->span_count; i++) {
         plan_span span = step->spans[i];
+        if (span.is_replica) continue;
         uint32_t row_count = span.row_count;
         span.row_count = count_full_rows(e, layer, step->sequences[i], &span);
         for (uint32_t row = span.row_count; row < row_count; row++) {

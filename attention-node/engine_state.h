@@ -18,7 +18,6 @@ typedef struct engine_layer {
     uint32_t query_dim; /* key_dim, padded */
     bool is_computable; /* plain keys and values in the engine's KV type */
     bool is_owner;      /* it writes the streams that it reads */
-    uint64_t done_step; /* the last step in which it was computed */
 } engine_layer;
 
 /* Consecutive tokens of one block that the step stores. */
@@ -44,12 +43,14 @@ typedef struct engine_thread {
 
 typedef struct engine_step {
     bool is_open;
-    uint64_t serial;
+    bool is_broken;                          /* a sequence was taken over meanwhile, and is in it no more */
+    bool has_ranges, has_whole, has_queries; /* among the sequences; has_queries: not replicas alone */
     uint32_t row_count, span_count, segment_count;
-    sequence **sequences; /* [span_count] */
-    plan_span *spans;     /* [span_count]; all rows of each sequence */
-    plan_span *full_spans; /* [full_count]: the rows that attend to everything, by the plan */
-    engine_sparse_row *sparse_rows; /* [sparse_count]: the others */
+    uint32_t next_layer, computed_count; /* layers come in ascending order */
+    sequence **sequences;                /* [span_count]; NULL: taken away */
+    plan_span *spans;                    /* [span_count]; all rows of each sequence */
+    plan_span *full_spans;               /* [full_count]: the rows that attend to everything, by the plan */
+    engine_sparse_row *sparse_rows;      /* [sparse_count]: the others */
     uint32_t full_count, sparse_count;
     engine_segment *segments;
     bool is_planned; /* the plan fits full_spans as they are */
@@ -58,8 +59,22 @@ typedef struct engine_step {
     _Atomic size_t ticket;
 } engine_step;
 
-typedef struct engine {
+/* One caller of an engine: an attention with a step of its own over the sequences that all share. The step of the view
+ * that is spoken to lies in the engine; those of the others are put away here, so that whatever works on a step finds
+ * it in one place. */
+typedef struct engine_view {
     attention base; /* first */
+    struct engine *engine;
+    engine_step step; /* while it is put away */
+    bool is_used;
+} engine_view;
+
+typedef struct engine {
+    engine_view own;     /* first: what engine_open gives */
+    engine_view *views;  /* [view_count], further ones */
+    engine_view *active; /* whose step is `step` */
+    uint32_t view_count;
+    uint64_t step_serial;
     const kernel_ops *kernels;
     hd_pool *pool;
     uint64_t budget_bytes;
@@ -70,6 +85,7 @@ typedef struct engine {
     sequence_home home;
     sequence_table sequences;
     state_store states;
+    uint32_t computable_count; /* layers */
 
     attend_plan plan;
     engine_thread *threads;
@@ -86,6 +102,15 @@ typedef struct engine {
 /* engine_memory.c: sizes of everything for a number of blocks, and the largest number that the budget holds. */
 hd_status engine_memory_open(engine *e, const engine_config *config, hd_error *error);
 void engine_memory_close(engine *e); /* accepts what a failed open left */
+
+/* engine_view.c */
+engine *engine_of(attention *self); /* its step is self's from now on */
+static inline const engine *engine_seen(const attention *self) {
+    return ((const engine_view *)self)->engine;
+}
+void engine_detach(attention *self); /* a further view is closed */
+/* The open step of a view other than the active one that s is in goes on without it. */
+void engine_take_from_step(engine *e, sequence *s);
 
 /* engine_step.c */
 hd_status engine_step_begin(attention *self, const attention_rows *rows, uint32_t row_span_count, hd_error *error);

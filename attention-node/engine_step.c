@@ -8,11 +8,12 @@
 
 #include "attention-node/engine_state.h"
 
-static engine *engine_of(attention *self) {
-    return (engine *)self;
-}
-
 /* ---- Beginning ---- */
+
+/* How many of the rows lie in the sequence's range; the others only ask. */
+static uint64_t kept_rows(const sequence *s, const attention_rows *rows) {
+    return sequence_place(s, rows->first_position + rows->count) - sequence_place(s, rows->first_position);
+}
 
 static hd_status check_span(engine *e, const attention_rows *rows, sequence **out, hd_error *error) {
     unsigned long long name = (unsigned long long)rows->sequence, first = (unsigned long long)rows->first_position;
@@ -21,24 +22,28 @@ static hd_status check_span(engine *e, const attention_rows *rows, sequence **ou
     if (rows->epoch < s->epoch) {
         return hd_error_set(error, HD_STALE, "sequence %llu has epoch %llu now", name, (unsigned long long)s->epoch);
     }
-    if (rows->count == 0 || s->step == e->step.serial) {
+    if (s->view_in_step != NULL) {
+        return hd_error_set(error, HD_STALE, "sequence %llu is in a step of another caller", name);
+    }
+    if (rows->count == 0 || s->step == e->step_serial) {
         return hd_error_set(error, HD_INVALID, "sequence %llu: %s", name,
                             rows->count == 0 ? "no rows" : "twice in one step");
     }
-    if (rows->first_position > s->length) {
+    uint64_t place = sequence_place(s, rows->first_position), kept = kept_rows(s, rows);
+    if (place > s->length || rows->first_position < s->first) {
         return hd_error_set(error, HD_INVALID, "sequence %llu: a gap from %llu to %llu", name,
-                            (unsigned long long)s->length, first);
+                            (unsigned long long)(s->first + s->length), first);
     }
-    if (rows->count > s->tokens_max - rows->first_position) {
+    if (kept > s->tokens_max - place) {
         return hd_error_set(error, HD_INVALID, "sequence %llu: %u rows at %llu, but it was opened for %llu tokens",
-                            name, rows->count, first, (unsigned long long)s->tokens_max);
+                            name, rows->count, first, (unsigned long long)(s->first + s->tokens_max));
     }
-    uint64_t there = s->length - rows->first_position, compared = there < rows->count ? there : rows->count;
-    if (sequence_match(&e->home, s, rows->first_position, rows->token_ids, compared) < compared) {
+    uint64_t there = s->length - place, compared = there < kept ? there : kept;
+    if (sequence_match(&e->home, s, place, rows->token_ids, compared) < compared) {
         return hd_error_set(error, HD_INVALID, "sequence %llu: another token than the one at %llu or after it", name,
                             first);
     }
-    s->step = e->step.serial;
+    s->step = e->step_serial;
     *out = s;
     return HD_OK;
 }
@@ -82,29 +87,39 @@ hd_status engine_step_begin(attention *self, const attention_rows *rows, uint32_
     engine *e = engine_of(self);
     engine_step *step = &e->step;
     assert(!step->is_open);
-    step->serial++;
+    e->step_serial++;
     hd_status status = check_rows(e, rows, row_span_count, error);
     if (status != HD_OK) return status;
 
     uint32_t row = 0;
-    step->segment_count = 0;
+    step->segment_count = step->next_layer = step->computed_count = 0;
+    step->has_ranges = step->has_whole = step->has_queries = false;
     for (uint32_t i = 0; i < row_span_count; i++) {
         sequence *s = step->sequences[i];
         plan_span *span = &step->spans[i];
         s->epoch = rows[i].epoch;
-        *span = (plan_span){.first_row = row, .row_count = rows[i].count, .first_position = rows[i].first_position};
-        uint64_t there = s->length - rows[i].first_position;
-        if (there < rows[i].count) {
-            sequence_extend(&e->home, s, rows[i].token_ids + there, rows[i].count - there);
+        s->view_in_step = &e->active->base;
+        *span = (plan_span){.first_row = row,
+                            .row_count = rows[i].count,
+                            .first_position = rows[i].first_position - s->first,
+                            .is_range = s->range != 0,
+                            .is_replica = rows[i].is_replica};
+        uint64_t there = s->length - sequence_place(s, rows[i].first_position), kept = kept_rows(s, &rows[i]);
+        if (there < kept) {
+            sequence_extend(&e->home, s, rows[i].token_ids + there, kept - there);
             add_segments(e, s, span);
-            atomic_fetch_add_explicit(&e->published.appended_tokens, rows[i].count - there, memory_order_relaxed);
+            atomic_fetch_add_explicit(&e->published.appended_tokens, kept - there, memory_order_relaxed);
         }
         span->runs = s->runs;
         span->run_count = s->run_count;
         row += rows[i].count;
+        if (rows[i].is_replica) continue;
+        step->has_queries = true;
+        if (s->range != 0) step->has_ranges = true;
+        else step->has_whole = true;
     }
     step->is_open = true;
-    step->is_planned = step->is_submitted = false;
+    step->is_planned = step->is_submitted = step->is_broken = false;
     step->full_count = step->sparse_count = 0;
     engine_publish(e);
     return HD_OK;
@@ -227,9 +242,25 @@ void engine_write_output(const engine *e, const engine_layer *layer, uint32_t fi
     }
 }
 
+/* The partial result of a range's rows is what its owner asked for. */
+static void write_partial(const engine *e, const engine_layer *layer, const plan_tile *tile, uint32_t head,
+                          const kernel_partial *partial) {
+    const attention_partial *to = &e->step.call.partial;
+    uint32_t group_size = layer->plan.group_size, value_dim = layer->shape.value_dim;
+    size_t first = ((size_t)head * e->step.row_count + tile->first_row) * group_size;
+    uint32_t count = tile->row_count * group_size;
+    for (uint32_t row = 0; row < count; row++) {
+        memcpy(to->out + (first + row) * value_dim, partial->out + row * partial->out_stride,
+               value_dim * sizeof(float));
+    }
+    memcpy(to->max + first, partial->max, count * sizeof(float));
+    memcpy(to->sum + first, partial->sum, count * sizeof(float));
+}
+
 static void write_tile(const engine *e, const engine_layer *layer, const plan_tile *tile, uint32_t head,
                        const kernel_partial *partial) {
-    engine_write_output(e, layer, tile->first_row, tile->row_count, head, partial);
+    if (e->plan.spans[tile->span].is_range) write_partial(e, layer, tile, head, partial);
+    else engine_write_output(e, layer, tile->first_row, tile->row_count, head, partial);
 }
 
 const void *engine_queries(const engine *e, const engine_layer *layer, uint32_t first_row, uint32_t head) {
@@ -328,13 +359,19 @@ static bool is_usable(const attention_tensor *tensor, hd_dtype dtype) {
 hd_status engine_step_submit(attention *self, const attention_layer_call *call) {
     engine *e = engine_of(self);
     assert(e->step.is_open && !e->step.is_submitted);
-    if (call->layer >= e->table.layer_count) return HD_INVALID;
+    if (e->step.is_broken) return HD_STALE;
+    if (call->layer >= e->table.layer_count || call->layer < e->step.next_layer) return HD_INVALID;
     const engine_layer *layer = &e->layers[call->layer];
     if (!layer->is_computable) return HD_UNSUPPORTED;
     hd_dtype dtype = e->home.kv_dtype;
     bool has_inputs = !layer->is_owner || (is_usable(&call->keys, dtype) && is_usable(&call->values, dtype));
-    if (!has_inputs || !is_usable(&call->queries, dtype) || !is_usable(&call->output, dtype)) return HD_INVALID;
-    if (call->output_stride < (size_t)layer->table.query_heads * layer->shape.value_dim) return HD_INVALID;
+    if (!has_inputs || (e->step.has_queries && !is_usable(&call->queries, dtype))) return HD_INVALID;
+    bool has_output = is_usable(&call->output, dtype) &&
+                      call->output_stride >= (size_t)layer->table.query_heads * layer->shape.value_dim;
+    if (e->step.has_whole && !has_output) return HD_INVALID;
+    const attention_partial *partial = &call->partial;
+    bool has_partial = partial->out != NULL && partial->max != NULL && partial->sum != NULL;
+    if (e->step.has_ranges && !has_partial) return HD_INVALID;
     e->step.call = *call;
     e->step.is_submitted = true;
     return HD_OK;
@@ -352,33 +389,31 @@ static void plan_layer(engine *e, const engine_layer *layer) {
 hd_status engine_step_wait(attention *self, uint32_t layer) {
     engine *e = engine_of(self);
     engine_step *step = &e->step;
+    if (step->is_broken) return HD_STALE;
     if (!step->is_submitted || step->call.layer != layer) return HD_INVALID;
     plan_layer(e, &e->layers[layer]);
     atomic_store_explicit(&step->ticket, 0, memory_order_relaxed);
     hd_pool_run(e->pool, run_layer, e);
     step->is_submitted = false;
-    e->layers[layer].done_step = step->serial;
+    step->next_layer = layer + 1;
+    step->computed_count++;
     return HD_OK;
 }
 
 /* ---- The end ---- */
 
-static bool is_complete(const engine *e) {
-    for (uint32_t i = 0; i < e->table.layer_count; i++) {
-        if (e->layers[i].is_computable && e->layers[i].done_step != e->step.serial) return false;
-    }
-    return true;
-}
-
 hd_status engine_step_end(attention *self) {
     engine *e = engine_of(self);
     assert(e->step.is_open);
     e->step.is_open = e->step.is_submitted = false;
-    bool is_done = is_complete(e);
+    bool is_done = e->step.computed_count == e->computable_count;
     for (uint32_t i = 0; i < e->step.span_count; i++) {
-        if (is_done) sequence_commit(&e->home, e->step.sequences[i]);
-        else sequence_rollback(&e->home, e->step.sequences[i]);
+        sequence *s = e->step.sequences[i];
+        if (s == NULL) continue;
+        s->view_in_step = NULL;
+        if (is_done) sequence_commit(&e->home, s);
+        else sequence_rollback(&e->home, s);
     }
     engine_publish(e);
-    return is_done ? HD_OK : HD_CANCELLED;
+    return is_done ? HD_OK : e->step.is_broken ? HD_STALE : HD_CANCELLED;
 }

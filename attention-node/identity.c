@@ -10,8 +10,10 @@ typedef struct {
     unsigned char salt[ATTENTION_SALT_BYTES];
     uint64_t variant;
     uint64_t kv_dtype;
+    uint64_t first_position;
+    unsigned char prefix[ATTENTION_PREFIX_BYTES];
 } root_text;
-_Static_assert(sizeof(root_text) == 56, "hashed as it lies in memory: no padding");
+_Static_assert(sizeof(root_text) == 96, "hashed as it lies in memory: no padding");
 
 typedef struct {
     char kind[8];
@@ -29,9 +31,13 @@ static void hash(const unsigned char key[IDENTITY_KEY_BYTES], const void *text, 
 
 void identity_of_root(const unsigned char key[IDENTITY_KEY_BYTES], const unsigned char fingerprint[16],
                       hd_dtype kv_dtype, const identity_scope *scope, identity *root) {
-    root_text text = {.kind = "root 1", .variant = scope->variant, .kv_dtype = (uint64_t)kv_dtype};
+    root_text text = {.kind = "root 2",
+                      .variant = scope->variant,
+                      .kv_dtype = (uint64_t)kv_dtype,
+                      .first_position = scope->first_position};
     memcpy(text.fingerprint, fingerprint, sizeof(text.fingerprint));
     memcpy(text.salt, scope->salt, sizeof(text.salt));
+    memcpy(text.prefix, scope->prefix, sizeof(text.prefix));
     hash(key, &text, sizeof(text), root);
 }
 

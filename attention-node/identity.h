@@ -24,6 +24,8 @@ typedef struct identity {
 typedef struct identity_scope {
     unsigned char salt[ATTENTION_SALT_BYTES];
     uint64_t variant;
+    uint64_t first_position;                      /* where the chain begins, and a hash of the tokens before it */
+    unsigned char prefix[ATTENTION_PREFIX_BYTES]; /* zeros at the start of a sequence */
 } identity_scope;
 
 void identity_of_root(const unsigned char key[IDENTITY_KEY_BYTES], const unsigned char fingerprint[16],
@@ -36,7 +38,8 @@ static inline bool identity_is_equal(const identity *a, const identity *b) {
 }
 
 static inline bool identity_scope_is_equal(const identity_scope *a, const identity_scope *b) {
-    return memcmp(a->salt, b->salt, sizeof(a->salt)) == 0 && a->variant == b->variant;
+    return memcmp(a->salt, b->salt, sizeof(a->salt)) == 0 && a->variant == b->variant &&
+           a->first_position == b->first_position && memcmp(a->prefix, b->prefix, sizeof(a->prefix)) == 0;
 }
 
 #endif

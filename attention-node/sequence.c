@@ -117,6 +117,21 @@ static uint64_t find_prefix(const sequence_home *home, sequence *s, const uint32
     return retired;
 }
 
+uint64_t sequence_find_prefix(const sequence_home *home, const identity_scope *scope, const uint32_t *token_ids,
+                              uint64_t token_count) {
+    identity id;
+    block_name block = BLOCK_NONE;
+    uint64_t found = 0;
+    identity_of_root(home->key, home->fingerprint, home->kv_dtype, scope, &id);
+    while (home->is_sharing && token_count - found >= HD_BLOCK_TOKENS) {
+        identity_of_block(home->key, &id, token_ids + found, &id);
+        block = prefix_cache_find(&home->store.cache, &id, scope, block, token_ids + found);
+        if (block.index == BLOCK_NONE.index) break;
+        found += HD_BLOCK_TOKENS;
+    }
+    return found;
+}
+
 hd_status sequence_start(sequence_home *home, sequence *s, const uint32_t *token_ids, uint64_t token_count,
                          uint64_t reuse_max, uint64_t tokens_max, hd_error *error) {
     hd_status status = open_runs(home, s, tokens_max, error);
@@ -155,6 +170,8 @@ hd_status sequence_start_fork(sequence_home *home, sequence *s, const sequence *
     hd_status status = open_runs(home, s, tokens_max, error);
     if (status != HD_OK) return status;
     s->scope = source->scope;
+    s->first = source->first;
+    s->range = source->range;
     s->root = source->root;
     s->selection = source->selection;
     s->exact_count = source->exact_count;

@@ -7,7 +7,9 @@
  *      commit.
  *   2. What it may still take is reserved in the store: blocks for tokens_max, less those it has. So extend never
  *      fails.
- *   3. Truncating into what others hold too needs memory that nobody promised, and may answer HD_FULL; it changes
+ *   3. Of a range of positions (attention.h, rule 6), everything here counts from its first one: since a range is a
+ *      node of the merge tree, the tree over its groups is the same, wherever it counts from.
+ *   4. Truncating into what others hold too needs memory that nobody promised, and may answer HD_FULL; it changes
  *      nothing then.
  * Threads: one. Threads of a step may read runs and tokens. */
 #ifndef ATTENTION_NODE_SEQUENCE_H
@@ -29,7 +31,8 @@ typedef struct sequence_home {
 
 typedef struct sequence {
     uint64_t name, epoch;
-    uint32_t slot; /* in the table of sequences, and of its list of runs */
+    uint64_t first, range; /* position of the first token, and how many may follow it; range 0: all there are */
+    uint32_t slot;         /* in the table of sequences, and of its list of runs */
     identity_scope scope;
     identity root;
     bool is_private; /* its blocks are never found by identity */
@@ -40,8 +43,15 @@ typedef struct sequence {
     uint64_t length, end, tokens_max;
     uint32_t reserved; /* blocks */
     block_claim claim;
-    uint64_t step; /* the last one that it had rows in */
+    uint64_t step;           /* the last one that it had rows in */
+    attention *view_in_step; /* whose step it is in now; NULL for none */
 } sequence;
+
+/* A position of the caller's, counted from the range's first; what lies outside is cut to its ends. */
+static inline uint64_t sequence_place(const sequence *s, uint64_t position) {
+    uint64_t place = position > s->first ? position - s->first : 0;
+    return s->range != 0 && place > s->range ? s->range : place;
+}
 
 static inline uint64_t sequence_blocks_of(uint64_t tokens) {
     return tokens / HD_BLOCK_TOKENS + (tokens % HD_BLOCK_TOKENS != 0);
@@ -52,6 +62,9 @@ static inline uint64_t sequence_blocks_of(uint64_t tokens) {
  * selection and exact_count. */
 hd_status sequence_start(sequence_home *home, sequence *s, const uint32_t *token_ids, uint64_t token_count,
                          uint64_t reuse_max, uint64_t tokens_max, hd_error *error);
+/* How many of the tokens, in whole blocks, the cache has under that scope. */
+uint64_t sequence_find_prefix(const sequence_home *home, const identity_scope *scope, const uint32_t *token_ids,
+                              uint64_t token_count);
 /* The first `length` tokens of source: full blocks are shared, the last one copied. Salt, variant, selection and
  * exact_count are source's. */
 hd_status sequence_start_fork(sequence_home *home, sequence *s, const sequence *source, uint64_t length,

@@ -102,7 +102,7 @@ static void random_steps_are_covered_exactly(void **state) {
                               .thread_count = 1u + (uint32_t)rand() % 8};
         bench b;
         bench_init(&b, limits);
-        plan_span spans[40];
+        plan_span spans[40] = {{.runs = NULL}};
         uint32_t span_count = 1 + (uint32_t)rand() % 40, row = 0;
         for (uint32_t i = 0; i < span_count; i++) {
             uint32_t rows = rand() % 4 == 0 ? 1u + (uint32_t)rand() % 100 : 1u + (uint32_t)rand() % 3;

@@ -139,7 +139,7 @@ static void a_freed_or_reopened_block_has_another_name(void **state) {
     assert_null(block_pool_find(&b.pool, first));
 
     identity id = {{1}};
-    identity_scope scope = {{2}, 3};
+    identity_scope scope = {.salt = {2}, .variant = 3};
     block_pool_seal(&b.pool, again, &id, &scope, BLOCK_NONE);
     block_name reopened = block_pool_reopen(&b.pool, again);
     assert_null(block_pool_find(&b.pool, again));
@@ -161,7 +161,7 @@ static void a_flipped_bit_is_found_and_not_copied(void **state) {
     }
     block_pool_get(&b.pool, block)->token_ids[127] = 99;
     identity id = {{1}};
-    identity_scope scope = {{2}, 3};
+    identity_scope scope = {.salt = {2}, .variant = 3};
     block_pool_seal(&b.pool, block, &id, &scope, BLOCK_NONE);
     assert_int_equal(block_pool_verify(&b.pool, block), HD_OK);
     assert_int_equal(block_pool_copy(&b.pool, copy, block), HD_OK);

@@ -13,7 +13,7 @@ static const attention_layer layers[] = {
     {.key_stream = 0, .value_stream = 1, .value_dim = 32, .query_heads = 1, .scale = 1}};
 static const attention_layer_table table = {streams, 2, layers, 1};
 static const unsigned char key[IDENTITY_KEY_BYTES] = {1, 2, 3};
-static const identity_scope scope = {{9}, 1};
+static const identity_scope scope = {.salt = {9}, .variant = 1};
 
 typedef struct {
     hd_arena arena;
@@ -133,7 +133,7 @@ static void equal_blocks_become_one(void **state) {
 static void another_salt_or_variant_is_another_prefix(void **state) {
     bench b;
     bench_init(&b, 4);
-    const identity_scope other_salt = {{8}, 1}, other_variant = {{9}, 2};
+    const identity_scope other_salt = {.salt = {8}, .variant = 1}, other_variant = {.salt = {9}, .variant = 2};
     block_name block = add(&b, &scope, BLOCK_NONE, 1);
     assert_true(is_none(find(&b, &other_salt, BLOCK_NONE, 1)));
     assert_true(is_none(find(&b, &other_variant, BLOCK_NONE, 1)));
@@ -154,7 +154,7 @@ static void equal_identities_of_different_content_do_not_meet(void **state) {
     tokens[127] = 2;
     assert_true(is_none(prefix_cache_find(&b.store.cache, &id, &scope, BLOCK_NONE, tokens)));
     tokens[127] = 1;
-    const identity_scope other = {{8}, 1};
+    const identity_scope other = {.salt = {8}, .variant = 1};
     assert_true(is_none(prefix_cache_find(&b.store.cache, &id, &other, BLOCK_NONE, tokens)));
     assert_true(is_none(prefix_cache_find(&b.store.cache, &id, &scope, block, tokens)));
 

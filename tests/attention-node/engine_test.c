@@ -326,8 +326,8 @@ static void a_closed_sequence_leaves_what_it_was_told_to(void **state) {
 
 static hd_status begin(toy *t, const toy_sequence *s, uint64_t epoch, uint64_t first, uint32_t count,
                        const uint32_t *tokens, hd_error *error) {
-    return t->attention->ops->step_begin(t->attention, &(attention_rows){s->name, epoch, first, count, tokens}, 1,
-                                         error);
+    return t->attention->ops->step_begin(t->attention, &(attention_rows){s->name, epoch, first, count, tokens, false},
+                                         1, error);
 }
 
 static void a_step_that_cannot_be_is_refused_and_changes_nothing(void **state) {
@@ -348,15 +348,15 @@ static void a_step_that_cannot_be_is_refused_and_changes_nothing(void **state) {
     tokens[0] = a.tokens[199] + 1;
     assert_int_equal(begin(&t, &a, 1, 199, 2, tokens, &error), HD_INVALID);
     assert_non_null(strstr(error.text, "another token"));
-    attention_rows twice[] = {{1, 1, 200, 1, tokens}, {1, 1, 201, 1, tokens}};
+    attention_rows twice[] = {{1, 1, 200, 1, tokens, false}, {1, 1, 201, 1, tokens, false}};
     assert_int_equal(t.attention->ops->step_begin(t.attention, twice, 2, &error), HD_INVALID);
     assert_non_null(strstr(error.text, "twice"));
-    attention_rows one_is_unknown[] = {{1, 1, 200, 60, tokens}, {77, 1, 0, 1, tokens}};
+    attention_rows one_is_unknown[] = {{1, 1, 200, 60, tokens, false}, {77, 1, 0, 1, tokens, false}};
     assert_int_equal(t.attention->ops->step_begin(t.attention, one_is_unknown, 2, &error), HD_NOT_FOUND);
-    attention_rows too_many[] = {{1, 1, 200, 100, tokens}, {2, 1, 0, 50, b.tokens}};
+    attention_rows too_many[] = {{1, 1, 200, 100, tokens, false}, {2, 1, 0, 50, b.tokens, false}};
     assert_int_equal(t.attention->ops->step_begin(t.attention, too_many, 0, &error), HD_INVALID);
     t.config.step_rows_max = 256;
-    attention_rows replay[] = {{1, 1, 0, 200, a.tokens}, {2, 1, 0, 50, b.tokens}};
+    attention_rows replay[] = {{1, 1, 0, 200, a.tokens, false}, {2, 1, 0, 50, b.tokens, false}};
     ((engine *)t.attention)->rows_max = 249;
     assert_int_equal(t.attention->ops->step_begin(t.attention, replay, 2, &error), HD_INVALID);
     assert_non_null(strstr(error.text, "250 rows, but 249 are possible"));
@@ -419,12 +419,16 @@ static void calls_that_do_not_fit_are_refused(void **state) {
     attention_tensor good = {.data = memory, .dtype = HD_F32}, bad_type = {.data = memory, .dtype = HD_BF16};
     attention_tensor device = {.data = memory, .dtype = HD_F32, .place = ATTENTION_DEVICE};
     assert_int_equal(begin(&t, &s, 1, 10, 1, &token, NULL), HD_OK);
-    assert_int_equal(a->ops->submit(a, &(attention_layer_call){1, good, good, good, good, 32}), HD_INVALID);
-    assert_int_equal(a->ops->submit(a, &(attention_layer_call){0, bad_type, good, good, good, 32}), HD_INVALID);
-    assert_int_equal(a->ops->submit(a, &(attention_layer_call){0, good, device, good, good, 32}), HD_INVALID);
-    assert_int_equal(a->ops->submit(a, &(attention_layer_call){0, good, good, good, good, 31}), HD_INVALID);
+    assert_int_equal(a->ops->submit(a, &(attention_layer_call){1, good, good, good, good, 32, {.out = NULL}}),
+                     HD_INVALID);
+    assert_int_equal(a->ops->submit(a, &(attention_layer_call){0, bad_type, good, good, good, 32, {.out = NULL}}),
+                     HD_INVALID);
+    assert_int_equal(a->ops->submit(a, &(attention_layer_call){0, good, device, good, good, 32, {.out = NULL}}),
+                     HD_INVALID);
+    assert_int_equal(a->ops->submit(a, &(attention_layer_call){0, good, good, good, good, 31, {.out = NULL}}),
+                     HD_INVALID);
     assert_int_equal(a->ops->wait(a, 0), HD_INVALID); /* nothing was submitted */
-    assert_int_equal(a->ops->submit(a, &(attention_layer_call){0, good, good, good, good, 32}), HD_OK);
+    assert_int_equal(a->ops->submit(a, &(attention_layer_call){0, good, good, good, good, 32, {.out = NULL}}), HD_OK);
     assert_int_equal(a->ops->wait(a, 0), HD_OK);
     assert_int_equal(a->ops->step_end(a), HD_OK);
     hd_free(memory);

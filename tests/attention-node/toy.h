@@ -28,9 +28,9 @@ typedef struct toy_sequence { /* what a caller knows of a sequence */
     uint64_t name, epoch, tokens_max;
     unsigned char salt;
     uint64_t length, hash_count;
-    uint32_t *tokens; /* room for tokens_max */
-    uint64_t *hashes; /* of the tokens up to each position */
-    const char *selection;  /* NULL: full; else rows from prompt_count on see `sinks` first and `recent` newest tokens */
+    uint32_t *tokens;      /* room for tokens_max */
+    uint64_t *hashes;      /* of the tokens up to each position */
+    const char *selection; /* NULL: full; else rows from prompt_count on see `sinks` first and `recent` newest tokens */
     uint64_t prompt_count, sinks, recent;
 } toy_sequence;
 
