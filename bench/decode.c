@@ -1,7 +1,8 @@
 /* decode.c - fills sequences, times steps, and holds the times against what memory gives.
  *
  * The floor of a decode step is the memory it must read: every weight once, and every key and value of every sequence
- * once. Share = floor at the bandwidth measured in the same run, divided by the step's time. */
+ * once. Share = floor at the bandwidth, divided by the step's time; the bandwidth is measured in turns with the steps,
+ * because that of a virtual machine changes from second to second. */
 #include "bench/decode.h"
 
 #include <assert.h>
@@ -23,6 +24,7 @@
 #define STEPS_MIN 3u /* of a timed series, however long they take */
 #define SERIES_NS 20000000000u
 #define CHUNK_REPEATS 2u /* the best counts */
+#define REGION_BYTES ((size_t)512 << 20) /* read to measure the bandwidth: far more than the caches hold */
 
 typedef struct sequence {
     uint64_t name, length;
@@ -39,13 +41,15 @@ typedef struct bench {
     uint32_t *tokens;    /* of the chunk in hand */
     uint64_t next_name;
     bench_random random;
-    double bandwidth; /* bytes a second */
+    void *region;     /* [REGION_BYTES] */
+    double bandwidth; /* bytes a second, at the start of the run */
     FILE *table;
     json_t *decode, *chunks, *prefills; /* borrowed from the report */
 } bench;
 
 typedef struct step_times {
-    sample total_ms, attention_ms;
+    sample total_ms, attention_ms, begin_ms; /* begin: of the attention's step, and its end */
+    sample bandwidth;                        /* bytes a second, between the steps */
 } step_times;
 
 hd_status bench_list_parse(const char *flag, const char *text, bench_list *list, hd_error *error) {
@@ -177,32 +181,41 @@ static hd_status time_steps(bench *b, step_times *times, hd_error *error) {
     for (uint32_t i = 0; i < b->config->steps && status == HD_OK; i++) {
         if (i >= STEPS_MIN && hd_now_ns() - start > SERIES_NS) break;
         uint64_t step_start = hd_now_ns();
-        b->attention.attend_ns = 0;
+        b->attention.attend_ns = b->attention.begin_ns = 0;
         status = decode_step(b, error);
         if (status == HD_OK) status = sample_add(&times->total_ms, milliseconds_since(step_start));
         if (status == HD_OK) status = sample_add(&times->attention_ms, (double)b->attention.attend_ns * 1e-6);
+        if (status == HD_OK) status = sample_add(&times->begin_ms, (double)b->attention.begin_ns * 1e-6);
+        if (status == HD_OK)
+            status = sample_add(&times->bandwidth, bench_read_pass(b->config->pool, b->region, REGION_BYTES));
     }
     return status;
 }
 
 static void report_decode(bench *b, uint64_t depth, bool is_synthetic, step_times *times) {
     const bench_decode_config *c = b->config;
-    sample_summary total = sample_summarise(&times->total_ms), attention_ms = sample_summarise(&times->attention_ms);
-    double bytes = (double)weight_bytes_read(c, c->batch) + (double)c->batch * (double)kv_bytes_read(c, depth);
-    double kv_bytes = (double)c->batch * (double)kv_bytes_read(c, depth);
+    sample_summary total = sample_summarise(&times->total_ms), attention_ms = sample_summarise(&times->attention_ms),
+                   begin_ms = sample_summarise(&times->begin_ms), bandwidth = sample_summarise(&times->bandwidth);
+    double kv_bytes = (double)c->batch * (double)kv_bytes_read(c, depth),
+           bytes = (double)weight_bytes_read(c, c->batch) + kv_bytes;
     double rate = bytes / (total.median * 1e-3), kv_rate = kv_bytes / (attention_ms.median * 1e-3);
-    double share = b->bandwidth > 0 ? rate / b->bandwidth : 0;
-    fprintf(b->table, "%9llu %6u %-9s %10.2f %10.2f %10.2f %10.2f %10.2f %9.2f %9.2f %6.0f%%\n",
+    double other_ms = total.median - attention_ms.median - begin_ms.median, share = rate / bandwidth.median;
+    fprintf(b->table, "%9llu %6u %-9s %10.2f %10.2f %10.2f %10.2f %10.2f %8.2f %10.2f %8.2f %8.2f %8.2f %6.0f%%\n",
             (unsigned long long)depth, c->batch, is_synthetic ? "synthetic" : "prefilled", total.median, total.min,
-            total.p90, 1e3 * c->batch / total.median, attention_ms.median, rate * 1e-9, kv_rate * 1e-9, 100 * share);
+            total.p90, 1e3 * c->batch / total.median, attention_ms.median, begin_ms.median, other_ms, rate * 1e-9,
+            kv_rate * 1e-9, bandwidth.median * 1e-9, 100 * share);
     fflush(b->table);
-    json_array_append_new(b->decode,
-                          json_pack("{s:I, s:i, s:b, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "depth",
-                                    (json_int_t)depth, "batch", (int)c->batch, "synthetic_kv", (int)is_synthetic,
-                                    "steps", (json_int_t)total.count, "step_ms_median", total.median, "step_ms_min",
-                                    total.min, "step_ms_p90", total.p90, "tokens_per_s", 1e3 * c->batch / total.median,
-                                    "attention_ms", attention_ms.median, "other_ms", total.median - attention_ms.median,
-                                    "read_bytes", bytes, "read_bytes_per_s", rate, "bandwidth_share", share));
+    json_t *row = json_pack("{s:I, s:i, s:b, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "depth", (json_int_t)depth,
+                            "batch", (int)c->batch, "synthetic_kv", (int)is_synthetic, "steps",
+                            (json_int_t)total.count, "step_ms_median", total.median, "step_ms_min", total.min,
+                            "step_ms_p90", total.p90, "tokens_per_s", 1e3 * c->batch / total.median, "attention_ms",
+                            attention_ms.median, "begin_ms", begin_ms.median, "other_ms", other_ms);
+    json_t *limits = json_pack("{s:f, s:f, s:f, s:f, s:f}", "read_bytes", bytes, "read_bytes_per_s", rate,
+                               "kv_read_bytes_per_s", kv_rate, "read_bandwidth_bytes_per_s", bandwidth.median,
+                               "bandwidth_share", share);
+    json_object_update(row, limits);
+    json_decref(limits);
+    json_array_append_new(b->decode, row);
 }
 
 static hd_status fill(bench *b, sequence *s, uint64_t depth, bool is_synthetic, hd_error *error) {
@@ -251,7 +264,7 @@ static hd_status bench_depth(bench *b, uint64_t depth, hd_error *error) {
     bool is_synthetic = depth * c->batch > c->prefill_up_to;
     uint64_t tokens_max = depth + c->chunk + c->steps + 1;
     rope_table_init(b->rope, &c->model->rope, tokens_max);
-    step_times times = {{0}, {0}};
+    step_times times = {{0}, {0}, {0}, {0}};
     hd_status status = HD_OK;
     uint32_t opened = 0;
     for (; opened < c->batch && status == HD_OK; opened += status == HD_OK)
@@ -264,6 +277,8 @@ static hd_status bench_depth(bench *b, uint64_t depth, hd_error *error) {
     for (uint32_t i = 0; i < opened; i++) sequence_end(b, &b->sequences[i]);
     sample_fini(&times.total_ms);
     sample_fini(&times.attention_ms);
+    sample_fini(&times.begin_ms);
+    sample_fini(&times.bandwidth);
     return status;
 }
 
@@ -320,8 +335,9 @@ static hd_status run_all(bench *b, hd_error *error) {
     for (size_t i = 0; i < c->prefills.count && status == HD_OK; i++)
         if (c->prefills.values[i] > 0) status = bench_prefill(b, c->prefills.values[i], error);
     if (c->depths.count > 0 && status == HD_OK)
-        fprintf(b->table, "%9s %6s %-9s %10s %10s %10s %10s %10s %9s %9s %7s\n", "depth", "batch", "kv", "ms/step",
-                "best", "p90", "tokens/s", "attention", "GB/s", "kv GB/s", "share");
+        fprintf(b->table, "%9s %6s %-9s %10s %10s %10s %10s %10s %8s %10s %8s %8s %8s %7s\n", "depth", "batch", "kv",
+                "ms/step", "best", "p90", "tokens/s", "attention", "begin", "other", "GB/s", "kv GB/s", "of GB/s",
+                "share");
     for (size_t i = 0; i < c->depths.count && status == HD_OK; i++) status = bench_depth(b, c->depths.values[i], error);
     return status;
 }
@@ -334,6 +350,7 @@ hd_status bench_decode_run(const bench_decode_config *config, hd_error *error) {
     b.sequences = calloc(config->batch, sizeof(*b.sequences));
     b.spans = calloc(config->batch, sizeof(*b.spans));
     b.tokens = calloc(config->batch_tokens_max, sizeof(*b.tokens));
+    b.region = hd_region_map(REGION_BYTES);
     forward_config shape = {.model = config->model,
                             .weights = config->weights,
                             .kernels = config->kernels,
@@ -342,11 +359,13 @@ hd_status bench_decode_run(const bench_decode_config *config, hd_error *error) {
                             .rows_max = config->batch_tokens_max,
                             .spans_max = config->batch,
                             .logits_rows_max = config->batch};
-    hd_status status = b.rope != NULL && b.sequences != NULL && b.spans != NULL && b.tokens != NULL
+    hd_status status = b.rope != NULL && b.sequences != NULL && b.spans != NULL && b.tokens != NULL &&
+                               b.region != NULL
                            ? forward_open(&shape, &b.forward)
                            : HD_NO_MEMORY;
     if (status != HD_OK) hd_error_set(error, status, "no memory for a step of %u rows", config->batch_tokens_max);
     if (status == HD_OK) {
+        memset(b.region, 1, REGION_BYTES); /* memory of its own: untouched pages are all one page of zeros */
         b.bandwidth = bench_read_bandwidth(config->pool);
         print_head(&b);
         json_t *report = open_report(&b);
@@ -355,6 +374,7 @@ hd_status bench_decode_run(const bench_decode_config *config, hd_error *error) {
         else json_decref(report);
     }
     forward_close(b.forward);
+    hd_region_unmap(b.region, REGION_BYTES);
     free(b.rope);
     free(b.sequences);
     free(b.spans);

@@ -28,6 +28,23 @@ static hd_status timed_truncate(attention *self, uint64_t sequence, uint64_t epo
     return inner->ops->truncate(inner, sequence, epoch, length);
 }
 
+static hd_status timed_sequence_length(const attention *self, uint64_t sequence, uint64_t *length) {
+    const attention *inner = ((const timed_attention *)self)->inner;
+    return inner->ops->sequence_length(inner, sequence, length);
+}
+
+static hd_status timed_state_save(attention *self, uint64_t sequence, uint64_t epoch, uint64_t position,
+                                  uint32_t stream, const void *bytes) {
+    attention *inner = of(self)->inner;
+    return inner->ops->state_save(inner, sequence, epoch, position, stream, bytes);
+}
+
+static hd_status timed_state_load(const attention *self, uint64_t sequence, uint64_t position, uint32_t stream,
+                                  void *bytes) {
+    const attention *inner = ((const timed_attention *)self)->inner;
+    return inner->ops->state_load(inner, sequence, position, stream, bytes);
+}
+
 static hd_status timed_sequence_close(attention *self, uint64_t sequence, uint64_t epoch, bool keep, bool early) {
     attention *inner = of(self)->inner;
     return inner->ops->sequence_close(inner, sequence, epoch, keep, early);
@@ -87,6 +104,9 @@ static const attention_ops timed_ops = {
     .sequence_open = timed_sequence_open,
     .fork = timed_fork,
     .truncate = timed_truncate,
+    .sequence_length = timed_sequence_length,
+    .state_save = timed_state_save,
+    .state_load = timed_state_load,
     .sequence_close = timed_sequence_close,
     .step_begin = timed_step_begin,
     .submit = timed_submit,
