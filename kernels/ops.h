@@ -22,6 +22,7 @@
 
 #include "kernels/dtype.h"
 #include "kernels/matrix.h"
+#include "kernels/scan.h"
 
 #define HD_BLOCK_TOKENS 128u /* positions of a block, and of a page */
 #define HD_GROUP_BLOCKS 8u   /* blocks of the leaf of the canonical merge tree: 1,024 positions */
@@ -118,6 +119,7 @@ typedef struct kernel_ops {
     void (*add_scaled)(float *y, const float *x, float factor, size_t count);
     /* Largest value, its first index, and log(sum(exp(x))) of a row of logits; each output may be NULL. */
     void (*logits_summary)(const float *logits, uint32_t count, uint32_t *argmax, float *max, float *log_sum_exp);
+    const kernel_scan *scan;
 } kernel_ops;
 
 const kernel_ops *kernel_ops_portable(void);

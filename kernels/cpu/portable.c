@@ -7,6 +7,7 @@
 #include <math.h>
 
 #include "kernels/cpu/page.h"
+#include "kernels/cpu/scan.h"
 #include "kernels/cpu/tables.h"
 
 static bool always(void) {
@@ -230,4 +231,5 @@ const kernel_ops kernel_cpu_portable = {
     .convert = convert,
     .add_scaled = add_scaled,
     .logits_summary = logits_summary,
+    .scan = &kernel_scan_portable,
 };

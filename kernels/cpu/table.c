@@ -7,6 +7,7 @@
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/page.h"
+#include "kernels/cpu/scan.h"
 #include "kernels/cpu/tables.h"
 
 #define TEXT_(name) #name
@@ -55,4 +56,5 @@ const kernel_ops TABLE_NAME(kernel_cpu) = {
     .convert = table_convert,
     .add_scaled = table_add_scaled,
     .logits_summary = table_logits_summary,
+    .scan = &table_scan,
 };

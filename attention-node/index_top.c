@@ -1,0 +1,88 @@
+/* index_top.c - selection by partition, sorting by digits. */
+#include "attention-node/index_top.h"
+
+#include <assert.h>
+
+void index_top_init(index_top *top, uint64_t *items, uint32_t wanted) {
+    assert(wanted >= 1);
+    *top = (index_top){.items = items, .wanted = wanted};
+}
+
+static uint64_t middle(uint64_t a, uint64_t b, uint64_t c) {
+    uint64_t low = a < b ? a : b, high = a < b ? b : a;
+    return c < low ? low : c > high ? high : c;
+}
+
+/* Hoare's partition, on [first, end) only where the boundary still lies in it. Items differ (tokens do), so each
+ * round makes the range smaller. */
+void index_items_select(uint64_t *items, uint32_t count, uint32_t wanted) {
+    uint32_t first = 0, end = count;
+    if (wanted == 0 || wanted >= count) return;
+    while (end - first > 1) {
+        uint64_t pivot = middle(items[first], items[first + (end - first) / 2], items[end - 1]);
+        uint32_t low = first, high = end - 1;
+        for (;;) {
+            while (items[low] > pivot) low++;
+            while (items[high] < pivot) high--;
+            if (low >= high) break;
+            uint64_t item = items[low];
+            items[low++] = items[high];
+            items[high--] = item;
+        }
+        /* [first, split) >= pivot >= [split, end) */
+        uint32_t split = high + 1;
+        if (split == end) split--;
+        if (wanted < split) end = split;
+        else if (wanted > split) first = split;
+        else return;
+    }
+}
+
+void index_top_shrink(index_top *top) {
+    if (top->count <= top->wanted) return;
+    index_items_select(top->items, top->count, top->wanted);
+    top->count = top->wanted;
+    uint64_t least = top->items[0];
+    for (uint32_t i = 1; i < top->count; i++)
+        if (top->items[i] < least) least = top->items[i];
+    top->least = least;
+}
+
+/* One stable pass over 11 bits. */
+static void sort_by_digit(const uint32_t *from, uint32_t *to, uint32_t count, uint32_t shift) {
+    uint32_t starts[2048] = {0};
+    for (uint32_t i = 0; i < count; i++) starts[(from[i] >> shift) & 2047]++;
+    for (uint32_t digit = 0, start = 0; digit < 2048; digit++) {
+        uint32_t items = starts[digit];
+        starts[digit] = start;
+        start += items;
+    }
+    for (uint32_t i = 0; i < count; i++) to[starts[(from[i] >> shift) & 2047]++] = from[i];
+}
+
+static void sort_by_insertion(uint32_t *tokens, uint32_t count) {
+    for (uint32_t i = 1; i < count; i++) {
+        uint32_t token = tokens[i], at = i;
+        for (; at > 0 && tokens[at - 1] > token; at--) tokens[at] = tokens[at - 1];
+        tokens[at] = token;
+    }
+}
+
+uint32_t index_tokens_sort(uint32_t *tokens, uint32_t *other, uint32_t count) {
+    if (count <= 32) {
+        sort_by_insertion(tokens, count);
+    } else {
+        uint32_t *from = tokens, *to = other;
+        for (uint32_t shift = 0; shift < 33; shift += 11) {
+            sort_by_digit(from, to, count, shift);
+            uint32_t *swap = from;
+            from = to;
+            to = swap;
+        }
+        memcpy(tokens, from, count * sizeof(*tokens)); /* three passes end in other */
+    }
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (kept == 0 || tokens[i] != tokens[kept - 1]) tokens[kept++] = tokens[i];
+    return kept;
+}
