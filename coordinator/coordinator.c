@@ -128,6 +128,7 @@ static hd_status open_http(coordinator *c, const coordinator_config *config, hd_
         .thread_count = threads_or(config->http_threads, 1, 4),
         .connections_max = config->connections_max,
         .idle_timeout_s = IDLE_TIMEOUT_S,
+        .stall_timeout_s = (uint32_t)((config->stall_timeout_ms + 999) / 1000),
         .body_bytes_max = config->body_bytes_max,
         .bodies_bytes_max = bodies_bytes_max(config),
     };

@@ -26,6 +26,7 @@ typedef struct coordinator_config {
     uint64_t request_timeout_ms;  /* from arrival to the end; 0: none */
     uint64_t queue_timeout_ms;    /* from arrival to admission; 0: none */
     uint64_t keep_alive_ms;       /* between the comments of a silent stream */
+    uint64_t stall_timeout_ms;    /* a client that takes nothing of its answer for so long is cut off; rounded up to seconds */
     uint32_t connections_max;
     unsigned http_threads;        /* 0: by the number of CPUs */
     unsigned request_threads;     /* parse and tokenise; at least 2. 0: by the number of CPUs */
@@ -37,7 +38,7 @@ typedef struct coordinator_config {
 #define COORDINATOR_CONFIG_DEFAULTS                                                                                                  \
     {                                                                                                                                \
         .listen_address = "127.0.0.1:8000", .body_bytes_max = 64u << 20, .default_max_tokens = 4096, .keep_alive_ms = 10000,         \
-        .connections_max = 8192                                                                                                      \
+        .stall_timeout_ms = 30000, .connections_max = 8192                                                                           \
     }
 
 /* Copies config's values, borrows what it points to. The error names the flag where one is wrong. */

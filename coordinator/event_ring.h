@@ -1,8 +1,7 @@
 /* event_ring.h - the worker's events on their way to the thread that writes the answer: a bounded ring of records.
  *
  * All memory is taken at open, for the worker's thread must not wait for an allocation; being empty moves it back to its beginning,
- * so a ring that is drained in time touches little of it. At its bound a token is refused: then the client reads far
- * too slowly, and its request ends. The ends of choices have room of their own and always fit.
+ * so a ring that is drained in time touches little of it. At its bound a token is refused, and its request ends. The ends of choices have room of their own and always fit.
  * Threads: none of its own; the owner's lock guards it. */
 #ifndef COORDINATOR_EVENT_RING_H
 #define COORDINATOR_EVENT_RING_H

@@ -14,8 +14,7 @@
 
 #define RECORDS_PER_BATCH       32u
 #define BATCHES_PER_RUN         16u            /* then the others' turn */
-#define RING_TOKENS_MAX         8192u
-#define RING_BYTES_MAX          (8u << 20)
+#define RING_BYTES_MAX          (2u << 20)     /* touched as far as tokens wait: of a request that is kept up with, a page */
 #define STREAM_PENDING_MAX      (256u << 10)   /* bytes that wait for a slow client before its tokens wait in the ring */
 #define PROMPT_LOGPROBS_BYTES_MAX (256u << 20)
 
@@ -131,7 +130,6 @@ static hd_status make_ring(generation *g) {
     uint64_t stride = sizeof(event_record) + g->logprob_width * sizeof(worker_logprob);
     uint64_t tokens = g->choice_count * g->max_tokens;
     if (tokens > RING_BYTES_MAX / stride) tokens = RING_BYTES_MAX / stride;
-    if (tokens > RING_TOKENS_MAX) tokens = RING_TOKENS_MAX;
     uint32_t reserved = g->choice_count + 2 * g->request.prompt_count;
     if (g->logprob_width > 0) {
         g->scratch = malloc((size_t)RECORDS_PER_BATCH * g->logprob_width * sizeof(*g->scratch));
@@ -213,14 +211,14 @@ static hd_status flush_stream(generation *g) {
     return status;
 }
 
-static void fail(generation *g, const api_error *error, bool is_cut) {
+static void fail(generation *g, const api_error *error) {
     http_exchange *exchange = g->call->exchange;
     http_exchange_unwatch(exchange);
     hd_counter_add(g->api->metrics.request_success[REQUEST_END_ERROR], g->choices_open);
     if (g->is_stream_begun) {
         answer_write_error(g, error);
-        (void)flush_stream(g); /* a client that has gone is not told */
-        if (is_cut) http_exchange_cut(exchange);
+        /* A client that cannot be told must notice all the same; one that has gone need not. */
+        if (flush_stream(g) == HD_NO_MEMORY) http_exchange_cut(exchange);
         http_exchange_stream_end(exchange);
     } else {
         api_call_fail(g->call, error);
@@ -231,7 +229,17 @@ static void fail(generation *g, const api_error *error, bool is_cut) {
 static void fail_no_memory(generation *g) {
     api_error error;
     api_error_no_memory(&error);
-    fail(g, &error, true);
+    fail(g, &error);
+}
+
+/* The client does not read: nothing that is written would reach it. */
+static void cut_off(generation *g) {
+    http_exchange *exchange = g->call->exchange;
+    http_exchange_unwatch(exchange);
+    hd_counter_add(g->api->metrics.request_success[REQUEST_END_ERROR], g->choices_open);
+    http_exchange_cut(exchange);
+    http_exchange_stream_end(exchange);
+    finish_answer(g, "client_too_slow");
 }
 
 /* The client has gone: nobody reads what is written, but the exchange is answered all the same. */
@@ -312,25 +320,30 @@ static bool heed_notes(generation *g, const generation_notes *notes) {
     }
     if (notes->is_ending) {
         api_error_ending(g->api, &error);
-        fail(g, &error, false);
+        fail(g, &error);
         return true;
     }
     if (notes->timeout == TIMEOUT_REQUEST) {
         api_error_set(&error, 504, "timeout_error", "request_timeout", "the request was not done within %" PRIu64 " s",
                       g->api->request_timeout_ms / 1000);
-        fail(g, &error, false);
+        fail(g, &error);
         return true;
     }
     if (notes->timeout == TIMEOUT_QUEUE) {
         api_error_set(&error, 503, "timeout_error", "queue_timeout", "the request could not be started within %" PRIu64 " s",
                       g->api->queue_timeout_ms / 1000);
         error.retry_after_s = api_retry_after_s(g->api);
-        fail(g, &error, false);
+        fail(g, &error);
         return true;
     }
-    if (notes->is_overflown) {
-        api_error_set(&error, 500, "server_error", "client_too_slow", "the client reads its tokens too slowly");
-        fail(g, &error, true);
+    if (notes->overflow == OVERFLOW_CLIENT) {
+        cut_off(g);
+        return true;
+    }
+    if (notes->overflow == OVERFLOW_SERVER) {
+        api_error_set(&error, 503, "service_unavailable", "overloaded", "the server cannot keep up with the tokens of its model; try again");
+        error.retry_after_s = api_retry_after_s(g->api);
+        fail(g, &error);
         return true;
     }
     if (notes->has_progress && g->request.is_stream) write_progress(g, notes->progress_ns);
@@ -356,14 +369,14 @@ static void advance(generation *g, const event_record *records, uint32_t count, 
         uint32_t open = g->parts_open;
         const worker_logprob *logprobs = records[i].has_logprobs ? g->scratch + (size_t)i * g->logprob_width : NULL;
         if (generation_apply(g, &records[i], logprobs, &error) != HD_OK && !is_over) {
-            fail(g, &error, false);
+            fail(g, &error);
             is_over = true;
         }
         has_room = has_room || g->parts_open < open;
     }
     if (is_over) return;
     if (has_room && g->next_part < g->request.prompt_count && submit_parts(g, &error) != HD_OK) {
-        fail(g, &error, false);
+        fail(g, &error);
         return;
     }
     if (g->request.is_stream) write_ready_chunks(g);
@@ -376,7 +389,7 @@ static void advance(generation *g, const event_record *records, uint32_t count, 
 }
 
 static bool has_note(const generation_notes *notes) {
-    return notes->is_gone || notes->is_ending || notes->is_overflown || notes->is_keep_alive_due || notes->is_submit_due ||
+    return notes->is_gone || notes->is_ending || notes->overflow != OVERFLOW_NONE || notes->is_keep_alive_due || notes->is_submit_due ||
            notes->has_progress || notes->timeout != TIMEOUT_NONE;
 }
 
@@ -384,10 +397,10 @@ static bool has_note(const generation_notes *notes) {
 static bool take_work(generation *g, bool is_paused, event_record *records, uint32_t *count, generation_notes *notes) {
     pthread_mutex_lock(&g->lock);
     /* The connection may have drained since is_paused was found. */
-    bool may_pop = !is_paused || g->notes.is_drained;
+    g->is_paused = is_paused && !g->notes.is_drained;
     *notes = g->notes;
     g->notes = (generation_notes){0};
-    *count = may_pop ? event_ring_pop(&g->ring, records, g->scratch, RECORDS_PER_BATCH) : 0;
+    *count = !g->is_paused ? event_ring_pop(&g->ring, records, g->scratch, RECORDS_PER_BATCH) : 0;
     bool has_work = *count > 0 || has_note(notes);
     bool is_dead = g->is_answered && g->parts_open == 0 && *count == 0;
     if (!has_work && !is_dead) g->is_scheduled = false;
@@ -434,6 +447,7 @@ static void on_drained(void *context) {
     generation *g = context;
     pthread_mutex_lock(&g->lock);
     g->notes.is_drained = true;
+    g->is_paused = false;
     generation_schedule(g);
     pthread_mutex_unlock(&g->lock);
 }
@@ -503,9 +517,9 @@ void generation_start(api_call *call, request *given, prompt *prompts) {
     if (http_exchange_watch(call->exchange, STREAM_PENDING_MAX / 2, on_gone, on_drained, g) != HD_OK) abandon(g);
     else if (atomic_load(&g->api->is_ending)) {
         api_error_ending(g->api, &error);
-        fail(g, &error, false);
+        fail(g, &error);
     } else if (submit_parts(g, &error) != HD_OK) {
-        fail(g, &error, false);
+        fail(g, &error);
     }
     status = work_pool_submit(g->api->reply_pool, 0, &g->work);
     assert(status == HD_OK);

@@ -24,7 +24,8 @@ static void keep_prompt_logprobs(generation_part *part, const worker_event *even
 }
 
 static void push(generation *g, const event_record *record, const worker_logprob *logprobs) {
-    if (event_ring_push(&g->ring, record, logprobs) != HD_OK) g->notes.is_overflown = true;
+    if (event_ring_push(&g->ring, record, logprobs) == HD_OK || g->notes.overflow != OVERFLOW_NONE) return;
+    g->notes.overflow = g->is_paused ? OVERFLOW_CLIENT : OVERFLOW_SERVER;
 }
 
 void generation_on_event(worker_request *r, const worker_event *event) {

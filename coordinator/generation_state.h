@@ -24,10 +24,14 @@ typedef struct generation_part {
 
 typedef enum { TIMEOUT_NONE, TIMEOUT_REQUEST, TIMEOUT_QUEUE } generation_timeout;
 
+/* Why a token found no room in the ring: the client was waited for, or nobody came to take tokens out. */
+typedef enum { OVERFLOW_NONE, OVERFLOW_CLIENT, OVERFLOW_SERVER } generation_overflow;
+
 /* What others have to tell the thread that runs the generation. */
 typedef struct generation_notes {
-    bool is_gone, is_ending, is_overflown, is_keep_alive_due, is_drained, is_submit_due, has_progress;
+    bool is_gone, is_ending, is_keep_alive_due, is_drained, is_submit_due, has_progress;
     generation_timeout timeout;
+    generation_overflow overflow;
     uint64_t progress_ns;
 } generation_notes;
 
@@ -63,6 +67,7 @@ struct generation {
     event_ring ring;
     generation_notes notes;
     bool is_scheduled, is_admitted, has_waiting_parts;
+    bool is_paused;                /* what was written waits for the client, and tokens wait in the ring for that */
     char failure[256];             /* the worker's message with FAILED */
 };
 

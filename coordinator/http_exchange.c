@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #define STREAM_BLOCK_BYTES 16384u
 
@@ -125,7 +126,7 @@ void http_exchange_stream_begin(http_exchange *exchange, unsigned status, const 
 hd_status http_exchange_stream_write(http_exchange *exchange, const char *bytes, size_t byte_count) {
     pthread_mutex_lock(&exchange->lock);
     assert(exchange->answer == ANSWER_STREAM && !exchange->is_stream_ended);
-    hd_status status = exchange->is_gone ? HD_PEER_LOST : HD_OK;
+    hd_status status = exchange->is_gone || exchange->is_cut ? HD_PEER_LOST : HD_OK;
     if (status == HD_OK) {
         /* What was sent is dropped when it is most of the buffer, so moving costs a constant time per byte. */
         if (exchange->stream_sent > exchange->stream.count / 2) {
@@ -148,9 +149,22 @@ void http_exchange_stream_end(http_exchange *exchange) {
     pthread_mutex_unlock(&exchange->lock);
 }
 
+void http_exchange_discard_unsent(http_exchange *exchange) {
+    struct linger discard = {.l_onoff = 1, .l_linger = 0};
+    if (exchange->socket >= 0) setsockopt(exchange->socket, SOL_SOCKET, SO_LINGER, &discard, sizeof(discard));
+}
+
 void http_exchange_cut(http_exchange *exchange) {
     pthread_mutex_lock(&exchange->lock);
     exchange->is_cut = true;
+    text_buffer_clear(&exchange->stream);
+    exchange->stream_sent = 0;
+    /* libmicrohttpd may be waiting for room in the socket, and then asks us nothing: only the socket itself can wake it. And what
+     * the system still holds for a peer that does not read would stay for minutes. */
+    if (exchange->connection != NULL && exchange->socket >= 0) {
+        http_exchange_discard_unsent(exchange);
+        shutdown(exchange->socket, SHUT_RDWR);
+    }
     wake(exchange);
     pthread_mutex_unlock(&exchange->lock);
 }
@@ -214,7 +228,7 @@ static ssize_t read_stream(void *context, uint64_t position, char *buffer, size_
     ssize_t result = 0;
     pthread_mutex_lock(&exchange->lock);
     size_t pending = exchange->stream.count - exchange->stream_sent;
-    if (exchange->is_gone) {
+    if (exchange->is_gone || exchange->is_cut) {
         result = MHD_CONTENT_READER_END_WITH_ERROR;
     } else if (pending > 0) {
         size_t count = pending < buffer_bytes ? pending : buffer_bytes;
@@ -229,8 +243,6 @@ static ssize_t read_stream(void *context, uint64_t position, char *buffer, size_
             exchange->is_drain_due = false;
             exchange->on_drained(exchange->watcher);
         }
-    } else if (exchange->is_cut) {
-        result = MHD_CONTENT_READER_END_WITH_ERROR;
     } else if (exchange->is_stream_ended) {
         result = MHD_CONTENT_READER_END_OF_STREAM;
     } else {

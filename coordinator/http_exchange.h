@@ -20,7 +20,6 @@ struct http_exchange {
     _Atomic uint32_t references;       /* the server's and the retains */
     http_exchange *previous, *next;    /* in the server's list */
     hangup_ticket ticket;
-    int socket;
     char *method, *path;
     void *context;
     void (*release_context)(void *context);
@@ -32,6 +31,7 @@ struct http_exchange {
     bool is_body_wanted, is_refused_early;
 
     pthread_mutex_t lock; /* guards what follows */
+    int socket;           /* -1 until the body is there */
     bool is_suspended, is_gone, is_cut;
     answer_kind answer;
     unsigned status;
@@ -55,6 +55,8 @@ struct http_exchange {
 http_exchange *http_exchange_open(http_server *server, struct MHD_Connection *connection, const char *method, const char *path);
 /* The client has gone, or the server ends: marks it, tells the watcher, wakes the connection. */
 void http_exchange_lose(http_exchange *exchange);
+/* Closing the socket will drop what the system has not sent, and reset the connection. */
+void http_exchange_discard_unsent(http_exchange *exchange);
 /* The connection is over; from now on nothing touches it. */
 void http_exchange_detach(http_exchange *exchange);
 /* What libmicrohttpd sends: a response, or NULL when out of memory. Once, after the answer has been set. */

@@ -119,6 +119,7 @@ static void take_body(http_server *server, http_exchange *exchange, const char *
 static enum MHD_Result send_answer(http_exchange *exchange, struct MHD_Connection *connection) {
     struct MHD_Response *response = http_exchange_response(exchange);
     if (response == NULL) return MHD_NO;
+    MHD_set_connection_option(connection, MHD_CONNECTION_OPTION_TIMEOUT, exchange->server->config.stall_timeout_s);
     enum MHD_Result result = MHD_queue_response(connection, exchange->status, response);
     MHD_destroy_response(response);
     return result;
@@ -165,10 +166,11 @@ static enum MHD_Result dispatch(http_server *server, http_exchange *exchange, st
     callbacks->on_request(callbacks->context, exchange);
     if (look(exchange) == NEXT_SEND && exchange->answer == ANSWER_WHOLE) return send_answer(exchange, connection);
 
-    exchange->socket = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+    int socket = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
     /* Without a slot the client's going is seen when something is sent to it, which is right as well, only later. */
-    (void)hangup_watch_add(server->watch, exchange->socket, on_hangup, exchange, &exchange->ticket);
+    (void)hangup_watch_add(server->watch, socket, on_hangup, exchange, &exchange->ticket);
     pthread_mutex_lock(&exchange->lock);
+    exchange->socket = socket;
     next_step next = choose_next(exchange);
     if (next == NEXT_WAIT) {
         exchange->is_suspended = true;
@@ -211,6 +213,11 @@ static void on_completed(void *context, struct MHD_Connection *connection, void 
     http_exchange *exchange = *r;
     *r = NULL;
     if (exchange == NULL) return;
+    if (code == MHD_REQUEST_TERMINATED_COMPLETED_OK) { /* the connection may be used again */
+        MHD_set_connection_option(connection, MHD_CONNECTION_OPTION_TIMEOUT, server->config.idle_timeout_s);
+    } else if (code == MHD_REQUEST_TERMINATED_TIMEOUT_REACHED) {
+        http_exchange_discard_unsent(exchange);
+    }
     hangup_watch_remove(server->watch, exchange->socket, &exchange->ticket);
     http_exchange_detach(exchange);
     list_remove(server, exchange);

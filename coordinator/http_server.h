@@ -41,7 +41,8 @@ typedef struct http_config {
     int listener;              /* a listening socket; the server closes it */
     unsigned thread_count;
     uint32_t connections_max;
-    uint32_t idle_timeout_s;   /* of a connection that neither sends nor receives */
+    uint32_t idle_timeout_s;   /* of a connection without an answer under way that neither sends nor receives */
+    uint32_t stall_timeout_s;  /* of a client that takes nothing of its answer: it counts as gone */
     size_t body_bytes_max, bodies_bytes_max;
     http_callbacks callbacks;
 } http_config;
@@ -80,7 +81,8 @@ void http_exchange_stream_begin(http_exchange *exchange, unsigned status, const 
 hd_status http_exchange_stream_write(http_exchange *exchange, const char *bytes, size_t byte_count);
 void http_exchange_stream_end(http_exchange *exchange);
 size_t http_exchange_pending(http_exchange *exchange); /* bytes written and not yet taken by the connection */
-/* After the answer has ended with an error that the client must notice: the connection is cut. */
+/* Resets the connection of a stream now: what was written and has not reached the client is dropped, and it sees that the answer is not
+ * whole. stream_end follows as ever. */
 void http_exchange_cut(http_exchange *exchange);
 
 /* on_gone: the client has gone; once. on_drained: fewer than drained_below bytes are pending, after http_exchange_pending has said more.

@@ -209,6 +209,67 @@ static void a_client_that_reads_slowly_gets_all_of_it(void **state) {
     served_close(&s);
 }
 
+/* It never reads a byte: the socket's buffers fill, then the stream's, then the ring. The worker is slow enough for the first two to be full
+ * long before the third, in every kind of build. */
+static void a_client_that_does_not_read_is_cut_off(void **state) {
+    served s;
+    served_init(&s, "abcdefghijklmnopqrstuvwxyz");
+    s.script.is_endless = true;
+    s.script.context_max = 1u << 30;
+    s.script.token_delay_us = 100;
+    served_open(&s);
+    int fd = raw_connect_with(s.address, 4096);
+    raw_post(fd, "/v1/completions", "", "{\"prompt\": \"x\", \"max_tokens\": 100000000, \"stream\": true, \"logprobs\": 20}");
+    served_wait_running(&s, 1);
+    served_wait_running(&s, 0);
+    assert_true(raw_wait_reset(fd, 2000));
+    raw_hang_up(fd);
+    assert_true(served_metric(&s, "hadal:request_success_total{finished_reason=\"error\"}") == 1);
+    /* The others never noticed. */
+    raw_answer answer = served_get(&s, "/health");
+    assert_int_equal(answer.status, 200);
+    raw_answer_fini(&answer);
+    served_close(&s);
+}
+
+/* Few tokens, so the ring will not tell: time has to. */
+static void a_client_that_takes_nothing_for_too_long_is_cut_off(void **state) {
+    served s;
+    served_init(&s, "abcdefghijklmnopqrstuvwxyz");
+    s.script.is_endless = true;
+    s.script.context_max = 1u << 30;
+    s.script.token_delay_us = 20;
+    s.config.stall_timeout_ms = 1000;
+    served_open(&s);
+    int fd = raw_connect_with(s.address, 4096);
+    raw_post(fd, "/v1/completions", "", "{\"prompt\": \"x\", \"max_tokens\": 10000, \"stream\": true, \"logprobs\": 20}");
+    served_wait_running(&s, 1);
+    served_wait_running(&s, 0); /* all was said; what the client did not read is kept for it */
+    assert_true(raw_wait_reset(fd, 10000));
+    raw_hang_up(fd);
+    served_close(&s);
+}
+
+/* A worker faster than any model: whether the tokens are kept up with is chance, who is blamed is not. */
+static void a_client_is_not_blamed_for_a_server_that_falls_behind(void **state) {
+    served s;
+    served_init(&s, "abcdefghijklmnopqrstuvwxyz");
+    s.script.is_endless = true;
+    s.script.context_max = 1u << 30;
+    served_open(&s);
+    raw_answer answer = served_post(&s, "/v1/completions", "{\"prompt\": \"x\", \"max_tokens\": 4000, \"logprobs\": 5, \"n\": 16}");
+    if (answer.status != 200) {
+        char value[16];
+        assert_int_equal(answer.status, 503);
+        assert_non_null(strstr(answer.body, "the server cannot keep up with the tokens of its model; try again"));
+        assert_non_null(raw_header(&answer, "Retry-After", value, sizeof(value)));
+    }
+    assert_false(answer.is_cut);
+    raw_answer_fini(&answer);
+    served_wait_running(&s, 0);
+    served_close(&s);
+}
+
 static void *close_coordinator(void *context) {
     coordinator_close(context, 5000);
     return NULL;
@@ -341,6 +402,9 @@ int main(void) {
         cmocka_unit_test(a_request_that_takes_too_long_ends),
         cmocka_unit_test(a_request_that_waits_too_long_ends),
         cmocka_unit_test(a_client_that_reads_slowly_gets_all_of_it),
+        cmocka_unit_test(a_client_that_does_not_read_is_cut_off),
+        cmocka_unit_test(a_client_that_takes_nothing_for_too_long_is_cut_off),
+        cmocka_unit_test(a_client_is_not_blamed_for_a_server_that_falls_behind),
         cmocka_unit_test(ending_finishes_what_runs_and_refuses_what_comes),
         cmocka_unit_test(what_is_not_done_in_time_is_ended),
         cmocka_unit_test(many_clients_at_once_leave_nothing_behind),

@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +13,10 @@
 #include <unistd.h>
 
 int raw_connect(const char *address) {
+    return raw_connect_with(address, 0);
+}
+
+int raw_connect_with(const char *address, int receive_bytes) {
     const char *colon = strrchr(address, ':');
     char host[64];
     snprintf(host, sizeof(host), "%.*s", (int)(colon - address), address);
@@ -20,6 +25,7 @@ int raw_connect(const char *address) {
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     int on = 1;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    if (receive_bytes > 0) setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &receive_bytes, sizeof(receive_bytes));
     struct timeval limit = {.tv_sec = 20};
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
     int code = connect(fd, (struct sockaddr *)&to, sizeof(to));
@@ -129,6 +135,11 @@ bool raw_receive_until(int fd, const char *text, char *buffer, size_t buffer_byt
         buffer[length] = '\0';
     }
     return true;
+}
+
+bool raw_wait_reset(int fd, int timeout_ms) {
+    struct pollfd end = {.fd = fd}; /* errors and hang-ups are always told */
+    return poll(&end, 1, timeout_ms) == 1;
 }
 
 void raw_hang_up(int fd) {

@@ -16,6 +16,10 @@ typedef struct raw_answer {
 } raw_answer;
 
 int raw_connect(const char *address);
+/* With a receive buffer of so many bytes (about; 0: the system's default), for clients that do not read. */
+int raw_connect_with(const char *address, int receive_bytes);
+/* Waits, without reading, until the connection has been reset; false when it has not been after timeout_ms. */
+bool raw_wait_reset(int fd, int timeout_ms);
 void raw_send(int fd, const void *bytes, size_t byte_count);
 void raw_send_text(int fd, const char *text);
 /* POST with content type JSON; extra_headers end with \r\n each, or "". */
