@@ -99,7 +99,9 @@ static hd_status take_over(engine *e, sequence *s, const attention_sequence_para
     if (status != HD_OK)
         return hd_error_set(error, status, "no memory to cut sequence %llu", (unsigned long long)params->sequence);
     state_store_truncate(&e->states, s->slot, same);
+    if (s->indexes != NULL) index_set_truncate(s->indexes, same);
     status = sequence_set_tokens_max(&e->home, s, room_of(params), error);
+    if (status == HD_OK) status = engine_indexes_follow(e, s, error);
     if (status != HD_OK) return status;
     s->epoch = params->epoch;
     *cached_tokens = least(same, reusable(params));
@@ -152,6 +154,10 @@ static hd_status sequence_open(attention *self, const attention_sequence_params 
     s->is_private = params->first_position > 0 && !params->has_prefix;
     uint64_t reuse_max = least(params->reuse_max, reusable(params));
     status = sequence_start(&e->home, s, params->token_ids, params->token_count, reuse_max, room_of(params), error);
+    if (status == HD_OK) {
+        status = engine_indexes_open(e, s, error);
+        if (status != HD_OK) sequence_finish(&e->home, s, RETAIN_EARLY);
+    }
     if (status != HD_OK) {
         sequence_table_give(&e->sequences, s);
         return status;
@@ -179,6 +185,10 @@ static hd_status fork_sequence(attention *self, uint64_t source_name, uint64_t l
     hd_status status = take_slot(e, name, epoch, &s, error);
     if (status != HD_OK) return status;
     status = sequence_start_fork(&e->home, s, source, place, room, error);
+    if (status == HD_OK) {
+        status = engine_indexes_fork(source, s, error);
+        if (status != HD_OK) sequence_finish(&e->home, s, RETAIN_NOT);
+    }
     if (status == HD_OK) state_store_copy(&e->states, source->slot, place, s->slot);
     else sequence_table_give(&e->sequences, s);
     engine_publish(e);
@@ -209,6 +219,7 @@ static hd_status truncate_sequence(attention *self, uint64_t name, uint64_t epoc
     length = state_store_resumable(&e->states, s->slot, length);
     status = sequence_truncate(&e->home, s, length);
     if (status == HD_OK) state_store_truncate(&e->states, s->slot, length);
+    if (status == HD_OK && s->indexes != NULL) index_set_truncate(s->indexes, length);
     engine_publish(e);
     return status;
 }
@@ -219,6 +230,8 @@ static hd_status close_sequence(attention *self, uint64_t name, uint64_t epoch, 
     sequence *s = NULL;
     hd_status status = find_owned(e, name, epoch, &s);
     if (status != HD_OK) return status;
+    index_set_close(s->indexes, keep);
+    s->indexes = NULL;
     sequence_finish(&e->home, s, !keep ? RETAIN_NOT : early ? RETAIN_EARLY : RETAIN_KEPT);
     state_store_drop(&e->states, s->slot);
     sequence_table_give(&e->sequences, s);
@@ -281,6 +294,7 @@ static hd_status state_load(const attention *self, uint64_t name, uint64_t posit
 static void cache_reset(attention *self) {
     engine *e = engine_of(self);
     block_store_reset_cache(&e->home.store);
+    if (e->indexes != NULL) index_home_reset(e->indexes);
     engine_publish(e);
 }
 
@@ -310,6 +324,7 @@ static hd_dtype dtype_of(const attention *self) {
 }
 
 static void free_engine(engine *e) {
+    engine_retrieve_close(e);
     engine_memory_close(e);
     hd_free(e);
 }
@@ -376,6 +391,7 @@ hd_status engine_open(const engine_config *config, attention **out, hd_error *er
     /* A prefix of a table with states is only resumable with snapshots, which belong to open sequences. */
     e->home.is_sharing = attention_layer_table_state_bytes(&config->layers) == 0;
     status = engine_memory_open(e, config, error);
+    if (status == HD_OK) status = engine_retrieve_open(e, config->index_bytes, config->index_builders, error);
     if (status != HD_OK) {
         free_engine(e);
         return status;

@@ -16,6 +16,8 @@ typedef struct engine_config {
     attention_layer_table layers;
     hd_dtype kv_dtype;      /* HD_BF16 or HD_F32 */
     uint64_t hot_bytes;     /* the budget: blocks and their tables together stay within it */
+    uint64_t index_bytes;   /* beside it, for indexes and searches; 0: selections that search are refused */
+    uint32_t index_builders; /* threads that build indexes; with index_bytes at least 1 */
     uint32_t step_rows_max; /* rows of a step, at most */
     uint32_t sequences_max;
     uint32_t views_max;            /* callers of engine_attach; 0 for none */

@@ -60,6 +60,7 @@ hd_status engine_fill_synthetic(attention *self, uint64_t name, uint64_t tokens,
     if (s == NULL) return HD_NOT_FOUND;
     if (s->length != 0 || tokens > s->tokens_max) return HD_INVALID;
     s->is_private = true;
+    s->exact_count = tokens;
     uint64_t state = seed;
     for (uint64_t done = 0; done < tokens;) {
         uint32_t ids[HD_BLOCK_TOKENS],
@@ -71,6 +72,7 @@ hd_status engine_fill_synthetic(attention *self, uint64_t name, uint64_t tokens,
     filling f = {.engine = e, .sequence = s, .seed = next_random(&state)};
     hd_pool_run(e->pool, fill_blocks, &f);
     sequence_commit(&e->home, s);
+    if (s->indexes != NULL) index_set_grow(s->indexes, s);
     engine_publish(e);
     return HD_OK;
 }

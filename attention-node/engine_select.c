@@ -10,11 +10,11 @@
 
 /* ---- Which rows ---- */
 
-static void ask(const engine *e, const engine_layer *layer, const sequence *s, uint64_t position, uint32_t head,
-                selection_answer *answer) {
+void engine_ask_selection(const engine *e, const engine_layer *layer, const sequence *s, uint64_t position,
+                          uint32_t head, selection_answer *answer) {
     *answer = (selection_answer){.is_everything = true};
     if (layer->plan.window != 0 || position < s->exact_count) return;
-    selection_question question = {.layer = e->step.call.layer, .head = head, .position = position};
+    selection_question question = {.layer = e->step.call.layer, .head = head, .position = position, .granule = INDEX_GRAIN};
     s->selection.ops->choose(&s->selection, &question, answer);
     if (!answer->is_everything) assert(answer->sinks_end <= answer->recent_first && answer->recent_first <= position);
 }
@@ -22,13 +22,13 @@ static void ask(const engine *e, const engine_layer *layer, const sequence *s, u
 static bool sees_everything(const engine *e, const engine_layer *layer, const sequence *s, uint64_t position) {
     selection_answer answer = {.is_everything = true};
     for (uint32_t head = 0; head < layer->plan.kv_heads && answer.is_everything; head++)
-        ask(e, layer, s, position, head, &answer);
+        engine_ask_selection(e, layer, s, position, head, &answer);
     return answer.is_everything;
 }
 
 /* A prompt's rows come first and see everything; from the first row on that does not, all are sparse. */
 static uint32_t count_full_rows(const engine *e, const engine_layer *layer, const sequence *s, const plan_span *span) {
-    if (selection_is_full(&s->selection) || layer->plan.window != 0) return span->row_count;
+    if (selection_is_full(&s->selection) || layer->plan.window != 0 || span->is_replica) return span->row_count;
     uint32_t row = 0;
     if (s->exact_count > span->first_position) {
         uint64_t exact = s->exact_count - span->first_position;
@@ -88,8 +88,9 @@ static uint32_t gather_group(const engine *e, const engine_layer *layer, const e
     return count + engine_gather_spans(e, layer, s->runs, s->run_count, recent, end, head, spans + count);
 }
 
-void engine_attend_sparse(const engine *e, const engine_layer *layer, const engine_thread *t,
-                          const engine_sparse_row *row, uint32_t head) {
+void engine_attend_sparse(const engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,
+                          uint32_t head) {
+    const engine_thread *t = &e->threads[thread];
     uint32_t group_size = layer->plan.group_size;
     for (uint32_t g = 0; g < group_size; g++) t->positions[g] = row->position;
     kernel_attend call = {.shape = layer->shape,
@@ -102,7 +103,7 @@ void engine_attend_sparse(const engine *e, const engine_layer *layer, const engi
                           .spans = t->spans,
                           .scratch = t->kernel_scratch};
     selection_answer answer;
-    ask(e, layer, row->sequence, row->position, head, &answer);
+    engine_ask_selection(e, layer, row->sequence, row->position, head, &answer);
     merge_tree tree;
     merge_tree_init(&tree, e->kernels, group_size, layer->shape.value_dim);
     uint64_t last = row->position / HD_GROUP_TOKENS;
@@ -119,5 +120,6 @@ void engine_attend_sparse(const engine *e, const engine_layer *layer, const engi
     bool has_seen = merge_tree_collapse(&tree, &result); /* itself at least */
     assert(has_seen);
     (void)has_seen;
+    if (answer.is_searched) engine_attend_found(e, layer, thread, row, head, &answer, &call, &result);
     engine_write_output(e, layer, row->row, 1, head, &result);
 }

@@ -8,6 +8,7 @@
 
 #include "attention-node/attend_plan.h"
 #include "attention-node/engine.h"
+#include "attention-node/index_set.h"
 #include "attention-node/sequence_table.h"
 #include "attention-node/state_store.h"
 
@@ -33,13 +34,25 @@ typedef struct engine_sparse_row {
     uint64_t position;
 } engine_sparse_row;
 
+typedef struct engine_search_counts {
+    uint64_t searches, tokens_found, bytes_scanned, bytes_rest, search_ns, attend_ns; /* of what was found, after the search */
+} engine_search_counts;
+
 /* What a thread of the pool works with. */
 typedef struct engine_thread {
     void *kernel_scratch;
     kernel_span *spans;  /* [HD_GROUP_TOKENS] */
     uint64_t *positions; /* [item_rows_max] */
     float *partials;     /* [partials_per_thread] of partial_floats each */
+    engine_search_counts searched; /* since the engine opened; the thread alone writes */
 } engine_thread;
+
+/* A thread's room for searches; only where the engine keeps indexes. */
+typedef struct engine_finder {
+    void *scratch, *keys, *values; /* keys, values: a page for tokens that were found */
+    uint32_t *tokens;              /* of all query heads of a group */
+    uint16_t *queries;             /* of a group, in bf16 */
+} engine_finder;
 
 typedef struct engine_step {
     bool is_open;
@@ -93,6 +106,10 @@ typedef struct engine {
     float *item_out, *item_max, *item_sum; /* of items that are not whole: [partial_rows_max] rows */
     engine_step step;
 
+    index_home *indexes;    /* NULL: none are kept */
+    engine_finder *finders; /* [threads] */
+    void *finder_memory;
+
     struct {
         _Atomic uint64_t blocks_sequences, blocks_reserved, blocks_cached, sequences, evicted_blocks;
         _Atomic uint64_t prefix_queries_tokens, prefix_hits_tokens, appended_tokens;
@@ -128,11 +145,30 @@ void engine_write_output(const engine *e, const engine_layer *layer, uint32_t fi
                          uint32_t head, const kernel_partial *partial);
 const void *engine_queries(const engine *e, const engine_layer *layer, uint32_t first_row, uint32_t head);
 
+/* engine_retrieve.c. index_bytes 0: no indexes are kept, and whoever needs them is refused. */
+hd_status engine_retrieve_open(engine *e, uint64_t index_bytes, unsigned builder_count, hd_error *error);
+void engine_retrieve_close(engine *e);
+/* Of a sequence that has just started (from cached blocks it keeps those that an index goes with), that has forked, or
+ * whose tokens_max has changed. */
+hd_status engine_indexes_open(engine *e, sequence *s, hd_error *error);
+hd_status engine_indexes_fork(const sequence *source, sequence *s, hd_error *error);
+hd_status engine_indexes_follow(engine *e, sequence *s, hd_error *error);
+/* A thread's share of the step's queries goes to the indexes. */
+void engine_learn_queries(engine *e, const engine_layer *layer, unsigned thread, unsigned thread_count);
+/* Before the sparse rows: what they will search is built. */
+hd_status engine_await_indexes(engine *e, const engine_layer *layer);
+/* Merges into result what a row's queries find between sinks and newest tokens. */
+void engine_attend_found(const engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,
+                         uint32_t head, const selection_answer *answer, kernel_attend *call,
+                         const kernel_partial *result);
+
 /* engine_select.c: parts the rows of a step, by what each sequence's selection answers for the layer, and attends for
  * the sparse ones. True: the full ones are those of the layer before. */
 bool engine_select_rows(engine *e, const engine_layer *layer);
-void engine_attend_sparse(const engine *e, const engine_layer *layer, const engine_thread *thread,
-                          const engine_sparse_row *row, uint32_t head);
+void engine_ask_selection(const engine *e, const engine_layer *layer, const sequence *s, uint64_t position,
+                          uint32_t head, selection_answer *answer);
+void engine_attend_sparse(const engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,
+                          uint32_t head);
 
 /* After whatever changes them. */
 void engine_publish(engine *e);

@@ -337,12 +337,13 @@ static void run_layer(void *context, unsigned thread, unsigned thread_count) {
         store_share(e, layer, thread, thread_count);
         hd_pool_barrier(e->pool);
     }
+    if (e->indexes != NULL) engine_learn_queries(e, layer, thread, thread_count);
     uint32_t heads = layer->plan.kv_heads, head;
     size_t sparse = (size_t)e->step.sparse_count * heads, count = sparse + attend_plan_ticket_count(&e->plan);
     for (size_t ticket; (ticket = hd_ticket_take(&e->step.ticket, count)) < count;) {
         if (ticket < sparse) {
             head = (uint32_t)(ticket % heads);
-            engine_attend_sparse(e, layer, &e->threads[thread], &e->step.sparse_rows[ticket / heads], head);
+            engine_attend_sparse(e, layer, thread, &e->step.sparse_rows[ticket / heads], head);
             continue;
         }
         const plan_item *item = attend_plan_item(&e->plan, ticket - sparse, &head);
@@ -392,6 +393,8 @@ hd_status engine_step_wait(attention *self, uint32_t layer) {
     if (step->is_broken) return HD_STALE;
     if (!step->is_submitted || step->call.layer != layer) return HD_INVALID;
     plan_layer(e, &e->layers[layer]);
+    hd_status status = engine_await_indexes(e, &e->layers[layer]);
+    if (status != HD_OK) return status;
     atomic_store_explicit(&step->ticket, 0, memory_order_relaxed);
     hd_pool_run(e->pool, run_layer, e);
     step->is_submitted = false;
@@ -413,6 +416,7 @@ hd_status engine_step_end(attention *self) {
         s->view_in_step = NULL;
         if (is_done) sequence_commit(&e->home, s);
         else sequence_rollback(&e->home, s);
+        if (s->indexes != NULL) index_set_grow(s->indexes, s);
     }
     engine_publish(e);
     return is_done ? HD_OK : e->step.is_broken ? HD_STALE : HD_CANCELLED;

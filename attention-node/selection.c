@@ -6,7 +6,7 @@
 
 typedef const selection_ops *selection_source(void);
 
-static selection_source *const sources[] = {selection_ops_full, selection_ops_window};
+static selection_source *const sources[] = {selection_ops_full, selection_ops_window, selection_ops_retrieval};
 enum { SOURCE_COUNT = sizeof(sources) / sizeof(sources[0]) };
 
 static void list_names(char *text, size_t text_bytes) {

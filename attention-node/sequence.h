@@ -37,6 +37,7 @@ typedef struct sequence {
     identity root;
     bool is_private; /* its blocks are never found by identity */
     selection selection;
+    struct index_set *indexes; /* the engine's, of a selection that searches; or NULL */
     uint64_t exact_count; /* positions before attend to everything; what comes later is private but with full */
     kv_run *runs;
     uint32_t run_count, sealed_count; /* the first sealed_count runs are of sealed blocks */

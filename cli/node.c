@@ -14,6 +14,7 @@
 /* Code, tokenizer, request bodies on their way, and a share for what the kernel keeps for us. */
 #define WORKING_BYTES_FIXED ((uint64_t)256 << 20)
 #define WORKING_SHARE 32u
+#define INDEX_SHARE 8u /* of the hot memory */
 
 static uint32_t least(uint64_t a, uint64_t b) {
     return (uint32_t)(a < b ? a : b);
@@ -53,9 +54,20 @@ static hd_status draw_key(unsigned char *key, size_t bytes, hd_error *error) {
                                                       : hd_error_set(error, HD_IO, "the system gave no random bytes");
 }
 
+static uint64_t index_bytes(const node_options *options, const node *n) {
+    if (options->index_memory > 0) return options->index_memory;
+    bool may_search = strncmp(options->selection, "auto", 4) == 0 || strncmp(options->selection, "retrieval", 9) == 0;
+    return may_search ? n->memory.hot_bytes / INDEX_SHARE : 0;
+}
+
 static hd_status open_engine(const node_options *options, node *n, hd_error *error) {
+    uint64_t for_indexes = index_bytes(options, n);
+    if (for_indexes >= n->memory.hot_bytes)
+        return hd_error_set(error, HD_INVALID, "--index-memory is part of the hot memory and has to be less");
     engine_config config = {.kv_dtype = n->settings.kv_dtype,
-                            .hot_bytes = n->memory.hot_bytes,
+                            .hot_bytes = n->memory.hot_bytes - for_indexes,
+                            .index_bytes = for_indexes,
+                            .index_builders = hd_pool_thread_count(n->pool),
                             .step_rows_max = (uint32_t)options->max_batch_tokens,
                             .sequences_max = n->running_max,
                             .kernels = n->kernels,
@@ -160,6 +172,7 @@ hd_status node_start(const node_options *options, node *n, hd_error *error) {
                             .running_max = n->running_max,
                             .context_max = options->max_context,
                             .selection = options->selection,
+                            .full_up_to = options->full_up_to,
                             .metrics = n->metrics};
     return worker_open(&config, &n->worker, error);
 }

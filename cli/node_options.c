@@ -18,7 +18,11 @@ size_t node_options_flags(node_options *o, hd_flag *flags) {
          "memory for keys and values (default: what the weights leave)", false},
         {"kv-dtype", HD_FLAG_STRING, &o->kv_dtype, "f32|bf16", "how keys and values are kept", false},
         {"selection", HD_FLAG_STRING, &o->selection, "NAME[,key=value...]",
-         "which earlier tokens a query attends to: full, or window with sinks=, recent=, full_layers=", false},
+         "which earlier tokens a query attends to: full, window, retrieval, auto", false},
+        {"full-up-to", HD_FLAG_U64, &o->full_up_to, "N",
+         "tokens of a request, prompt and answer, up to which auto is full; above it is retrieval", false},
+        {"index-memory", HD_FLAG_SIZE, &o->index_memory, "BYTES",
+         "of the hot memory, for indexes (default: an eighth where the selection is auto or retrieval)", false},
         {"threads", HD_FLAG_U64, &o->threads, "N", "compute threads (default: the CPUs this process may use)", false},
         {"weights", HD_FLAG_STRING, &o->weights, "auto|f32|bf16|int8", "how weights are kept; auto is bf16", false},
         {"max-batch-tokens", HD_FLAG_U64, &o->max_batch_tokens, "N",
@@ -65,7 +69,9 @@ static hd_status choose_log_level(const char *name, hd_error *error) {
 static hd_status check_selection(const char *text, hd_error *error) {
     selection parsed;
     hd_error problem;
-    hd_status status = selection_parse(text, &parsed, &problem);
+    char resolved[SELECTION_TEXT_BYTES];
+    hd_status status = selection_resolve(text, UINT64_MAX, 0, resolved, &problem); /* options are retrieval's */
+    if (status == HD_OK) status = selection_parse(resolved, &parsed, &problem);
     return status == HD_OK ? HD_OK : hd_error_set(error, status, "--selection: %s", problem.text);
 }
 

@@ -3,6 +3,7 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "coordinator/sse.h"
 
@@ -33,9 +34,13 @@ static void write_usage(const generation *g, text_buffer *out) {
 }
 
 /* Which selection made the answer. */
-static void write_selection(const generation *g, text_buffer *out) {
+static void write_selection(generation *g, text_buffer *out) {
+    char selection[sizeof(g->selection)];
+    pthread_mutex_lock(&g->lock);
+    memcpy(selection, g->selection, sizeof(selection));
+    pthread_mutex_unlock(&g->lock);
     text_buffer_text(out, ",\"hadal\":{\"selection\":");
-    text_buffer_json_text(out, g->request.selection != NULL ? g->request.selection : g->api->info.selection);
+    text_buffer_json_text(out, selection);
     text_buffer_text(out, "}");
 }
 

@@ -44,6 +44,7 @@ void generation_on_event(worker_request *r, const worker_event *event) {
     case WORKER_STARTED:
         g->is_admitted = true;
         part->prompt_done = event->cached_tokens;
+        if (event->selection != NULL) snprintf(g->selection, sizeof(g->selection), "%s", event->selection);
         record.cached_tokens = event->cached_tokens;
         record.choice = part->index * g->request.choices;
         push(g, &record, NULL);

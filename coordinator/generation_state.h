@@ -69,6 +69,7 @@ struct generation {
     bool is_scheduled, is_admitted, has_waiting_parts;
     bool is_paused;                /* what was written waits for the client, and tokens wait in the ring for that */
     char failure[256];             /* the worker's message with FAILED */
+    char selection[256];           /* that the worker has started with */
 };
 
 /* The worker's callback. */

@@ -53,6 +53,14 @@ typedef struct kernel_page_shape {
 size_t kernel_page_key_bytes(const kernel_page_shape *shape);
 size_t kernel_page_value_bytes(const kernel_page_shape *shape);
 
+/* Tokens [first, first + count) of a page's keys or values as rows of bf16, one after another. */
+void kernel_page_rows(const kernel_page_shape *shape, const void *page, bool is_keys, uint32_t first, uint32_t count,
+                      uint16_t *rows);
+
+/* Token `slot` of a page to slot `to` of another page of the same shape. */
+void kernel_page_copy(const kernel_page_shape *shape, const void *keys, const void *values, uint32_t slot,
+                      void *to_keys, void *to_values, uint32_t to);
+
 /* A part of a page that a query may see: tokens [first, first + count) of it, at positions position, position + 1,
  * ... */
 typedef struct kernel_span {

@@ -68,6 +68,7 @@ typedef struct worker_event {
     uint32_t choice;
     bool last;
     uint64_t cached_tokens, prompt_done, prompt_count;
+    const char *selection; /* WORKER_STARTED: what the request's selection, or the worker's own, has come to */
     uint32_t token_id; /* WORKER_TOKEN. A token that ends the choice by eos or stop id is not sent as a token */
     uint64_t position;             /* of the token in the sequence; of the first entry with WORKER_PROMPT_LOGPROBS */
     /* entry_count groups of logprob_count: first the token itself, then the likeliest, descending. */
@@ -88,7 +89,7 @@ struct worker_request {
     uint32_t choices;    /* n, at most WORKER_CHOICES_MAX: the prompt is prefilled once */
     worker_sampling sampling;
     unsigned char salt[16]; /* tenant */
-    const char *selection;  /* NULL for the worker's default */
+    const char *selection;  /* NAME[,key=value...]; NULL for the worker's default */
     bool no_cache;          /* neither read nor keep prefix cache */
     void (*on_event)(worker_request *request, const worker_event *event);
     void *context;   /* the caller's */

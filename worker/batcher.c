@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <time.h>
 
+#include "attention-node/selection.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
@@ -186,6 +187,17 @@ static bool fork_choices(batcher *b, job *j) {
     return true;
 }
 
+/* What a request's selection comes to, from its length and the configured budget alone. */
+static hd_status choose_selection(const batcher *b, const worker_request *request, uint64_t tokens,
+                                  char chosen[SELECTION_TEXT_BYTES], hd_error *error) {
+    const char *text = request->selection != NULL ? request->selection : b->config.selection;
+    attention_stats stats;
+    b->config.attention->ops->stats(b->config.attention, &stats);
+    uint64_t fits = stats.blocks_total * HD_BLOCK_TOKENS;
+    uint64_t full_up_to = b->config.full_up_to < fits ? b->config.full_up_to : fits;
+    return selection_resolve(text != NULL ? text : "full", tokens, full_up_to, chosen, error);
+}
+
 /* False: it has to wait. */
 static bool admit_job(batcher *b, job *j, sequence *place) {
     attention *a = b->config.attention;
@@ -194,6 +206,9 @@ static bool admit_job(batcher *b, job *j, sequence *place) {
     if (choice == NO_CHOICE) return true;
     uint64_t tokens = request->prompt_count + request->max_tokens, cached_tokens = 0;
     bool may_reuse = !request->no_cache && request->sampling.prompt_logprobs < 0;
+    char chosen[SELECTION_TEXT_BYTES];
+    hd_error error = {.text = ""};
+    hd_status status = choose_selection(b, request, tokens, chosen, &error);
     attention_sequence_params params = {
         .sequence = place->name = b->next_name++,
         .epoch = SEQUENCE_EPOCH,
@@ -202,12 +217,12 @@ static bool admit_job(batcher *b, job *j, sequence *place) {
         .tokens_max = tokens,
         .reuse_max = may_reuse ? request->prompt_count - 1 : 0,
         .variant = rope_table_variant(&b->config.model->rope, tokens),
-        .selection = request->selection != NULL ? request->selection : b->config.selection,
+        .prompt_count = request->prompt_count,
+        .selection = chosen,
     };
     _Static_assert(sizeof(params.salt) == sizeof(request->salt), "one salt");
     __builtin_memcpy(params.salt, request->salt, sizeof(params.salt));
-    hd_error error = {.text = ""};
-    hd_status status = a->ops->sequence_open(a, &params, &cached_tokens, &error);
+    if (status == HD_OK) status = a->ops->sequence_open(a, &params, &cached_tokens, &error);
     if (status == HD_FULL) {
         j->next_choice = choice;
         remember_full(b);
@@ -225,6 +240,7 @@ static bool admit_job(batcher *b, job *j, sequence *place) {
     atomic_fetch_add_explicit(&b->running_count, 1, memory_order_relaxed);
     emit(request, &(worker_event){.kind = WORKER_STARTED,
                                   .cached_tokens = cached_tokens,
+                                  .selection = chosen,
                                   .prompt_done = cached_tokens,
                                   .prompt_count = request->prompt_count});
     return true;

@@ -55,3 +55,53 @@ void page_store(const kernel_page_shape *shape, void *page_keys, void *page_valu
         }
     }
 }
+
+static uint16_t to_bf16(uint32_t unit) {
+    float value;
+    memcpy(&value, &unit, sizeof(value));
+    return hd_f32_to_bf16(value);
+}
+
+/* Where an element of a token lies: keys by pairs of elements, values by pairs of tokens (matrix.h). */
+static size_t place_of(const kernel_page_shape *shape, bool is_keys, uint32_t slot, uint32_t element) {
+    uint32_t pair = shape->dtype == HD_F32 ? 1 : 2;
+    if (is_keys) {
+        size_t panel = (size_t)(slot / KERNEL_PANEL) * KERNEL_PANEL * HD_ALIGN_UP(shape->key_dim, KERNEL_K_ALIGN);
+        return panel + (size_t)(element / pair) * KERNEL_PANEL * pair + slot % KERNEL_PANEL * pair + element % pair;
+    }
+    uint32_t first = element / KERNEL_PANEL * KERNEL_PANEL;
+    uint32_t width = shape->value_dim - first < KERNEL_PANEL ? shape->value_dim - first : KERNEL_PANEL;
+    return (size_t)first * HD_BLOCK_TOKENS + (size_t)(slot / pair) * width * pair + (element - first) * pair +
+           slot % pair;
+}
+
+void kernel_page_rows(const kernel_page_shape *shape, const void *page, bool is_keys, uint32_t first, uint32_t count,
+                      uint16_t *rows) {
+    assert(first + count <= HD_BLOCK_TOKENS);
+    uint32_t dim = is_keys ? shape->key_dim : shape->value_dim;
+    for (uint32_t i = 0; i < count; i++) {
+        for (uint32_t element = 0; element < dim; element++) {
+            size_t place = place_of(shape, is_keys, first + i, element);
+            rows[(size_t)i * dim + element] =
+                shape->dtype == HD_F32 ? to_bf16(((const uint32_t *)page)[place]) : ((const uint16_t *)page)[place];
+        }
+    }
+}
+
+void kernel_page_copy(const kernel_page_shape *shape, const void *keys, const void *values, uint32_t slot,
+                      void *to_keys, void *to_values, uint32_t to) {
+    uint32_t pair = shape->dtype == HD_F32 ? 1 : 2, units = shape->key_dim / pair;
+    const uint32_t *from_key = (const uint32_t *)keys + place_of(shape, true, slot, 0) / pair;
+    uint32_t *to_key = (uint32_t *)to_keys + place_of(shape, true, to, 0) / pair;
+    for (uint32_t i = 0; i < units; i++) to_key[i * KERNEL_PANEL] = from_key[i * KERNEL_PANEL];
+    for (uint32_t first = 0; first < shape->value_dim; first += KERNEL_PANEL) {
+        uint32_t width = shape->value_dim - first < KERNEL_PANEL ? shape->value_dim - first : KERNEL_PANEL;
+        size_t from_place = place_of(shape, false, slot, first), to_place = place_of(shape, false, to, first);
+        if (shape->dtype == HD_F32) {
+            memcpy((float *)to_values + to_place, (const float *)values + from_place, width * sizeof(float));
+            continue;
+        }
+        for (uint32_t i = 0; i < width; i++)
+            ((uint16_t *)to_values)[to_place + 2 * i] = ((const uint16_t *)values)[from_place + 2 * i];
+    }
+}

@@ -15,12 +15,14 @@ from server import Server  # noqa: E402
 BLOCK = 128
 
 
-def complete(server, body):
-    """(text, usage) of a streamed completion."""
+def complete(server, body, selections=None):
+    """(text, usage) of a streamed completion; adds the selections that made it to a set."""
     text, usage = "", None
     for event in server.stream("/v1/completions", {"model": "needle", "stream_options": {"include_usage": True}, **body}):
         usage = event.get("usage") or usage
         text += "".join(choice["text"] for choice in event["choices"])
+        if selections is not None and "hadal" in event:
+            selections.add(event["hadal"]["selection"])
     return text, usage
 
 

@@ -98,6 +98,53 @@ static void leading_layers_may_stay_full(void **state) {
     assert_false(asked(text, 2, 100000).is_everything);
 }
 
+static void retrieval_searches_what_has_settled(void **state) {
+    const char *text = "retrieval,index=exact,tokens=64";
+    assert_true(asked(text, 0, 2047).is_everything); /* the first granule settles 1,024 tokens behind its end */
+    selection_answer answer = asked(text, 0, 2048);
+    assert_false(answer.is_everything);
+    assert_true(answer.is_searched);
+    assert_int_equal(answer.sinks_end, SELECTION_INDEX_FIRST);
+    assert_int_equal(answer.recent_first, 1024);
+    assert_int_equal(asked(text, 0, 3071).recent_first, 1024);
+    assert_int_equal(asked(text, 0, 3072).recent_first, 2048);
+    assert_true(asked("retrieval,full_layers=1", 0, 100000).is_everything);
+    selection chosen = parsed(text);
+    assert_int_equal(chosen.tokens, 64);
+    assert_true(chosen.has_estimate);
+    assert_string_equal(chosen.index, "exact");
+    assert_false(parsed("retrieval,estimate=0").has_estimate);
+    hd_error error;
+    assert_int_equal(selection_parse("retrieval,index=guess", &chosen, &error), HD_INVALID);
+    assert_non_null(strstr(error.text, "index is one of exact"));
+    assert_int_equal(selection_parse("retrieval,tokens=0", &chosen, &error), HD_INVALID);
+}
+
+static void auto_is_decided_by_the_length_of_the_request(void **state) {
+    char out[SELECTION_TEXT_BYTES];
+    const struct {
+        const char *text;
+        uint64_t tokens;
+        const char *chosen;
+    } cases[] = {{"auto", 1000, "full"},
+                 {"auto", 1001, "retrieval"},
+                 {"auto,tokens=99", 1000, "full"},
+                 {"auto,tokens=99,index=exact", 1001, "retrieval,tokens=99,index=exact"},
+                 {"window,recent=500", 5000, "window,recent=500"},
+                 {"automatic", 5, "automatic"}};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        assert_int_equal(selection_resolve(cases[i].text, cases[i].tokens, 1000, out, NULL), HD_OK);
+        assert_string_equal(out, cases[i].chosen);
+    }
+    assert_int_equal(selection_parse("auto", &(selection){0}, NULL), HD_INVALID); /* nobody has decided */
+    char text[SELECTION_TEXT_BYTES + 1];
+    memset(text, 'x', sizeof(text) - 1);
+    text[sizeof(text) - 1] = '\0';
+    hd_error error;
+    assert_int_equal(selection_resolve(text, 1, 1, out, &error), HD_INVALID);
+    assert_non_null(strstr(error.text, "at most"));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(full_is_the_default),
@@ -107,6 +154,8 @@ int main(void) {
         cmocka_unit_test(full_chooses_everything),
         cmocka_unit_test(window_leaves_out_what_is_neither_first_nor_new),
         cmocka_unit_test(leading_layers_may_stay_full),
+        cmocka_unit_test(retrieval_searches_what_has_settled),
+        cmocka_unit_test(auto_is_decided_by_the_length_of_the_request),
     };
     return cmocka_run_group_tests_name("selection", tests, NULL, NULL);
 }

@@ -55,7 +55,7 @@ class Usage(Refusals):
         for arguments in (["help", "serve"], ["serve", "--help"], ["serve", "model", "-h"]):
             result = run(*arguments)
             self.assertEqual((result.returncode, result.stderr), (0, ""))
-            for flag in ("--listen", "--hot-memory", "--kv-dtype", "--selection", "--threads", "--weights", "--max-batch-tokens",
+            for flag in ("--listen", "--hot-memory", "--kv-dtype", "--selection", "--full-up-to", "--index-memory", "--threads", "--weights", "--max-batch-tokens",
                          "--max-context", "--model-name", "--default-max-tokens", "--api-keys", "--max-body",
                          "--request-timeout", "--queue-timeout", "--max-requests", "--kernels"):
                 self.assertIn(flag + " ", result.stdout)
@@ -90,7 +90,7 @@ class Usage(Refusals):
         self.assert_refused(2, "see 'hadal help serve'", "serve", MODEL, "--nonsense", "2")
 
     def test_flags_of_what_does_not_work_yet_do_not_exist(self):
-        for flag in ("--warm-memory", "--cold-dir", "--cold-size", "--etcd", "--full-up-to", "--cluster"):
+        for flag in ("--warm-memory", "--cold-dir", "--cold-size", "--etcd", "--cluster"):
             self.assert_refused(2, f"unknown flag {flag}", "serve", MODEL, flag, "1G")
 
     def test_arguments_are_counted(self):

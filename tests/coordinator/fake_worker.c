@@ -50,7 +50,10 @@ static void likeliest(uint32_t token_id, worker_logprob *logprobs, uint32_t widt
 static void start(fake_worker *worker, fake_job *job) {
     worker_request *request = job->request;
     job->is_started = true;
-    send(job, (worker_event){.kind = WORKER_STARTED, .cached_tokens = worker->script.cached_tokens, .prompt_count = request->prompt_count});
+    send(job, (worker_event){.kind = WORKER_STARTED,
+                              .cached_tokens = worker->script.cached_tokens,
+                              .selection = request->selection != NULL ? request->selection : "full",
+                              .prompt_count = request->prompt_count});
     if (request->sampling.prompt_logprobs < 0) return;
     uint32_t width = (uint32_t)request->sampling.prompt_logprobs + 1;
     worker_logprob *logprobs = calloc(request->prompt_count * width, sizeof(*logprobs));

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write a document of exactly N tokens with K needles, and print what to ask and what the right answers are.
 
-Usage: make_document.py MODEL_DIR --tokens N [--needles K] [--seed S] [--out FILE]
+Usage: make_document.py MODEL_DIR --tokens N [--needles K] [--seed S] [--alike] [--out FILE]
 
 A needle is " The magic number of WORD is DDDDD." at a random place between two sentences. The document is made of the
 vocabulary of a model that make_needle_model.py wrote, which answers by looking up its last four tokens, so every four
@@ -34,11 +34,20 @@ def needle_text(word, number):
     return f" The magic number of {word} is {number}."
 
 
-def choose_needles(tokenizer, count, source):
-    """Words of one token each, and numbers whose first two digits differ: then no four tokens lead to two answers."""
+def choose_needles(tokenizer, count, source, are_alike=False):
+    """Words of one token each, and numbers whose first two digits differ: then no four tokens lead to two answers.
+
+    are_alike: the first digits are the same, and so are the last three.
+    """
     words = [word for word in NOUNS + ADJECTIVES if len(tokenizer.encode_word(" " + word)) == 1]
     if count > min(len(words), 90):
         raise SystemExit(f"at most {min(len(words), 90)} needles have answers of their own")
+    if are_alike:
+        if count > 10:
+            raise SystemExit("at most 10 needles have numbers that begin alike and answers of their own")
+        first, end = source.randrange(1, 10), source.randrange(1000)
+        digits = source.sample(range(10), count)
+        return [(word, f"{first}{digit}{end:03d}") for word, digit in zip(source.sample(words, count), digits)]
     starts = source.sample(range(10, 100), count)
     return [(word, f"{start}{source.randrange(1000):03d}") for word, start in zip(source.sample(words, count), starts)]
 
@@ -108,6 +117,7 @@ def main():
     arguments.add_argument("--tokens", type=int, required=True)
     arguments.add_argument("--needles", type=int, default=1)
     arguments.add_argument("--seed", type=int)
+    arguments.add_argument("--alike", action="store_true", help="numbers that differ in their second digit alone")
     arguments.add_argument("--out", help="file for the text")
     options = arguments.parse_args()
     tokenizer = Tokenizer.from_file(os.path.join(options.model, "tokenizer.json"))
@@ -118,7 +128,7 @@ def main():
         arguments.error(f"{options.needles} needles need at least {2 * needle_tokens * max(options.needles, 1)} tokens")
 
     for _ in range(TRIES):
-        needles = choose_needles(tokenizer, options.needles, source)
+        needles = choose_needles(tokenizer, options.needles, source, options.alike)
         made = make_document(tokenizer, options.tokens, needles, source)
         if made is not None:
             break
