@@ -69,7 +69,7 @@ static identity_scope scope_of(const attention_sequence_params *params) {
     identity_scope scope = {.variant = params->variant};
     memcpy(scope.salt, params->salt, sizeof(scope.salt));
     scope.first_position = params->first_position;
-    if (params->has_prefix) memcpy(scope.prefix, params->prefix, sizeof(scope.prefix));
+    if (params->has_prefix && params->first_position > 0) memcpy(scope.prefix, params->prefix, sizeof(scope.prefix));
     return scope;
 }
 
@@ -82,8 +82,8 @@ static hd_status take_over(engine *e, sequence *s, const attention_sequence_para
                             (unsigned long long)params->sequence, (unsigned long long)s->epoch);
     }
     identity_scope scope = scope_of(params);
-    /* What was to come when the range was opened is known to a later owner. */
-    if (s->is_private) memcpy(scope.prefix, s->scope.prefix, sizeof(scope.prefix));
+    /* What was to come when the range was opened is known to a later owner, or the other way round. */
+    if (s->is_private || !params->has_prefix) memcpy(scope.prefix, s->scope.prefix, sizeof(scope.prefix));
     bool is_same_selection = selection_is_equal(chosen, &s->selection) &&
                              (selection_is_full(chosen) || exact_count_of(params) == s->exact_count);
     bool is_same_range = s->range == (is_range(params) ? params->end_position - params->first_position : 0);

@@ -138,3 +138,26 @@ uint64_t attention_layer_table_bytes(const attention_layer_table *table, uint64_
     }
     return bytes;
 }
+
+uint32_t attention_layer_table_kv_heads(const attention_layer_table *table) {
+    for (uint32_t i = 1; i < table->stream_count; i++) {
+        if (table->streams[i].heads != table->streams[0].heads) return 0;
+    }
+    return table->streams[0].heads;
+}
+
+void attention_layer_table_cut(const attention_layer_table *table, uint32_t first, uint32_t count,
+                               attention_stream *streams, attention_layer *layers, attention_layer_table *out) {
+    for (uint32_t i = 0; i < table->stream_count; i++) {
+        streams[i] = table->streams[i];
+        streams[i].heads = count;
+    }
+    for (uint32_t i = 0; i < table->layer_count; i++) {
+        const attention_layer *layer = &table->layers[i];
+        uint32_t group_size = layer->query_heads / table->streams[layer->key_stream].heads;
+        layers[i] = *layer;
+        layers[i].query_heads = count * group_size;
+        if (layer->sink_logits != NULL) layers[i].sink_logits = layer->sink_logits + first * group_size;
+    }
+    *out = (attention_layer_table){streams, table->stream_count, layers, table->layer_count};
+}

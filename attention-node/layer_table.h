@@ -50,6 +50,13 @@ typedef struct attention_layer_table {
  * before it is written. The error names layer or stream. */
 hd_status attention_layer_table_check(const attention_layer_table *table, hd_error *error);
 
+/* The KV heads that every stream has; 0 where they differ, and such a table cannot be split by heads. */
+uint32_t attention_layer_table_kv_heads(const attention_layer_table *table);
+/* What a node keeps that has only the KV heads [first, first + count): every stream and layer with those alone. streams
+ * and layers are the caller's, with room for as many as the table has; the sinks stay the table's. */
+void attention_layer_table_cut(const attention_layer_table *table, uint32_t first, uint32_t count,
+                               attention_stream *streams, attention_layer *layers, attention_layer_table *out);
+
 /* Bytes of one head's page of a stream, records padded to a multiple of 32 elements; 0 for a state. */
 uint64_t attention_stream_page_bytes(const attention_stream *stream);
 /* Bytes of a snapshot of a state, all heads; 0 for pages. */

@@ -181,6 +181,9 @@ bool placement_inherit(placement *map, const placement_request *request, placeme
     while (first % size != 0) size /= 2;
     while (size < tokens) size *= 2;
     bool is_whole = first == 0 && size >= request->tokens_max;
+    /* What ends like a range was one, and the next range may be there as well. */
+    bool is_range = tokens % HD_GROUP_TOKENS == 0 && (tokens & (tokens - 1)) == 0 && first % tokens == 0;
+    if (is_range && !is_whole) size = tokens;
     placing p = {.request = request, .lane = heads};
     placement attempt = *map;
     if (first % size != 0 || !count_rows(&p, &attempt)) return false;

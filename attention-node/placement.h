@@ -1,10 +1,10 @@
 /* placement.h - where a sequence's keys and values lie: a versioned map from (position range, head range) to nodes.
  *
- * Heads first: a node keeps one range of the KV heads (node_heads), and the nodes of one head range are a lane. The lanes
- * together have every head once. Within a lane, a sequence lies whole on one node, or in ranges of positions that follow
- * each other, each an aligned power of two of groups (attention.h, rule 6).
- *   1. Rows are in order of lane, then position. Each lane's rows begin at 0 and leave no gap; a whole row is its lane's
- *      only one.
+ * Heads first: a node keeps one range of the KV heads, and the nodes of one head range are a lane. The lanes together
+ * have every head once. Within a lane, a sequence lies whole on one node, or in ranges of positions that follow each
+ * other, each an aligned power of two of groups (attention.h, rule 6).
+ *   1. Rows are in order of lane, then position. Each lane's rows begin at 0 and leave no gap; a whole row is its
+ *      lane's only one.
  *   2. A row has up to PLACEMENT_REPLICAS_MAX different nodes with the same bytes; the first one answers.
  *   3. A node has at most PLACEMENT_SHARE_MAX rows of a sequence, because each is asked about every row of a step.
  *   4. Every change makes a new version.

@@ -1,0 +1,55 @@
+/* sharded.h - an attention over several others: fans out by placement, and merges what they answer.
+ *
+ * Each node (an engine, or a remote one) has a range of the KV heads. Where a sequence lies is its placement. Every node
+ * gets the rows that concern it, and all of them work at the same time where they are remote. Whole rows answer with
+ * finished output for their heads; ranges of positions answer with partial results, which are merged here in the order
+ * of the one tree (merge_tree.h), so that the bits are those of one engine.
+ *   1. Opening and beginning a step reserve on every node or on none.
+ *   2. Names below 2^56 are callers' sequences; on a node, range n of one goes by the name | n << ATTENTION_NAME_BITS.
+ *   3. The first node of a row answers, the others keep the same bytes. When a node is lost, the others of its rows go
+ *      on. A sequence with a row that nobody has any more gets HD_PEER_LOST, until it is opened again with a newer
+ *      epoch: what is left of it is kept then, and the caller appends the rest again.
+ *   4. A sequence that another process had (a larger epoch than 1, and unknown here) is found by asking the nodes, and
+ *      so is the prefix that a new one can reuse.
+ * Nodes come and go between two steps. Threads: as attention.h. */
+#ifndef ATTENTION_NODE_SHARDED_H
+#define ATTENTION_NODE_SHARDED_H
+
+#include "attention-node/attention.h"
+#include "attention-node/placement.h"
+#include "base/threads.h"
+#include "kernels/ops.h"
+
+/* A node's engine has to allow so many rows and sequences for each of the caller's, since it may have that many ranges
+ * of one sequence. */
+#define SHARDED_NODE_FACTOR PLACEMENT_SHARE_MAX
+
+typedef struct sharded_config {
+    attention_layer_table layers; /* all heads; copied */
+    hd_dtype kv_dtype;
+    uint32_t step_rows_max, sequences_max;
+    uint64_t range_min; /* as placement.h */
+    uint32_t replicas;
+    const kernel_ops *kernels; /* merges */
+    hd_pool *pool;             /* likewise; idle while the caller waits */
+} sharded_config;
+
+hd_status sharded_open(const sharded_config *config, attention **out, hd_error *error);
+
+typedef struct sharded_node {
+    const char *name;     /* for errors; copied */
+    attention *attention; /* the sharded attention's from now on: closed with it, or when the node is removed */
+    placement_heads heads;
+} sharded_node;
+
+/* HD_FULL: there are PLACEMENT_NODES_MAX. HD_INVALID: heads that the model does not have. */
+hd_status sharded_add(attention *sharded, const sharded_node *node, uint32_t *index, hd_error *error);
+/* A draining node gets nothing new. */
+void sharded_set_draining(attention *sharded, uint32_t index, bool is_draining);
+/* The node is lost, or has nothing any more: what is on it is given up, and its attention closed. */
+void sharded_remove(attention *sharded, uint32_t index);
+
+/* Where an open sequence lies; NULL when it is not open. Until the next call. */
+const placement *sharded_placement(const attention *sharded, uint64_t sequence);
+
+#endif

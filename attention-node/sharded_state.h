@@ -1,0 +1,112 @@
+/* sharded_state.h - what a sharded attention consists of; for sharded*.c only. */
+#ifndef ATTENTION_NODE_SHARDED_STATE_H
+#define ATTENTION_NODE_SHARDED_STATE_H
+
+#include <stdatomic.h>
+
+#include "attention-node/merge_tree.h"
+#include "attention-node/selection.h"
+#include "attention-node/sharded.h"
+
+#define SHARDED_NODE_NAME_BYTES 128u
+
+/* Some rows of one of the caller's spans, as a node gets them. */
+typedef struct shard_span {
+    uint32_t span;        /* the caller's */
+    uint32_t skipped;     /* rows of it before these */
+    uint32_t first_row;   /* of the node's step */
+    uint32_t count, kept; /* how many in all, and how many of them the node keeps */
+    bool is_range, is_replica;
+    uint64_t first_position, size; /* of the range */
+} shard_span;
+
+typedef struct shard_node {
+    attention *attention; /* NULL: no node has this index */
+    char name[SHARDED_NODE_NAME_BYTES];
+    placement_heads heads;
+    bool is_lost, is_draining;
+
+    /* The step. */
+    attention_rows *rows; /* [span_count]; room for spans_max */
+    shard_span *spans;
+    uint32_t span_count, row_count;
+    bool is_begun, is_submitted;
+    bool has_all_rows; /* the caller's rows as they are: its tensors are handed on */
+    bool has_ranges;
+    unsigned char *region; /* queries, keys, values, output, partial, one after the other */
+    uint64_t region_bytes;
+    void *queries, *keys, *values, *output;
+    attention_partial partial;
+} shard_node;
+
+typedef struct shard_sequence {
+    uint64_t name, epoch, tokens_max;
+    bool is_open, is_broken;
+    uint64_t variant;
+    unsigned char salt[ATTENTION_SALT_BYTES];
+    placement map;
+} shard_sequence;
+
+/* Parts of one lane's answer for one span, in ascending position. */
+typedef struct shard_merge {
+    uint32_t span, first_part, part_count;
+    placement_heads heads;
+} shard_merge;
+
+typedef struct shard_part {
+    const shard_node *node;
+    const shard_span *span;
+} shard_part;
+
+typedef struct sharded {
+    attention base; /* first */
+    sharded_config config;
+    attention_stream *streams; /* the table's own copies */
+    attention_layer *layers;
+    float *sinks;
+    uint32_t kv_heads;
+    shard_node nodes[PLACEMENT_NODES_MAX];
+    uint32_t node_count;       /* indices in use end here */
+    shard_sequence *sequences; /* [sequences_max] */
+    uint32_t *buckets, *links; /* slot + 1; links chains a bucket, or the free slots */
+    uint32_t bucket_count, first_free, open_count;
+    uint32_t spans_max, rows_max; /* of a node's step */
+
+    struct {
+        bool is_open;
+        uint32_t span_count, row_count;
+        uint32_t *first_rows; /* [span_count] */
+        uint32_t *counts;
+        shard_merge *merges;
+        shard_part *parts;
+        uint32_t merge_count, part_count;
+        attention_layer_call call;
+        hd_status status; /* the first that failed */
+        _Atomic size_t ticket;
+    } step;
+} sharded;
+
+static inline sharded *sharded_of(const attention *self) {
+    return (sharded *)self;
+}
+
+shard_sequence *sharded_find(const sharded *s, uint64_t name); /* NULL: not open */
+static inline uint64_t shard_name(uint64_t sequence, const placement_row *row) {
+    return sequence | (uint64_t)row->ordinal << ATTENTION_NAME_BITS;
+}
+/* The node's rows go to whoever else has them; sequences with rows that nobody has are broken. */
+void sharded_lose(sharded *s, uint32_t node, hd_status status);
+
+/* sharded_step.c */
+uint64_t sharded_region_bytes(const sharded *s, placement_heads heads);
+void sharded_cut_region(const sharded *s, shard_node *node);
+hd_status sharded_step_begin(attention *self, const attention_rows *rows, uint32_t row_span_count, hd_error *error);
+hd_status sharded_step_submit(attention *self, const attention_layer_call *call);
+hd_status sharded_step_wait(attention *self, uint32_t layer);
+hd_status sharded_step_end(attention *self);
+
+/* sharded_merge.c: the parts of the step's answers, and a layer's merging. */
+void sharded_list_merges(sharded *s);
+void sharded_merge(sharded *s);
+
+#endif
