@@ -148,6 +148,9 @@ void rpc_stream_close(rpc_stream *s) {
     if (s == NULL) return;
     assert(!s->is_closed);
     s->is_closed = true;
+    pthread_mutex_lock(&s->lock);
+    s->sending = RPC_SENDING_ENDED; /* nothing is started any more: the queue may be closed next */
+    pthread_mutex_unlock(&s->lock);
     if (!s->has_ended) grpc_call_cancel(s->call, NULL);
     drop(s);
 }
@@ -201,7 +204,7 @@ static void on_sent(rpc_tag *tag, bool is_ok) {
     s->queued_bytes -= first->bytes;
     s->is_sending = false;
     /* What could not be sent ends the call; its end tells the owner, and what is queued goes with the stream. */
-    if (is_ok) send_next(s);
+    if (is_ok && !s->is_closed) send_next(s);
     else s->sending = RPC_SENDING_ENDED;
     bool has_room = s->wants_room && s->sending == RPC_SENDING_OPEN && s->queued_count <= RPC_SEND_SLOTS / 2 &&
                     s->queued_bytes <= s->queued_bytes_max / 2;
