@@ -50,6 +50,7 @@ void generation_on_event(worker_request *r, const worker_event *event) {
         push(g, &record, NULL);
         break;
     case WORKER_PROGRESS:
+        g->is_admitted = true;
         part->prompt_done = event->prompt_done;
         g->notes.has_progress = true;
         g->notes.progress_ns = record.time_ns;

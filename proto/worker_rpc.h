@@ -54,7 +54,9 @@ typedef struct worker_logprob {
 
 typedef enum {
     WORKER_STARTED,  /* admitted: cached_tokens is known, prefill begins */
-    WORKER_PROGRESS, /* prefill: prompt_done of prompt_count, after each chunk */
+    /* Prefill: prompt_done of prompt_count, after each chunk. Also before WORKER_STARTED, while another request computes
+     * a prefix that this one waits for. */
+    WORKER_PROGRESS,
     WORKER_PROMPT_LOGPROBS, /* positions position ..., before the first token */
     WORKER_TOKEN,
     WORKER_FINISHED, /* of one choice; `last` when it was the request's last choice */

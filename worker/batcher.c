@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "worker/follow.h"
 #include "worker/job.h"
 #include "worker/request_check.h"
 #include "worker/sampler.h"
@@ -67,6 +68,7 @@ static void emit(worker_request *request, const worker_event *event) {
 /* The job's memory and the request's are others' after this. */
 static void release_job(batcher *b, job *j) {
     _Atomic uint32_t *count = j->list == &b->waiting ? &b->waiting_count : &b->running_count;
+    follow_end(j, &b->waiting);
     atomic_fetch_sub_explicit(count, 1, memory_order_relaxed);
     job_list_remove(j);
     pthread_mutex_lock(&b->lock);
@@ -205,7 +207,6 @@ static bool admit_job(batcher *b, job *j, sequence *place) {
     uint32_t choice = take_choice(b, j);
     if (choice == NO_CHOICE) return true;
     uint64_t tokens = request->prompt_count + request->max_tokens, cached_tokens = 0;
-    bool may_reuse = !request->no_cache && request->sampling.prompt_logprobs < 0;
     char chosen[SELECTION_TEXT_BYTES];
     hd_error error = {.text = ""};
     hd_status status = choose_selection(b, request, tokens, chosen, &error);
@@ -215,8 +216,8 @@ static bool admit_job(batcher *b, job *j, sequence *place) {
         .token_ids = request->prompt_ids,
         .token_count = request->prompt_count,
         .tokens_max = tokens,
-        .reuse_max = may_reuse ? request->prompt_count - 1 : 0,
-        .variant = rope_table_variant(&b->config.model->rope, tokens),
+        .reuse_max = job_may_reuse(j) ? request->prompt_count - 1 : 0,
+        .variant = j->variant,
         .prompt_count = request->prompt_count,
         .selection = chosen,
     };
@@ -234,6 +235,7 @@ static bool admit_job(batcher *b, job *j, sequence *place) {
         fail_job(b, j, status, error.text[0] != '\0' ? error.text : hd_status_text(status));
         return true;
     }
+    j->prompt_done = cached_tokens;
     job_list_remove(j);
     job_list_append(&b->running, j);
     atomic_fetch_sub_explicit(&b->waiting_count, 1, memory_order_relaxed);
@@ -246,6 +248,16 @@ static bool admit_job(batcher *b, job *j, sequence *place) {
     return true;
 }
 
+/* A follower's prompt is being computed too, only not by itself. */
+static void report_following(job *j) {
+    uint64_t done = follow_prompt_done(j);
+    if (done <= j->prompt_done) return;
+    j->prompt_done = done;
+    emit(j->request, &(worker_event){.kind = WORKER_PROGRESS,
+                                     .prompt_done = done,
+                                     .prompt_count = j->request->prompt_count});
+}
+
 static void start_what_fits(batcher *b) {
     if (b->full_until_ns != 0 && hd_now_ns() < b->full_until_ns) return;
     b->full_until_ns = 0;
@@ -253,9 +265,15 @@ static void start_what_fits(batcher *b) {
         next = j->next;
         if (j->is_prefilled && !fork_choices(b, j)) return;
     }
-    sequence *place;
-    while (b->waiting.first != NULL && (place = free_place(b)) != NULL) {
-        if (!admit_job(b, b->waiting.first, place)) return;
+    sequence *place = free_place(b);
+    for (job *j = b->waiting.first, *next; j != NULL && place != NULL; j = next) {
+        next = j->next;
+        if (follow_wait(j, &b->running)) {
+            report_following(j);
+        } else {
+            if (!admit_job(b, j, place)) return;
+            place = free_place(b);
+        }
     }
 }
 
@@ -345,6 +363,7 @@ static void report_prompts(batcher *b, sequence *const *members, uint32_t count)
         sequence *s = members[i];
         if (!s->reports_prompt) continue;
         uint64_t prompt_count = s->request->prompt_count, done = s->length < prompt_count ? s->length : prompt_count;
+        s->job->prompt_done = done;
         if (done == prompt_count) {
             s->reports_prompt = false;
             s->job->is_prefilled = true;
@@ -396,7 +415,10 @@ static uint32_t choose_members(batcher *b, uint32_t *prompt_count, bool *is_deco
         if (s->job == NULL) continue;
         if (has_chunks(s)) {
             b->prompts[prompts++] =
-                (schedule_prompt){.done = s->length, .total = s->request->prompt_count, .arrival = s->job->arrival};
+                (schedule_prompt){.done = s->length,
+                                  .total = s->request->prompt_count,
+                                  .followed_total = follow_shortest(s->job, &b->waiting),
+                                  .arrival = s->job->arrival};
         } else {
             s->rows = 1;
             b->members[member_count++] = s;
@@ -517,6 +539,8 @@ hd_status batcher_submit(batcher *b, worker_request *request, hd_error *error) {
             atomic_store_explicit(&j->cancelled[i], 0, memory_order_relaxed);
         j->next_choice = j->ended_choices = 0;
         j->is_prefilled = false;
+        j->prompt_done = 0;
+        j->variant = rope_table_variant(&b->config.model->rope, request->prompt_count + request->max_tokens);
         job_list_append(&b->arrivals, j);
         atomic_fetch_add_explicit(&b->waiting_count, 1, memory_order_relaxed);
         pthread_cond_signal(&b->news);

@@ -3,7 +3,8 @@
  *   request: WAITING --admitted--> RUNNING --last choice ended--> gone
  *   choice:  not started --sequence_open, fork or recycled sequence--> PREFILL --prompt done--> DECODE --> FINISHED
  *
- *   1. Admission is first come, first served: while the oldest does not fit (HD_FULL), nobody overtakes it.
+ *   1. Admission is first come, first served: while the oldest does not fit (HD_FULL), nobody overtakes it. Passed by is
+ *      only who waits for a running request to compute a prefix that both have (follow.h).
  *   2. A request's prompt is prefilled once. Its other choices fork the sequence before the prompt's last token, as
  *      far as memory and places go; where they do not, a choice that ends hands its sequence to one that has not
  *      started. So n choices always finish.

@@ -27,7 +27,17 @@ typedef struct job {
     uint32_t next_choice;                         /* the first that has not started */
     uint32_t ended_choices;
     bool is_prefilled;
+    uint64_t variant;     /* of its rope: keys are shared among equal ones (rope_table_variant) */
+    uint64_t prompt_done; /* tokens of the prompt that are there, as was told last */
+    struct job *leader;   /* follow.h; NULL: it follows nobody */
+    uint64_t shared;      /* with a leader: tokens to wait for, whole blocks */
+    uint32_t follower_count;
 } job;
+
+/* Whether what others computed may stand for a part of its prompt. */
+static inline bool job_may_reuse(const job *j) {
+    return !j->request->no_cache && j->request->sampling.prompt_logprobs < 0;
+}
 
 static inline void job_list_append(job_list *list, job *j) {
     j->list = list;

@@ -55,18 +55,22 @@ static double give(const schedule *s, schedule_prompt *prompt, uint32_t *rows_le
     return cost;
 }
 
-/* The prompt that follows `previous` in the order of what is left to do, then of age; the first for NULL. */
+static uint64_t left_to_do(const schedule_prompt *prompt) {
+    bool is_followed = prompt->followed_total > prompt->done && prompt->followed_total < prompt->total;
+    return (is_followed ? prompt->followed_total : prompt->total) - prompt->done;
+}
+
+/* The prompt that comes after `previous` in the order of what is left to do, then of age; the first for NULL. */
 static schedule_prompt *next_shortest(schedule_prompt *prompts, uint32_t count, const schedule_prompt *previous) {
     schedule_prompt *best = NULL;
     for (uint32_t i = 0; i < count; i++) {
         schedule_prompt *p = &prompts[i];
-        uint64_t left = p->total - p->done;
+        uint64_t left = left_to_do(p);
         if (previous != NULL) {
-            uint64_t previous_left = previous->total - previous->done;
+            uint64_t previous_left = left_to_do(previous);
             if (left < previous_left || (left == previous_left && p->arrival <= previous->arrival)) continue;
         }
-        if (best == NULL || left < best->total - best->done ||
-            (left == best->total - best->done && p->arrival < best->arrival))
+        if (best == NULL || left < left_to_do(best) || (left == left_to_do(best) && p->arrival < best->arrival))
             best = p;
     }
     return best;

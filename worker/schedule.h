@@ -4,7 +4,7 @@
  * million positions cost more than 1,000 rows of a fresh prompt, and whoever decodes beside them waits for both. The
  * rules:
  *   1. Prompts with the least left to do go first, so that a short request waits for chunks and not for a long
- *      prompt.
+ *      prompt. What a shorter one waits for counts as that one's.
  *   2. The oldest prompt has a quarter of rows and time to itself, saved up until it is a chunk, so that none starves.
  *   3. A chunk has at least SCHEDULE_ROWS_LEAST rows or what is left of the prompt. Where not even that fits the
  *      time, the time is saved up: steps without prefill pass until there is enough, and then one chunk runs. With
@@ -22,9 +22,10 @@
 #define SCHEDULE_ROWS_LEAST 16u
 
 typedef struct schedule_prompt {
-    uint64_t done, total; /* positions */
-    uint64_t arrival;     /* lower is older */
-    uint32_t rows;        /* out: of the next step */
+    uint64_t done, total;    /* positions */
+    uint64_t followed_total; /* of the shortest prompt that waits for what this one computes (follow.h); 0: none does */
+    uint64_t arrival;        /* lower is older */
+    uint32_t rows;           /* out: of the next step */
 } schedule_prompt;
 
 typedef struct schedule {
