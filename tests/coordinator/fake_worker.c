@@ -120,6 +120,7 @@ static bool step(fake_worker *worker, fake_job *job) {
         if (!job->is_choice_done[c]) say(worker, job, c);
     }
     job->said++;
+    if (job->said == worker->script.hold_after) fake_worker_hold(worker, true);
     return job->open == 0;
 }
 

@@ -19,6 +19,7 @@ typedef struct fake_script {
     uint32_t requests_max;      /* further ones get HD_FULL; 0: no bound */
     uint64_t context_max;       /* 0: 4096 */
     unsigned token_delay_us;
+    uint64_t hold_after;        /* holds itself once when a request has so many tokens; 0: never */
     uint32_t progress_chunk;    /* prompt tokens of a chunk; 0: no progress events */
     unsigned chunk_delay_us;
     hd_status failure;          /* not HD_OK: FAILED after the first token */

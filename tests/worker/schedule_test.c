@@ -76,6 +76,20 @@ static void the_shortest_goes_first_and_the_oldest_keeps_a_quarter(void **state)
     assert_int_equal(p[1].rows, (ROWS_MAX - 100 - p[0].rows) / 16 * 16);
 }
 
+static void what_a_short_prompt_waits_for_goes_as_if_it_were_short(void **state) {
+    schedule s = new_schedule();
+    run(&s, &(schedule_prompt){.total = 512}, 1, ROWS_MAX, false, 1000);
+    schedule_prompt p[3] = {{.total = 5000, .arrival = 1},
+                            {.done = 512, .total = 1000000, .followed_total = 700, .arrival = 2},
+                            {.total = 1000, .arrival = 3}};
+    schedule_step(&s, p, 3, ROWS_MAX, false);
+    assert_in_range(p[1].rows, ROWS_MAX - ROWS_MAX / 4 - 16, ROWS_MAX);
+    p[1].done = 700; /* the short one has what it waited for */
+    schedule_step(&s, p, 3, ROWS_MAX, false);
+    assert_int_equal(p[1].rows, 0);
+    assert_true(p[2].rows > p[0].rows);
+}
+
 static void small_steps_are_shared_too(void **state) {
     static const uint32_t rows_max[] = {1, 7, 16, 32, 63};
     for (size_t i = 0; i < sizeof(rows_max) / sizeof(rows_max[0]); i++) {
@@ -161,6 +175,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_lone_prompt_gets_every_row),
         cmocka_unit_test(the_shortest_goes_first_and_the_oldest_keeps_a_quarter),
+        cmocka_unit_test(what_a_short_prompt_waits_for_goes_as_if_it_were_short),
         cmocka_unit_test(small_steps_are_shared_too),
         cmocka_unit_test(no_prompt_starves_under_an_endless_stream_of_short_ones),
         cmocka_unit_test(chunks_beside_decoding_are_cut_to_the_time_of_a_token),

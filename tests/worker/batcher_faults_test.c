@@ -1,0 +1,150 @@
+/* batcher_faults_test.c - an attention that fails ends the requests it fails, and nobody else. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include "tests/worker/bench.h"
+
+/* An engine whose steps fail on demand: at begin while a sequence is among the rows, or once in a layer's wait. */
+typedef struct faulty {
+    attention base;
+    attention_ops ops;
+    attention *engine;
+    _Atomic bool refuses_prompts, breaks_wait;
+} faulty;
+
+static faulty the_faulty;
+
+static hd_status faulty_begin(attention *self, const attention_rows *rows, uint32_t count, hd_error *error) {
+    faulty *f = (faulty *)self;
+    for (uint32_t i = 0; i < count; i++) {
+        if (f->refuses_prompts && rows[i].count > 1)
+            return hd_error_set(error, HD_PEER_LOST, "the node of this prompt is gone");
+    }
+    return f->engine->ops->step_begin(f->engine, rows, count, error);
+}
+
+static hd_status faulty_wait(attention *self, uint32_t layer) {
+    faulty *f = (faulty *)self;
+    hd_status status = f->engine->ops->wait(f->engine, layer);
+    return layer == 1 && atomic_exchange(&f->breaks_wait, false) ? HD_IO : status;
+}
+
+#define FORWARD(name, parameters, ...)                                                                                 \
+    static hd_status faulty_##name parameters {                                                                        \
+        attention *engine = ((faulty *)self)->engine;                                                                  \
+        return engine->ops->name(engine __VA_OPT__(, ) __VA_ARGS__);                                                   \
+    }
+FORWARD(sequence_open, (attention * self, const attention_sequence_params *params, uint64_t *cached, hd_error *error),
+        params, cached, error)
+FORWARD(fork,
+        (attention * self, uint64_t source, uint64_t length, uint64_t sequence, uint64_t epoch, uint64_t tokens_max,
+         hd_error *error),
+        source, length, sequence, epoch, tokens_max, error)
+FORWARD(truncate, (attention * self, uint64_t sequence, uint64_t epoch, uint64_t length), sequence, epoch, length)
+FORWARD(sequence_close, (attention * self, uint64_t sequence, uint64_t epoch, bool keep, bool early), sequence, epoch,
+        keep, early)
+FORWARD(submit, (attention * self, const attention_layer_call *call), call)
+FORWARD(step_end, (attention * self))
+
+static void faulty_reset(attention *self) {
+    attention *engine = ((faulty *)self)->engine;
+    engine->ops->cache_reset(engine);
+}
+
+static void faulty_stats(const attention *self, attention_stats *stats) {
+    attention *engine = ((const faulty *)self)->engine;
+    engine->ops->stats(engine, stats);
+}
+
+static hd_dtype faulty_dtype(const attention *self) {
+    attention *engine = ((const faulty *)self)->engine;
+    return engine->ops->dtype(engine);
+}
+
+static void bench_make_faulty(bench *b) {
+    worker_close(b->worker, 0);
+    the_faulty = (faulty){.engine = b->rig.attention, .ops = *b->rig.attention->ops};
+    attention_ops *ops = &the_faulty.ops;
+    ops->sequence_open = faulty_sequence_open;
+    ops->fork = faulty_fork;
+    ops->truncate = faulty_truncate;
+    ops->sequence_close = faulty_sequence_close;
+    ops->step_begin = faulty_begin;
+    ops->submit = faulty_submit;
+    ops->wait = faulty_wait;
+    ops->step_end = faulty_step_end;
+    ops->cache_reset = faulty_reset;
+    ops->stats = faulty_stats;
+    ops->dtype = faulty_dtype;
+    the_faulty.base.ops = ops;
+    b->config.attention = &the_faulty.base;
+    bench_reopen(b);
+}
+
+static void lose_the_prompts_node(client_request *r, const worker_event *event) {
+    if (event->kind == WORKER_TOKEN && event->position == r->request.prompt_count + 2) {
+        the_faulty.refuses_prompts = true;
+        client_submit(r->watch_context);
+    }
+}
+
+static void a_step_that_attention_refuses_fails_only_those_it_refuses(void **state) {
+    bench b;
+    bench_open(&b, LARGE_BYTES, 64);
+    client_request *expected = bench_seeded(&b, 1, 0, 100, 50);
+    bench_run(expected);
+    bench_make_faulty(&b);
+    client_request *survivor = bench_seeded(&b, 1, 0, 100, 50), *victim = bench_request(&b, 2, 3, 200, 5);
+    victim->request.choices = 2;
+    survivor->watch = lose_the_prompts_node;
+    survivor->watch_context = victim;
+    client_submit(survivor);
+    client_wait(survivor);
+    client_wait(victim);
+    assert_ends_with(survivor, WORKER_FINISH_LENGTH, 50);
+    assert_same_tokens(&survivor->choices[0], &expected->choices[0]);
+    assert_true(victim->has_failed);
+    assert_int_equal(victim->status, HD_PEER_LOST);
+    assert_string_equal(victim->message, "the node of this prompt is gone");
+    client_request_free(expected);
+    client_request_free(survivor);
+    client_request_free(victim);
+    bench_close(&b);
+}
+
+static void break_the_step(client_request *r, const worker_event *event) {
+    if (event->kind == WORKER_TOKEN && event->position == r->request.prompt_count + 2) the_faulty.breaks_wait = true;
+}
+
+static void a_step_that_breaks_in_the_middle_fails_its_requests_and_the_next_one_runs(void **state) {
+    bench b;
+    bench_open(&b, LARGE_BYTES, 64);
+    bench_make_faulty(&b);
+    client_request *victim = bench_seeded(&b, 1, 0, 300, 50), *next = bench_seeded(&b, 1, 0, 300, 50),
+                   *expected = bench_seeded(&b, 1, 0, 300, 50);
+    victim->request.choices = 3;
+    victim->watch = break_the_step;
+    bench_run(victim);
+    assert_true(victim->has_failed);
+    assert_int_equal(victim->status, HD_IO);
+    assert_string_equal(victim->message, "attention failed in the middle of a step: input/output error");
+    bench_run(next); /* with whatever prefix the broken one has left */
+    expected->request.no_cache = true;
+    bench_run(expected);
+    assert_same_tokens(&next->choices[0], &expected->choices[0]);
+    client_request_free(victim);
+    client_request_free(next);
+    client_request_free(expected);
+    bench_close(&b);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_step_that_attention_refuses_fails_only_those_it_refuses),
+        cmocka_unit_test(a_step_that_breaks_in_the_middle_fails_its_requests_and_the_next_one_runs),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
