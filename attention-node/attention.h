@@ -56,8 +56,9 @@ typedef struct attention_sequence_params {
     const uint32_t *token_ids; /* the prompt */
     uint64_t token_count;
     uint64_t tokens_max; /* prompt + what may be generated: reserved now */
-    /* How many of the tokens are the request's prompt, whose rows attend to everything whatever the selection; 0: all
-     * of them. Less than token_count after a takeover, where token_ids goes on with what was generated. */
+    /* How many of the sequence's tokens are the request's prompt, whose rows attend to everything whatever the
+     * selection; 0: token_count. Less than token_count after a takeover, where token_ids goes on with what was
+     * generated. */
     uint64_t prompt_count;
     /* Prefix positions that may come from the cache; 0 for none. The engine caps it at token_count - 1, because the
      * last token's forward pass has to run. */
@@ -120,6 +121,14 @@ typedef struct attention_stats {
     uint64_t prefix_queries_tokens, prefix_hits_tokens; /* totals since open */
     uint64_t appended_tokens; /* positions written, each counted once per step that wrote it */
     uint64_t evicted_blocks;
+    /* Of selections that search; totals since open, times added up over threads. */
+    uint64_t searches; /* one for each row, layer and KV head */
+    uint64_t searched_tokens;                   /* that were found and attended to */
+    uint64_t search_bytes, search_rest_bytes;   /* that searches read, and only estimates read */
+    uint64_t search_ns, found_ns;               /* searching; attending to what was found */
+    uint64_t index_waits, index_wait_ns;        /* of steps, for what was not built yet */
+    uint64_t index_bytes, index_budget_bytes;   /* accounted for open and retained indexes */
+    uint64_t index_lag_tokens;                  /* that are due to be indexed and not in every index yet */
 } attention_stats;
 
 typedef struct attention_ops {

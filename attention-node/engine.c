@@ -46,9 +46,9 @@ static hd_status check_range(const engine *e, const attention_sequence_params *p
 static hd_status check_params(const engine *e, const attention_sequence_params *params, hd_error *error) {
     hd_status status = check_range(e, params, error);
     if (status != HD_OK) return status;
-    if (params->prompt_count > params->token_count) {
-        return hd_error_set(error, HD_INVALID, "%llu tokens of prompt among %llu",
-                            (unsigned long long)params->prompt_count, (unsigned long long)params->token_count);
+    if (params->prompt_count > params->tokens_max) {
+        return hd_error_set(error, HD_INVALID, "%llu tokens of prompt, but %llu at most",
+                            (unsigned long long)params->prompt_count, (unsigned long long)params->tokens_max);
     }
     if (params->token_count <= room_of(params)) return HD_OK;
     return hd_error_set(error, HD_INVALID, "%llu tokens of prompt, but %llu at most",
@@ -317,6 +317,7 @@ static void read_stats(const attention *self, attention_stats *stats) {
         .appended_tokens = read_stat(&e->published.appended_tokens),
         .evicted_blocks = read_stat(&e->published.evicted_blocks),
     };
+    engine_retrieve_stats(e, stats);
 }
 
 static hd_dtype dtype_of(const attention *self) {

@@ -11,7 +11,7 @@
 #include "base/memory.h"
 
 typedef struct finder_sizes {
-    size_t scratch, tokens, keys, values, queries;
+    size_t scratch, tokens, keys, values, queries, rest;
 } finder_sizes;
 
 static size_t largest(size_t a, size_t b) {
@@ -38,6 +38,7 @@ static finder_sizes sizes_of(const engine *e) {
                 sizes.scratch, index_search_bytes(&params, layer->plan.group_size, SELECTION_TOKENS_MAX));
         }
         sizes.tokens = largest(sizes.tokens, layer->plan.group_size * SELECTION_TOKENS_MAX * sizeof(uint32_t));
+        sizes.rest = largest(sizes.rest, (size_t)layer->plan.group_size * (e->value_dim_max + 2) * sizeof(float));
         sizes.keys = largest(sizes.keys, kernel_page_key_bytes(&layer->shape));
         sizes.values = largest(sizes.values, kernel_page_value_bytes(&layer->shape));
         sizes.queries = largest(sizes.queries, (size_t)layer->plan.group_size * layer->query_dim * sizeof(uint16_t));
@@ -51,12 +52,23 @@ static void *part(unsigned char **next, size_t bytes) {
     return memory;
 }
 
+static engine_found found_at(const engine *e, unsigned char **next, const finder_sizes *sizes) {
+    engine_found found = {.tokens = part(next, sizes->tokens)};
+    float *rest = part(next, sizes->rest);
+    uint64_t rows = sizes->rest / sizeof(float) / (e->value_dim_max + 2);
+    found.rest = (kernel_partial){.out = rest,
+                                  .out_stride = e->value_dim_max,
+                                  .max = rest + rows * e->value_dim_max,
+                                  .sum = rest + rows * (e->value_dim_max + 1)};
+    return found;
+}
+
 hd_status engine_retrieve_open(engine *e, uint64_t index_bytes, unsigned builder_count, hd_error *error) {
     if (index_bytes == 0) return HD_OK;
     finder_sizes sizes = sizes_of(e);
     uint32_t thread_count = hd_pool_thread_count(e->pool);
-    size_t lines = 5 * HD_CACHE_LINE;
-    size_t each = sizes.scratch + sizes.tokens + sizes.keys + sizes.values + sizes.queries + lines;
+    size_t lines = 6 * HD_CACHE_LINE;
+    size_t each = sizes.scratch + sizes.tokens + sizes.keys + sizes.values + sizes.queries + sizes.rest + lines;
     if (each * thread_count >= index_bytes) {
         return hd_error_set(error, HD_INVALID, "%llu KiB for indexes are too few: searches alone need %llu KiB",
                             (unsigned long long)index_bytes >> 10, (unsigned long long)(each * thread_count) >> 10);
@@ -67,7 +79,7 @@ hd_status engine_retrieve_open(engine *e, uint64_t index_bytes, unsigned builder
     unsigned char *next = e->finder_memory;
     for (uint32_t i = 0; i < thread_count; i++) {
         e->finders[i] = (engine_finder){.scratch = part(&next, sizes.scratch),
-                                        .tokens = part(&next, sizes.tokens),
+                                        .found = found_at(e, &next, &sizes),
                                         .keys = part(&next, sizes.keys),
                                         .values = part(&next, sizes.values),
                                         .queries = part(&next, sizes.queries)};
@@ -90,6 +102,44 @@ void engine_retrieve_close(engine *e) {
     index_home_close(e->indexes);
     hd_free(e->finder_memory);
     hd_free(e->finders);
+}
+
+/* ---- Figures ---- */
+
+void engine_retrieve_publish(engine *e) {
+    engine_search_counts sum = {.searches = 0};
+    for (uint32_t i = 0; i < hd_pool_thread_count(e->pool); i++) {
+        const engine_search_counts *counts = &e->threads[i].searched;
+        sum.searches += counts->searches;
+        sum.tokens_found += counts->tokens_found;
+        sum.bytes_scanned += counts->bytes_scanned;
+        sum.bytes_rest += counts->bytes_rest;
+        sum.search_ns += counts->search_ns;
+        sum.attend_ns += counts->attend_ns;
+    }
+    atomic_store_explicit(&e->published.searches, sum.searches, memory_order_relaxed);
+    atomic_store_explicit(&e->published.searched_tokens, sum.tokens_found, memory_order_relaxed);
+    atomic_store_explicit(&e->published.search_bytes, sum.bytes_scanned, memory_order_relaxed);
+    atomic_store_explicit(&e->published.search_rest_bytes, sum.bytes_rest, memory_order_relaxed);
+    atomic_store_explicit(&e->published.search_ns, sum.search_ns, memory_order_relaxed);
+    atomic_store_explicit(&e->published.found_ns, sum.attend_ns, memory_order_relaxed);
+}
+
+void engine_retrieve_stats(const engine *e, attention_stats *stats) {
+    if (e->indexes == NULL) return;
+    index_home_stats indexes;
+    index_home_stats_read(e->indexes, &indexes);
+    stats->searches = atomic_load_explicit(&e->published.searches, memory_order_relaxed);
+    stats->searched_tokens = atomic_load_explicit(&e->published.searched_tokens, memory_order_relaxed);
+    stats->search_bytes = atomic_load_explicit(&e->published.search_bytes, memory_order_relaxed);
+    stats->search_rest_bytes = atomic_load_explicit(&e->published.search_rest_bytes, memory_order_relaxed);
+    stats->search_ns = atomic_load_explicit(&e->published.search_ns, memory_order_relaxed);
+    stats->found_ns = atomic_load_explicit(&e->published.found_ns, memory_order_relaxed);
+    stats->index_waits = indexes.waits;
+    stats->index_wait_ns = indexes.wait_ns;
+    stats->index_bytes = indexes.held_bytes;
+    stats->index_budget_bytes = indexes.budget_bytes;
+    stats->index_lag_tokens = indexes.lag_tokens;
 }
 
 /* ---- A sequence's indexes ---- */
@@ -175,6 +225,35 @@ hd_status engine_await_indexes(engine *e, const engine_layer *layer) {
     return HD_OK;
 }
 
+void engine_find(engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row, uint32_t head,
+                 const selection_answer *answer, engine_found *found) {
+    const sequence *s = row->sequence;
+    const engine_finder *finder = &e->finders[thread];
+    engine_search_counts *counts = &e->threads[thread].searched;
+    uint64_t start = hd_now_ns();
+    index_search search = {.queries = bf16_queries(e, layer, finder, row->row, head),
+                           .query_stride = layer->query_dim,
+                           .query_count = layer->plan.group_size,
+                           .scale = layer->table.scale,
+                           .extent = index_set_extent(s->indexes, answer->recent_first),
+                           .tokens_each = s->selection.tokens,
+                           .scratch = finder->scratch,
+                           .tokens = found->tokens,
+                           .rest = index_set_has_rest(s->indexes) ? &found->rest : NULL};
+    index_search_run(index_set_index(s->indexes, e->step.call.layer, head), &search);
+    /* Sinks are attended to anyway. */
+    while (search.token_count > 0 && search.tokens[0] < answer->sinks_end) search.tokens++, search.token_count--;
+    found->first = search.tokens;
+    found->count = search.token_count;
+    counts->searches++;
+    counts->tokens_found += search.token_count;
+    counts->bytes_scanned += search.bytes_scanned;
+    counts->bytes_rest += search.bytes_rest;
+    counts->search_ns += hd_now_ns() - start;
+}
+
+/* ---- Attending to what was found ---- */
+
 /* Puts tokens into a page of their own; returns how many, at most a page. */
 static uint32_t gather_page(const engine *e, const engine_layer *layer, const sequence *s, uint32_t head,
                             const uint32_t *tokens, uint32_t token_count, const engine_finder *finder) {
@@ -189,53 +268,21 @@ static uint32_t gather_page(const engine *e, const engine_layer *layer, const se
     return count;
 }
 
-/* Of the tokens found, those that are not attended to as sinks anyway. */
-static uint32_t skip_sinks(const uint32_t *tokens, uint32_t count, uint64_t sinks_end) {
-    uint32_t skipped = 0;
-    while (skipped < count && tokens[skipped] < sinks_end) skipped++;
-    return skipped;
-}
-
-static void count_search(engine_search_counts *counts, const index_search *search, uint64_t search_ns,
-                         uint64_t attend_ns) {
-    counts->searches++;
-    counts->tokens_found += search->token_count;
-    counts->bytes_scanned += search->bytes_scanned;
-    counts->bytes_rest += search->bytes_rest;
-    counts->search_ns += search_ns;
-    counts->attend_ns += attend_ns;
-}
-
-void engine_attend_found(const engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,
-                         uint32_t head, const selection_answer *answer, kernel_attend *call,
+void engine_attend_found(engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,
+                         uint32_t head, const engine_found *found, kernel_attend *call,
                          const kernel_partial *result) {
     const sequence *s = row->sequence;
     const engine_finder *finder = &e->finders[thread];
-    const engine_thread *t = &e->threads[thread];
     uint32_t group_size = layer->plan.group_size, value_dim = layer->shape.value_dim;
-    kernel_partial rest = engine_scratch_partial(e, t, 2);
-    index_search search = {.queries = bf16_queries(e, layer, finder, row->row, head),
-                           .query_stride = layer->query_dim,
-                           .query_count = group_size,
-                           .scale = layer->table.scale,
-                           .extent = index_set_extent(s->indexes, answer->recent_first),
-                           .tokens_each = s->selection.tokens,
-                           .scratch = finder->scratch,
-                           .tokens = finder->tokens,
-                           .rest = index_set_has_rest(s->indexes) ? &rest : NULL};
     uint64_t start = hd_now_ns();
-    index_search_run(index_set_index(s->indexes, e->step.call.layer, head), &search);
-    uint64_t searched = hd_now_ns();
-    call->partial = engine_scratch_partial(e, t, 1);
-    call->spans = &(kernel_span){.keys = finder->keys, .values = finder->values};
+    call->partial = engine_scratch_partial(e, &e->threads[thread], 1);
     call->span_count = 1;
-    uint32_t done = skip_sinks(search.tokens, search.token_count, answer->sinks_end);
-    for (uint32_t count; done < search.token_count; done += count) {
-        count = gather_page(e, layer, s, head, search.tokens + done, search.token_count - done, finder);
+    for (uint32_t done = 0, count; done < found->count; done += count) {
+        count = gather_page(e, layer, s, head, found->first + done, found->count - done, finder);
         call->spans = &(kernel_span){.keys = finder->keys, .values = finder->values, .count = count};
         e->kernels->attend(call);
         e->kernels->merge(result, &call->partial, group_size, value_dim);
     }
-    if (search.rest != NULL) e->kernels->merge(result, search.rest, group_size, value_dim);
-    count_search(&e->threads[thread].searched, &search, searched - start, hd_now_ns() - searched);
+    if (index_set_has_rest(s->indexes)) e->kernels->merge(result, &found->rest, group_size, value_dim);
+    e->threads[thread].searched.attend_ns += hd_now_ns() - start;
 }

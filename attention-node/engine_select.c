@@ -88,7 +88,7 @@ static uint32_t gather_group(const engine *e, const engine_layer *layer, const e
     return count + engine_gather_spans(e, layer, s->runs, s->run_count, recent, end, head, spans + count);
 }
 
-void engine_attend_sparse(const engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,
+void engine_attend_sparse(engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,
                           uint32_t head) {
     const engine_thread *t = &e->threads[thread];
     uint32_t group_size = layer->plan.group_size;
@@ -120,6 +120,10 @@ void engine_attend_sparse(const engine *e, const engine_layer *layer, unsigned t
     bool has_seen = merge_tree_collapse(&tree, &result); /* itself at least */
     assert(has_seen);
     (void)has_seen;
-    if (answer.is_searched) engine_attend_found(e, layer, thread, row, head, &answer, &call, &result);
+    if (answer.is_searched) {
+        engine_found *found = &e->finders[thread].found;
+        engine_find(e, layer, thread, row, head, &answer, found);
+        engine_attend_found(e, layer, thread, row, head, found, &call, &result);
+    }
     engine_write_output(e, layer, row->row, 1, head, &result);
 }

@@ -35,7 +35,7 @@ typedef struct engine_sparse_row {
 } engine_sparse_row;
 
 typedef struct engine_search_counts {
-    uint64_t searches, tokens_found, bytes_scanned, bytes_rest, search_ns, attend_ns; /* of what was found, after the search */
+    uint64_t searches, tokens_found, bytes_scanned, bytes_rest, search_ns, attend_ns;
 } engine_search_counts;
 
 /* What a thread of the pool works with. */
@@ -47,11 +47,19 @@ typedef struct engine_thread {
     engine_search_counts searched; /* since the engine opened; the thread alone writes */
 } engine_thread;
 
+/* What a row's queries of one KV head have found. */
+typedef struct engine_found {
+    uint32_t *tokens;      /* room for all query heads of a group */
+    const uint32_t *first; /* in tokens, ascending */
+    uint32_t count;
+    kernel_partial rest; /* the estimate of what was not found, where the indexes have one */
+} engine_found;
+
 /* A thread's room for searches; only where the engine keeps indexes. */
 typedef struct engine_finder {
     void *scratch, *keys, *values; /* keys, values: a page for tokens that were found */
-    uint32_t *tokens;              /* of all query heads of a group */
     uint16_t *queries;             /* of a group, in bf16 */
+    engine_found found;
 } engine_finder;
 
 typedef struct engine_step {
@@ -113,6 +121,7 @@ typedef struct engine {
     struct {
         _Atomic uint64_t blocks_sequences, blocks_reserved, blocks_cached, sequences, evicted_blocks;
         _Atomic uint64_t prefix_queries_tokens, prefix_hits_tokens, appended_tokens;
+        _Atomic uint64_t searches, searched_tokens, search_bytes, search_rest_bytes, search_ns, found_ns;
     } published;
 } engine;
 
@@ -148,6 +157,8 @@ const void *engine_queries(const engine *e, const engine_layer *layer, uint32_t 
 /* engine_retrieve.c. index_bytes 0: no indexes are kept, and whoever needs them is refused. */
 hd_status engine_retrieve_open(engine *e, uint64_t index_bytes, unsigned builder_count, hd_error *error);
 void engine_retrieve_close(engine *e);
+void engine_retrieve_publish(engine *e); /* after a step */
+void engine_retrieve_stats(const engine *e, attention_stats *stats);
 /* Of a sequence that has just started (from cached blocks it keeps those that an index goes with), that has forked, or
  * whose tokens_max has changed. */
 hd_status engine_indexes_open(engine *e, sequence *s, hd_error *error);
@@ -157,17 +168,18 @@ hd_status engine_indexes_follow(engine *e, sequence *s, hd_error *error);
 void engine_learn_queries(engine *e, const engine_layer *layer, unsigned thread, unsigned thread_count);
 /* Before the sparse rows: what they will search is built. */
 hd_status engine_await_indexes(engine *e, const engine_layer *layer);
-/* Merges into result what a row's queries find between sinks and newest tokens. */
-void engine_attend_found(const engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,
-                         uint32_t head, const selection_answer *answer, kernel_attend *call,
-                         const kernel_partial *result);
+/* What a row's queries find between sinks and newest tokens; and attention to it, merged into result. */
+void engine_find(engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row, uint32_t head,
+                 const selection_answer *answer, engine_found *found);
+void engine_attend_found(engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,
+                         uint32_t head, const engine_found *found, kernel_attend *call, const kernel_partial *result);
 
 /* engine_select.c: parts the rows of a step, by what each sequence's selection answers for the layer, and attends for
  * the sparse ones. True: the full ones are those of the layer before. */
 bool engine_select_rows(engine *e, const engine_layer *layer);
 void engine_ask_selection(const engine *e, const engine_layer *layer, const sequence *s, uint64_t position,
                           uint32_t head, selection_answer *answer);
-void engine_attend_sparse(const engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,
+void engine_attend_sparse(engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,
                           uint32_t head);
 
 /* After whatever changes them. */

@@ -419,5 +419,6 @@ hd_status engine_step_end(attention *self) {
         if (s->indexes != NULL) index_set_grow(s->indexes, s);
     }
     engine_publish(e);
+    if (e->indexes != NULL) engine_retrieve_publish(e);
     return is_done ? HD_OK : e->step.is_broken ? HD_STALE : HD_CANCELLED;
 }

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "attention-node/engine_bench.h"
+#include "attention-node/selection.h"
 #include "base/clock.h"
 #include "base/flags.h"
 #include "base/memory.h"
@@ -50,6 +51,8 @@ typedef struct bench {
 typedef struct step_times {
     sample total_ms, attention_ms, begin_ms; /* begin: of the attention's step, and its end */
     sample bandwidth;                        /* bytes a second, between the steps */
+    attention_stats before;                  /* the timed steps */
+    double ready_s;                          /* the first step's, with what it waited for */
 } step_times;
 
 hd_status bench_list_parse(const char *flag, const char *text, bench_list *list, hd_error *error) {
@@ -115,12 +118,20 @@ static double prefill_operations(const bench_decode_config *c, uint64_t first, u
     return 2.0 * (double)count * (products + attended);
 }
 
-static hd_status sequence_begin(bench *b, sequence *s, uint64_t tokens_max, hd_error *error) {
+static hd_status sequence_begin(bench *b, sequence *s, uint64_t prompt_count, uint64_t tokens_max, hd_error *error) {
+    attention_stats stats;
+    b->config->attention->ops->stats(b->config->attention, &stats);
+    uint64_t fits = stats.blocks_total * HD_BLOCK_TOKENS, full_up_to = b->config->full_up_to;
+    char chosen[SELECTION_TEXT_BYTES];
+    hd_status status = selection_resolve(b->config->selection, tokens_max, full_up_to < fits ? full_up_to : fits,
+                                         chosen, error);
+    if (status != HD_OK) return status;
     s->name = ++b->next_name;
     s->length = 0;
     s->next_token = 0;
     attention_sequence_params params = {
-        .sequence = s->name, .epoch = EPOCH, .tokens_max = tokens_max, .selection = b->config->selection};
+        .sequence = s->name, .epoch = EPOCH, .tokens_max = tokens_max, .prompt_count = prompt_count,
+        .selection = chosen};
     uint64_t cached_tokens;
     attention *a = &b->attention.base;
     return a->ops->sequence_open(a, &params, &cached_tokens, error);
@@ -176,7 +187,11 @@ static hd_status decode_step(bench *b, hd_error *error) {
 }
 
 static hd_status time_steps(bench *b, step_times *times, hd_error *error) {
-    hd_status status = decode_step(b, error); /* the first step after a fill finds the caches cold */
+    const attention *a = b->config->attention;
+    uint64_t fill_start = hd_now_ns();
+    hd_status status = decode_step(b, error); /* the first step finds the caches cold, and waits for indexes */
+    times->ready_s = milliseconds_since(fill_start) * 1e-3;
+    a->ops->stats(a, &times->before);
     uint64_t start = hd_now_ns();
     for (uint32_t i = 0; i < b->config->steps && status == HD_OK; i++) {
         if (i >= STEPS_MIN && hd_now_ns() - start > SERIES_NS) break;
@@ -192,6 +207,44 @@ static hd_status time_steps(bench *b, step_times *times, hd_error *error) {
     return status;
 }
 
+/* What selections that search did in the timed steps; times are of all threads together. */
+static attention_stats searches_of(const bench *b, const step_times *times) {
+    attention_stats now, before = times->before;
+    const attention *a = b->config->attention;
+    a->ops->stats(a, &now);
+    now.searches -= before.searches;
+    now.searched_tokens -= before.searched_tokens;
+    now.search_bytes -= before.search_bytes;
+    now.search_rest_bytes -= before.search_rest_bytes;
+    now.search_ns -= before.search_ns;
+    now.found_ns -= before.found_ns;
+    return now;
+}
+
+static void print_searches(bench *b, const step_times *times, size_t steps) {
+    attention_stats found = searches_of(b, times);
+    unsigned threads = hd_pool_thread_count(b->config->pool);
+    if (found.searches == 0) return;
+    double each = 1.0 / (double)found.searches, per_step_ms = 1e-6 / (double)steps / threads;
+    fprintf(b->table,
+            "%16s  a step: search %.2f ms, tokens found %.2f ms on each thread; a search: %.0f tokens, %.1f KiB read and "
+            "%.1f KiB for the rest; indexes %.1f MiB, filled and built in %.1f s\n",
+            "", (double)found.search_ns * per_step_ms, (double)found.found_ns * per_step_ms,
+            (double)found.searched_tokens * each, (double)found.search_bytes * each / 1024,
+            (double)found.search_rest_bytes * each / 1024, (double)found.index_bytes / (1 << 20), times->ready_s);
+}
+
+static json_t *searches_json(const bench *b, const step_times *times, size_t steps) {
+    attention_stats found = searches_of(b, times);
+    unsigned threads = hd_pool_thread_count(b->config->pool);
+    if (found.searches == 0) return json_null();
+    double each = 1.0 / (double)found.searches, per_step_ms = 1e-6 / (double)steps / threads;
+    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:I, s:f}", "search_ms", (double)found.search_ns * per_step_ms,
+                     "found_ms", (double)found.found_ns * per_step_ms, "tokens", (double)found.searched_tokens * each,
+                     "bytes", (double)found.search_bytes * each, "rest_bytes", (double)found.search_rest_bytes * each,
+                     "index_bytes", (json_int_t)found.index_bytes, "ready_s", times->ready_s);
+}
+
 static void report_decode(bench *b, uint64_t depth, bool is_synthetic, step_times *times) {
     const bench_decode_config *c = b->config;
     sample_summary total = sample_summarise(&times->total_ms), attention_ms = sample_summarise(&times->attention_ms),
@@ -204,6 +257,7 @@ static void report_decode(bench *b, uint64_t depth, bool is_synthetic, step_time
             (unsigned long long)depth, c->batch, is_synthetic ? "synthetic" : "prefilled", total.median, total.min,
             total.p90, 1e3 * c->batch / total.median, attention_ms.median, begin_ms.median, other_ms, rate * 1e-9,
             kv_rate * 1e-9, bandwidth.median * 1e-9, 100 * share);
+    print_searches(b, times, total.count);
     fflush(b->table);
     json_t *row = json_pack("{s:I, s:i, s:b, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "depth", (json_int_t)depth,
                             "batch", (int)c->batch, "synthetic_kv", (int)is_synthetic, "steps",
@@ -215,6 +269,7 @@ static void report_decode(bench *b, uint64_t depth, bool is_synthetic, step_time
                                "bandwidth_share", share);
     json_object_update(row, limits);
     json_decref(limits);
+    json_object_set_new(row, "searches", searches_json(b, times, total.count));
     json_array_append_new(b->decode, row);
 }
 
@@ -264,11 +319,11 @@ static hd_status bench_depth(bench *b, uint64_t depth, hd_error *error) {
     bool is_synthetic = depth * c->batch > c->prefill_up_to;
     uint64_t tokens_max = depth + c->chunk + c->steps + 1;
     rope_table_init(b->rope, &c->model->rope, tokens_max);
-    step_times times = {{0}, {0}, {0}, {0}};
+    step_times times = {.ready_s = 0};
     hd_status status = HD_OK;
     uint32_t opened = 0;
     for (; opened < c->batch && status == HD_OK; opened += status == HD_OK)
-        status = sequence_begin(b, &b->sequences[opened], tokens_max, error);
+        status = sequence_begin(b, &b->sequences[opened], depth, tokens_max, error);
     for (uint32_t i = 0; i < c->batch && status == HD_OK; i++)
         status = fill(b, &b->sequences[i], depth, is_synthetic, error);
     if (status == HD_OK) status = time_steps(b, &times, error);
@@ -286,7 +341,7 @@ static hd_status bench_prefill(bench *b, uint64_t count, hd_error *error) {
     const bench_decode_config *c = b->config;
     sequence s;
     rope_table_init(b->rope, &c->model->rope, count);
-    hd_status status = sequence_begin(b, &s, count, error);
+    hd_status status = sequence_begin(b, &s, count, count, error);
     if (status != HD_OK) return status;
     b->attention.attend_ns = 0;
     uint64_t start = hd_now_ns();

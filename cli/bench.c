@@ -202,6 +202,8 @@ static cli_exit bench_decode_command_run(const cli_command *command, const cli_a
     config.kernels = n.kernels;
     config.pool = n.pool;
     config.attention = n.attention;
+    config.selection = decode.node.selection;
+    config.full_up_to = decode.node.full_up_to;
     status = bench_decode_run(&config, &error);
     node_close(&n, 0);
     return status == HD_OK ? CLI_DONE : cli_fail(&error);

@@ -88,20 +88,26 @@ void kernel_page_rows(const kernel_page_shape *shape, const void *page, bool is_
     }
 }
 
+/* A column of keys is a unit a row of the panel; a row of values shares its units with the token beside it. */
+static void copy_key(const uint32_t *from, uint32_t *to, uint32_t units) {
+    for (uint32_t i = 0; i < units; i++) to[(size_t)i * KERNEL_PANEL] = from[(size_t)i * KERNEL_PANEL];
+}
+
+static void copy_half_units(const uint32_t *from, bool from_high, uint32_t *to, bool to_high, uint32_t count) {
+    uint32_t right = from_high ? 16 : 0, left = to_high ? 16 : 0, kept = to_high ? 0xffffu : 0xffff0000u;
+    for (uint32_t i = 0; i < count; i++) to[i] = (to[i] & kept) | (from[i] >> right & 0xffffu) << left;
+}
+
 void kernel_page_copy(const kernel_page_shape *shape, const void *keys, const void *values, uint32_t slot,
                       void *to_keys, void *to_values, uint32_t to) {
-    uint32_t pair = shape->dtype == HD_F32 ? 1 : 2, units = shape->key_dim / pair;
-    const uint32_t *from_key = (const uint32_t *)keys + place_of(shape, true, slot, 0) / pair;
-    uint32_t *to_key = (uint32_t *)to_keys + place_of(shape, true, to, 0) / pair;
-    for (uint32_t i = 0; i < units; i++) to_key[i * KERNEL_PANEL] = from_key[i * KERNEL_PANEL];
+    uint32_t pair = shape->dtype == HD_F32 ? 1 : 2;
+    copy_key((const uint32_t *)keys + place_of(shape, true, slot, 0) / pair,
+             (uint32_t *)to_keys + place_of(shape, true, to, 0) / pair, shape->key_dim / pair);
     for (uint32_t first = 0; first < shape->value_dim; first += KERNEL_PANEL) {
         uint32_t width = shape->value_dim - first < KERNEL_PANEL ? shape->value_dim - first : KERNEL_PANEL;
-        size_t from_place = place_of(shape, false, slot, first), to_place = place_of(shape, false, to, first);
-        if (shape->dtype == HD_F32) {
-            memcpy((float *)to_values + to_place, (const float *)values + from_place, width * sizeof(float));
-            continue;
-        }
-        for (uint32_t i = 0; i < width; i++)
-            ((uint16_t *)to_values)[to_place + 2 * i] = ((const uint16_t *)values)[from_place + 2 * i];
+        const uint32_t *row = (const uint32_t *)values + place_of(shape, false, slot, first) / pair;
+        uint32_t *to_row = (uint32_t *)to_values + place_of(shape, false, to, first) / pair;
+        if (pair == 1) memcpy(to_row, row, width * sizeof(*row));
+        else copy_half_units(row, slot % 2 != 0, to_row, to % 2 != 0, width);
     }
 }
