@@ -82,6 +82,13 @@ typedef struct worker_event {
     const char *message;
 } worker_event;
 
+/* What a choice of a request that is taken over has said so far. */
+typedef struct worker_answer {
+    const uint32_t *token_ids;
+    uint64_t token_count; /* less than max_tokens */
+    bool has_ended;       /* nothing more is wanted of it, and no event will name it */
+} worker_answer;
+
 /* The caller's memory; alive and unchanged from submit until the last event has returned. */
 struct worker_request {
     uint64_t id; /* unique in the coordinator; names the request in logs */
@@ -93,6 +100,12 @@ struct worker_request {
     unsigned char salt[16]; /* tenant */
     const char *selection;  /* NAME[,key=value...]; NULL for the worker's default */
     bool no_cache;          /* neither read nor keep prefix cache */
+    /* Of a request that another worker began: [choices]. The next token of each is the one that would have come there.
+     * NULL for a request that begins. */
+    const worker_answer *answers;
+    /* With an epoch other than 0: choice i is `sequence` + i in attention, a name that every worker of the request knows
+     * (its highest bit is clear), and the epoch says who owns it. 0: names of the worker's own. */
+    uint64_t sequence, epoch;
     void (*on_event)(worker_request *request, const worker_event *event);
     void *context;   /* the caller's */
     void *worker;    /* the worker's, from submit to the last event */

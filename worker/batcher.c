@@ -9,6 +9,8 @@
 #include <inttypes.h>
 #include <pthread.h>
 #include <signal.h>
+#include <string.h>
+#include <stdlib.h>
 #include <time.h>
 
 #include "attention-node/selection.h"
@@ -27,6 +29,7 @@
 #define NS_PER_MS 1000000ull
 #define FULL_RETRY_MS 100u /* attention may be shared with others, whose releases nobody announces */
 #define NO_CHOICE UINT32_MAX
+#define OWN_NAMES (1ull << 63) /* where names begin that no cluster gives */
 
 struct batcher {
     worker_config config;
@@ -77,14 +80,20 @@ static void release_job(batcher *b, job *j) {
     pthread_mutex_unlock(&b->lock);
 }
 
+static void forget(sequence *s) {
+    token_counts_fini(&s->counts);
+    free(s->owned_ids);
+    s->owned_ids = NULL;
+}
+
 static void close_sequence(batcher *b, sequence *s, bool keep, bool early) {
     attention *a = b->config.attention;
-    hd_status status = a->ops->sequence_close(a, s->name, SEQUENCE_EPOCH, keep, early);
+    hd_status status = a->ops->sequence_close(a, s->name, s->epoch, keep, early);
     if (status != HD_OK) {
         hd_log(HD_LOG_ERROR, "sequence_close_failed", "request=%" PRIu64 " status=%s", s->request->id,
                hd_status_name(status));
     }
-    token_counts_fini(&s->counts);
+    forget(s);
     s->job = NULL;
     b->full_until_ns = 0;
 }
@@ -115,6 +124,7 @@ static uint32_t take_choice(batcher *b, job *j) {
     uint32_t choices = j->request->choices;
     while (j->next_choice < choices) {
         uint32_t choice = j->next_choice++;
+        if (j->request->answers != NULL && j->request->answers[choice].has_ended) continue;
         if (!job_is_cancelled(j, choice)) return choice;
         bool is_last = j->ended_choices + 1 == choices;
         end_choice(b, j, choice, WORKER_FINISH_CANCELLED, 0);
@@ -125,22 +135,47 @@ static uint32_t take_choice(batcher *b, job *j) {
 
 /* Starts */
 
-/* Makes the sequence ready for a choice whose prompt is in attention up to `length`. */
+/* What the choice's tokens are from the start: the prompt, and behind it what another worker has said for it. */
+static hd_status learn_tokens(sequence *s, const worker_request *request, uint32_t choice) {
+    const worker_answer *answer = request->answers != NULL ? &request->answers[choice] : NULL;
+    uint64_t prompt_count = request->prompt_count, answer_count = answer != NULL ? answer->token_count : 0;
+    forget(s);
+    s->known_ids = request->prompt_ids;
+    s->known_count = prompt_count;
+    s->answer_count = answer_count;
+    if (answer_count == 0) return HD_OK;
+    s->owned_ids = malloc((prompt_count + answer_count) * sizeof(*s->owned_ids));
+    if (s->owned_ids == NULL) return HD_NO_MEMORY;
+    memcpy(s->owned_ids, request->prompt_ids, prompt_count * sizeof(*s->owned_ids));
+    memcpy(s->owned_ids + prompt_count, answer->token_ids, answer_count * sizeof(*s->owned_ids));
+    s->known_ids = s->owned_ids;
+    s->known_count = prompt_count + answer_count;
+    return HD_OK;
+}
+
+/* The name in attention: of a cluster, or of this worker's own. */
+static void name_sequence(batcher *b, sequence *s, const worker_request *request, uint32_t choice) {
+    bool is_named = request->epoch != 0;
+    s->name = is_named ? request->sequence + choice : b->next_name++;
+    s->epoch = is_named ? request->epoch : SEQUENCE_EPOCH;
+}
+
+/* Makes the sequence, which has learnt its tokens, ready for a choice that is in attention up to `length`. */
 static hd_status start_choice(batcher *b, sequence *s, job *j, uint32_t choice, uint64_t length) {
     const worker_request *request = j->request;
     uint64_t tokens = request->prompt_count + request->max_tokens, vocabulary = b->config.model->vocabulary_size;
-    token_counts_fini(&s->counts);
     s->job = j;
     s->request = request;
     s->choice = choice;
     s->length = length;
-    s->answer_count = 0;
     s->reports_prompt = !j->is_prefilled;
     rope_table_init(s->rope, &b->config.model->rope, tokens);
     if (!sampler_has_penalties(&request->sampling)) return HD_OK;
     hd_status status = token_counts_init(&s->counts, tokens < vocabulary ? tokens : vocabulary);
-    if (status == HD_OK) token_counts_add_prompt(&s->counts, request->prompt_ids, request->prompt_count);
-    return status;
+    if (status != HD_OK) return status;
+    token_counts_add_prompt(&s->counts, request->prompt_ids, request->prompt_count);
+    for (uint64_t i = request->prompt_count; i < s->known_count; i++) token_counts_add_answer(&s->counts, s->known_ids[i]);
+    return HD_OK;
 }
 
 static sequence *free_place(batcher *b) {
@@ -171,8 +206,8 @@ static bool fork_choices(batcher *b, job *j) {
         if (choice == NO_CHOICE) return true;
         hd_error error = {.text = ""};
         uint64_t length = request->prompt_count - 1;
-        place->name = b->next_name++;
-        hd_status status = a->ops->fork(a, sequence_of(b, j)->name, length, place->name, SEQUENCE_EPOCH,
+        name_sequence(b, place, request, choice);
+        hd_status status = a->ops->fork(a, sequence_of(b, j)->name, length, place->name, place->epoch,
                                         request->prompt_count + request->max_tokens, &error);
         /* A choice that the budget can never hold beside the first one gets that one's sequence when it ends. */
         if (status == HD_FULL || status == HD_INVALID) {
@@ -180,6 +215,7 @@ static bool fork_choices(batcher *b, job *j) {
             remember_full(b);
             return false;
         }
+        if (status == HD_OK) status = learn_tokens(place, request, choice);
         if (status == HD_OK) status = start_choice(b, place, j, choice, length);
         if (status != HD_OK) {
             fail_job(b, j, status, error.text[0] != '\0' ? error.text : hd_status_text(status));
@@ -210,13 +246,15 @@ static bool admit_job(batcher *b, job *j, sequence *place) {
     char chosen[SELECTION_TEXT_BYTES];
     hd_error error = {.text = ""};
     hd_status status = choose_selection(b, request, tokens, chosen, &error);
+    if (status == HD_OK) status = learn_tokens(place, request, choice);
+    name_sequence(b, place, request, choice);
     attention_sequence_params params = {
-        .sequence = place->name = b->next_name++,
-        .epoch = SEQUENCE_EPOCH,
-        .token_ids = request->prompt_ids,
-        .token_count = request->prompt_count,
+        .sequence = place->name,
+        .epoch = place->epoch,
+        .token_ids = place->known_ids,
+        .token_count = place->known_count,
         .tokens_max = tokens,
-        .reuse_max = job_may_reuse(j) ? request->prompt_count - 1 : 0,
+        .reuse_max = job_may_reuse(j) ? place->known_count - 1 : 0,
         .variant = j->variant,
         .prompt_count = request->prompt_count,
         .selection = chosen,
@@ -225,6 +263,7 @@ static bool admit_job(batcher *b, job *j, sequence *place) {
     __builtin_memcpy(params.salt, request->salt, sizeof(params.salt));
     if (status == HD_OK) status = a->ops->sequence_open(a, &params, &cached_tokens, &error);
     if (status == HD_FULL) {
+        forget(place);
         j->next_choice = choice;
         remember_full(b);
         return false;
@@ -293,8 +332,9 @@ static void finish_choice(batcher *b, sequence *s, worker_finish finish, uint32_
         uint64_t length = s->length;
         if (length >= request->prompt_count) {
             length = request->prompt_count - 1;
-            status = a->ops->truncate(a, s->name, SEQUENCE_EPOCH, length);
+            status = a->ops->truncate(a, s->name, s->epoch, length);
         }
+        if (status == HD_OK) status = learn_tokens(s, request, successor);
         if (status == HD_OK) status = start_choice(b, s, j, successor, length);
         if (status != HD_OK) {
             fail_job(b, j, status, hd_status_text(status));
@@ -401,9 +441,9 @@ static void run_members(batcher *b, sequence *const *members, uint32_t count) {
     }
 }
 
-/* The last row of a prompt, where a forked choice begins, is as good as a decode row. */
+/* The last row of what is known, where a forked choice begins, is as good as a decode row. */
 static bool has_chunks(const sequence *s) {
-    return s->length + 1 < s->request->prompt_count;
+    return s->length + 1 < s->known_count;
 }
 
 /* Every decode row, then the prompts' chunks; returns how many sequences take part. prompt_count: of b->prompts,
@@ -416,7 +456,7 @@ static uint32_t choose_members(batcher *b, uint32_t *prompt_count, bool *is_deco
         if (has_chunks(s)) {
             b->prompts[prompts++] =
                 (schedule_prompt){.done = s->length,
-                                  .total = s->request->prompt_count,
+                                  .total = s->known_count,
                                   .followed_total = follow_shortest(s->job, &b->waiting),
                                   .arrival = s->job->arrival};
         } else {
@@ -538,6 +578,8 @@ hd_status batcher_submit(batcher *b, worker_request *request, hd_error *error) {
         for (uint32_t i = 0; i < JOB_CANCEL_WORDS; i++)
             atomic_store_explicit(&j->cancelled[i], 0, memory_order_relaxed);
         j->next_choice = j->ended_choices = 0;
+        for (uint32_t i = 0; request->answers != NULL && i < request->choices; i++)
+            j->ended_choices += request->answers[i].has_ended;
         j->is_prefilled = false;
         j->prompt_done = 0;
         j->variant = rope_table_variant(&b->config.model->rope, request->prompt_count + request->max_tokens);
@@ -632,7 +674,7 @@ hd_status batcher_open(const worker_config *config, uint64_t context_max, batche
     if (b != NULL) {
         b->config = *config;
         b->limits = (request_limits){.vocabulary_size = config->model->vocabulary_size, .context_max = context_max};
-        b->next_name = 1;
+        b->next_name = OWN_NAMES;
         schedule_init(&b->schedule, config->model, hd_pool_thread_count(config->pool));
         status = init_lock(b);
     }

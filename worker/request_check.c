@@ -48,6 +48,27 @@ static hd_status check_sampling(const worker_sampling *sampling, const request_l
     return HD_OK;
 }
 
+static hd_status check_answers(const worker_request *request, const request_limits *limits, hd_error *error) {
+    uint32_t open = 0;
+    for (uint32_t i = 0; request->answers != NULL && i < request->choices; i++) {
+        const worker_answer *answer = &request->answers[i];
+        if (answer->has_ended) continue;
+        open++;
+        if (answer->token_count > 0 && answer->token_count >= request->max_tokens) {
+            return hd_error_set(error, HD_INVALID, "choice %" PRIu32 " has said %" PRIu64 " tokens of %" PRIu64, i,
+                                answer->token_count, request->max_tokens);
+        }
+        for (uint64_t k = 0; k < answer->token_count; k++) {
+            if (answer->token_ids[k] < limits->vocabulary_size) continue;
+            return hd_error_set(error, HD_INVALID, "choice %" PRIu32 " has token %" PRIu32 "; the vocabulary has %" PRIu32,
+                                i, answer->token_ids[k], limits->vocabulary_size);
+        }
+    }
+    if (request->answers != NULL && open == 0)
+        return hd_error_set(error, HD_INVALID, "every choice of the request has ended");
+    return HD_OK;
+}
+
 hd_status request_check(const worker_request *request, const request_limits *limits, hd_error *error) {
     if (request->prompt_count == 0)
         return hd_error_set(error, HD_INVALID, "the prompt is empty; it needs at least one token");
@@ -69,5 +90,6 @@ hd_status request_check(const worker_request *request, const request_limits *lim
                                 request->prompt_ids[i], i, limits->vocabulary_size);
         }
     }
-    return check_sampling(&request->sampling, limits, error);
+    hd_status status = check_answers(request, limits, error);
+    return status == HD_OK ? check_sampling(&request->sampling, limits, error) : status;
 }

@@ -1,7 +1,8 @@
 /* sequence.h - what the worker remembers of one running choice, beside what attention keeps.
  *
- * Positions 0 .. length-1 are in attention. While length < prompt_count the next rows are prompt tokens; then
- * next_token, the last one that was drawn, is the row at position length.
+ * Positions 0 .. length-1 are in attention. While length < known_count the next rows are known tokens (the prompt, and
+ * what a choice that was taken over has said); then next_token, the last one that was drawn, is the row at position
+ * length.
  * Threads: the step thread. */
 #ifndef WORKER_SEQUENCE_H
 #define WORKER_SEQUENCE_H
@@ -17,8 +18,11 @@
 typedef struct sequence {
     struct job *job; /* the request's; NULL: this place is free */
     const worker_request *request;
-    uint64_t name; /* in attention */
+    uint64_t name, epoch; /* in attention */
     uint32_t choice;
+    const uint32_t *known_ids; /* [known_count] */
+    uint64_t known_count;
+    uint32_t *owned_ids; /* known_ids, where they are more than the request's prompt */
     uint64_t length;
     uint64_t answer_count; /* tokens handed out */
     uint32_t next_token;
@@ -29,7 +33,7 @@ typedef struct sequence {
 } sequence;
 
 static inline bool sequence_is_prefilling(const sequence *s) {
-    return s->length < s->request->prompt_count;
+    return s->length < s->known_count;
 }
 
 #endif

@@ -75,17 +75,17 @@ static forward_span make_span(step *s, sequence *q) {
     uint64_t end = q->length + q->rows;
     forward_span span = {
         .rows = {.sequence = q->name,
-                 .epoch = SEQUENCE_EPOCH,
+                 .epoch = q->epoch,
                  .first_position = q->length,
                  .count = q->rows,
-                 .token_ids = is_prefilling ? request->prompt_ids + q->length : &q->next_token},
+                 .token_ids = is_prefilling ? q->known_ids + q->length : &q->next_token},
         .rope = q->rope,
     };
     if (is_prefilling && q->reports_prompt && request->sampling.prompt_logprobs >= 0) {
         span.need = FORWARD_ALL_LOGITS;
         for (uint64_t position = q->length + 1; position <= end; position++)
             want(s, q, position, position < request->prompt_count);
-    } else if (end >= request->prompt_count && request->max_tokens > 0) {
+    } else if (end >= q->known_count && request->max_tokens > 0) {
         span.need = FORWARD_LAST_LOGITS;
         want(s, q, end, false);
     }

@@ -107,6 +107,46 @@ static void penalties_follow_the_tokens_of_each_choice(void **state) {
     bench_close(&b);
 }
 
+/* What was cut off after any number of tokens goes on as if nothing had happened: positions, seeds, penalties, min_tokens
+ * and bounds count what another worker has said. */
+static void a_request_that_is_taken_over_goes_on_where_it_was(void **state) {
+    bench b;
+    bench_open(&b, LARGE_BYTES, 64);
+    enum { TOKENS = 14 };
+    for (uint32_t prompt_count = 1; prompt_count <= 300; prompt_count += 130) {
+        client_request *whole = bench_seeded(&b, 7, 5, prompt_count, TOKENS);
+        whole->request.choices = 3;
+        whole->request.sampling.repetition_penalty = 1.3f;
+        whole->request.sampling.frequency_penalty = 0.5f;
+        bench_run(whole);
+        for (uint64_t said = 0; said < TOKENS; said++) {
+            worker_answer answers[3];
+            for (uint32_t i = 0; i < 3; i++) {
+                uint64_t count = said > i ? said - i : 0;
+                answers[i] = (worker_answer){.token_ids = whole->choices[i].token_ids, .token_count = count};
+            }
+            answers[1].has_ended = said == 9;
+            client_request *rest = bench_seeded(&b, 7, 5, prompt_count, TOKENS);
+            rest->request.choices = 3;
+            rest->request.sampling = whole->request.sampling;
+            rest->request.answers = answers;
+            rest->request.sequence = 1000 * (said + 1);
+            rest->request.epoch = said % 2 * 5; /* half under names of a cluster */
+            bench_run(rest);
+            for (uint32_t i = 0; i < 3; i++) {
+                if (answers[i].has_ended) continue;
+                uint64_t count = answers[i].token_count;
+                assert_int_equal(rest->choices[i].token_count, TOKENS - count);
+                assert_memory_equal(rest->choices[i].token_ids, whole->choices[i].token_ids + count,
+                                    (TOKENS - count) * sizeof(uint32_t));
+            }
+            client_request_free(rest);
+        }
+        client_request_free(whole);
+    }
+    bench_close(&b);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(three_choices_are_three_single_requests_with_seeds_in_a_row),
@@ -114,6 +154,7 @@ int main(void) {
         cmocka_unit_test(choices_beyond_the_running_places_wait_for_one),
         cmocka_unit_test(one_choice_can_be_cancelled_before_and_after_it_has_started),
         cmocka_unit_test(penalties_follow_the_tokens_of_each_choice),
+        cmocka_unit_test(a_request_that_is_taken_over_goes_on_where_it_was),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -37,7 +37,8 @@ static void keep_logprobs(worker_logprob *all, uint64_t first_entry, const worke
 static void keep_token(client_request *r, const worker_event *event) {
     client_choice *choice = &r->choices[event->choice];
     expect(!choice->has_ended && choice->token_count < r->request.max_tokens, "a token after the end");
-    expect(event->position == r->request.prompt_count + choice->token_count,
+    uint64_t before = r->request.answers != NULL ? r->request.answers[event->choice].token_count : 0;
+    expect(event->position == r->request.prompt_count + before + choice->token_count,
            "a token at another position than the next");
     if (event->choice == 0 && event->entry_count > 0) {
         expect(event->logprob_count == (uint32_t)r->request.sampling.logprobs + 1, "another number of logprobs");
@@ -88,7 +89,8 @@ static void on_event(worker_request *request, const worker_event *event) {
         break;
     }
     for (uint32_t i = 0; r->last_order != 0 && !r->has_failed && i < request->choices; i++) {
-        expect(r->choices[i].has_ended, "the last event before the last choice");
+        bool was_over = r->request.answers != NULL && r->request.answers[i].has_ended;
+        expect(was_over || r->choices[i].has_ended, "the last event before the last choice");
     }
     pthread_cond_broadcast(&c->news);
     pthread_mutex_unlock(&c->lock);
