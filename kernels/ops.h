@@ -9,8 +9,8 @@
  *      accumulator per output (or in the fixed order of the table's instruction). A page's unused positions are
  *      finite, and masked positions contribute exactly nothing.
  *   2. Softmax of attention is kept in partial form (out, max, sum): out = sum of exp(s - max) * v, sum = sum of
- *      exp(s - max), both fp32; lse = max + log(sum). The empty partial is (0, -inf, 0). merge(a, empty) leaves a's
- *      bits alone.
+ *      exp(s - max), both fp32; lse = max + log(sum). max is a number within 8 of the largest s, which is what the
+ *      exponentials refer to. The empty partial is (0, -inf, 0). merge(a, empty) leaves a's bits alone.
  *   3. No operation allocates; scratch is the caller's, one per thread, KERNEL scratch_bytes long, 64-byte aligned.
  * Threads: every operation runs on the calling thread, and several threads may run operations on disjoint outputs. */
 #ifndef KERNELS_OPS_H
@@ -87,6 +87,7 @@ typedef struct kernel_attend {
     uint32_t row_count;
     const kernel_span *spans;  /* of one leaf group, in ascending position; taken in this order */
     uint32_t span_count;
+    const kernel_span *ahead;  /* what is attended to next, and may be fetched meanwhile; or NULL */
     kernel_partial partial;    /* written, not accumulated */
     void *scratch;
 } kernel_attend;

@@ -64,7 +64,8 @@ static const kernel_span *seen_from(const row_tile *tile, const kernel_span *spa
 /* The span whose pages the first tile brings near while the one before it is worked on; the other tiles find them
  * there. */
 static const kernel_span *wanted_after(const row_tile *tile, const kernel_span *span) {
-    return tile->first == 0 && span + 1 < tile->call->spans + tile->call->span_count ? span + 1 : NULL;
+    if (tile->first != 0) return NULL;
+    return span + 1 < tile->call->spans + tile->call->span_count ? span + 1 : tile->call->ahead;
 }
 
 static tile_product start_keys(const row_tile *tile, const kernel_span *span, float *scores) {
@@ -111,33 +112,16 @@ static tile_product start_values(const row_tile *tile, const kernel_span *span, 
     return product;
 }
 
-/* From q.k to cap * tanh(s / cap) in base 2, through e^(-2|s| / cap), which cannot overflow. */
-static void cap_scores(const row_tile *tile, float *scores) {
-    vec inner = vec_set(2.0f * LOG2_E * tile->call->scale / tile->call->soft_cap);
-    vec outer = vec_set(tile->call->soft_cap * LOG2_E), one = vec_set(1.0f);
-    for (uint32_t i = 0; i < HD_BLOCK_TOKENS; i += VEC_LANES) {
-        vec score = vec_load(scores + i);
-        vec power = vec_exp2(vec_sub(vec_set(0.0f), vec_mul(vec_abs(score), inner)));
-        vec tangent = vec_div(vec_sub(one, power), vec_add(one, power));
-        vec_store(scores + i, vec_with_sign(vec_mul(tangent, outer), score));
-    }
-}
-
-static void hide_scores(float *scores, page_slots visible) {
-    vec nothing = vec_set(-INFINITY);
-    for (uint32_t i = 0; i < HD_BLOCK_TOKENS; i += VEC_LANES) {
-        vec_store(scores + i,
-                  vec_select(vec_load(scores + i), nothing, (int)visible.first - (int)i, (int)visible.end - (int)i));
-    }
-}
-
 /* Makes the scores of a page final, and lets max, factor and raised of every row know them. */
 static void take_scores(row_tile *tile, const kernel_span *span, float *scores) {
     bool is_plain = all_see_all(tile, span) && tile->call->soft_cap == 0.0f;
     for (uint32_t row = 0; !is_plain && row < tile->rows; row++) {
         page_slots visible = visible_to(tile, row, span);
-        if (tile->call->soft_cap > 0.0f) cap_scores(tile, scores + row * HD_BLOCK_TOKENS);
-        if (visible.end - visible.first < HD_BLOCK_TOKENS) hide_scores(scores + row * HD_BLOCK_TOKENS, visible);
+        float *own = scores + row * HD_BLOCK_TOKENS;
+        if (tile->call->soft_cap > 0.0f)
+            attend_cap_scores(own, HD_BLOCK_TOKENS, tile->call->scale, tile->call->soft_cap);
+        if (visible.end - visible.first < HD_BLOCK_TOKENS)
+            attend_hide_scores(own, HD_BLOCK_TOKENS, (int)visible.first, (int)visible.end);
     }
     tile->raised = 0;
     for (uint32_t first = 0; first < tile->rows; first += VEC_LANES) {
@@ -255,6 +239,12 @@ static void attend_tile(row_tile *tile) {
 
 void table_attend(const kernel_attend *call) {
     assert(call->shape.key_dim % 16 == 0 && call->shape.value_dim % 16 == 0 && call->scale > 0.0f);
+#if defined(KERNEL_HAS_AMX)
+    if (call->shape.dtype == HD_BF16) {
+        attend_amx(call);
+        return;
+    }
+#endif
     row_tile tile = {
         .call = call,
         .key_bytes = kernel_page_key_bytes(&call->shape),

@@ -31,12 +31,13 @@ _Static_assert(sizeof(tile_config) == 64, "the operand of ldtilecfg");
 
 static _Thread_local uint32_t configured_rows; /* of the tiles of both row blocks; 0: none */
 
-static void configure(uint32_t rows) {
+void tile_configure(uint32_t rows) {
     if (rows == configured_rows) return;
     uint8_t first = (uint8_t)(rows < TILE_ROWS ? rows : TILE_ROWS),
             second = (uint8_t)(rows > TILE_ROWS ? rows - TILE_ROWS : 1);
     tile_config config = {.palette = 1, .rows = {first, first, second, second, first, second, TILE_ROWS, TILE_ROWS}};
     for (int i = 0; i < 8; i++) config.row_bytes[i] = 64;
+    __asm__ volatile("" ::"r"(&config) : "memory"); /* the intrinsic reads 8 bytes of it, for all that gcc knows */
     _tile_loadconfig(&config);
     configured_rows = rows;
 }
@@ -100,7 +101,7 @@ INLINE void multiply(tile_product *product, const tile_block *block, bool is_las
 }
 
 void tile_multiply_amx(tile_product *product, const tile_block *block, bool is_last, const char *next_b) {
-    configure(block->rows);
+    tile_configure(block->rows);
     if (block->rows > TILE_ROWS && block->columns > TILE_COLUMNS) {
         multiply(product, block, is_last, next_b, true, true);
     } else if (block->rows > TILE_ROWS) {

@@ -42,7 +42,7 @@ static void assert_right(const kernel_attend *call, const cases_context *context
             for (uint32_t n = 0; n < shape->value_dim; n++) assert_true(actual[n] == 0.0f);
             continue;
         }
-        assert_true(fabs(actual_max - max) <= 1e-5 * (1.0 + fabs(max)));
+        assert_true(fabs(actual_max - max) <= 8.0); /* ops.h, rule 2 */
         assert_true(fabs(actual_max + log(actual_sum) - max - log(sum)) <= lse_tolerance);
         for (uint32_t n = 0; n < shape->value_dim; n++)
             assert_true(fabs(actual[n] / actual_sum - out[n] / sum) <= tolerance);
@@ -115,8 +115,8 @@ static void spans_may_start_inside_a_page_and_leave_positions_out(void **state) 
         }
         for (uint32_t row = 0; row < 5; row++) {
             float sum = call.partial.sum[row], other_sum = one_by_one.partial.sum[row];
-            assert_true(call.partial.max[row] == one_by_one.partial.max[row]);
-            assert_true(fabsf(sum - other_sum) <= 4e-3f * sum);
+            float lse = call.partial.max[row] + logf(sum), other_lse = one_by_one.partial.max[row] + logf(other_sum);
+            assert_true(fabsf(lse - other_lse) <= (dtypes[t] == HD_F32 ? 1e-5f : 4e-3f));
             for (uint32_t n = 0; n < 64; n++) {
                 float difference =
                     call.partial.out[row * 64 + n] / sum - one_by_one.partial.out[row * 64 + n] / other_sum;
