@@ -27,12 +27,13 @@ uint32_t attend_plan_item_rows_max(const plan_limits *limits) {
 
 uint64_t attend_plan_partial_rows_max(const plan_limits *limits) {
     return (uint64_t)limits->thread_count * PARTIALS_PER_THREAD * attend_plan_item_rows_max(limits) +
-           (uint64_t)limits->spans_max * PARTIALS_PER_SPAN * limits->group_size_max * limits->kv_heads_max;
+           (uint64_t)limits->spans_max * PARTIALS_PER_SPAN * limits->group_size_max * limits->kv_heads_max +
+           (uint64_t)limits->rows_max * limits->pieces_max * limits->group_size_max * limits->kv_heads_max;
 }
 
 /* Every tile has a row and an item; cutting adds a bounded number of items. */
 static uint32_t items_max_of(const plan_limits *limits) {
-    return limits->rows_max + limits->thread_count * ITEMS_PER_THREAD * 8;
+    return limits->rows_max * (1 + limits->pieces_max) + limits->thread_count * ITEMS_PER_THREAD * 8;
 }
 
 uint64_t attend_plan_table_bytes(const plan_limits *limits) {
@@ -157,7 +158,9 @@ static uint64_t unit_cost(const attend_plan *plan, uint32_t rows) {
 /* The highest level whose nodes cost no more than target. */
 static uint32_t level_for(const attend_plan *plan, uint32_t rows, uint64_t target) {
     uint32_t level = 0;
+    uint64_t groups_max = plan->shape.groups_max;
     while (level < 40 && unit_cost(plan, rows) << (level + 1) <= target) level++;
+    while (groups_max != 0 && 1ull << level > groups_max) level--;
     return level;
 }
 
@@ -257,7 +260,7 @@ static bool add_together(attend_plan *plan, uint32_t first, uint64_t target) {
 
 /* What an item may cost, so that there are enough of them for all threads. */
 static uint64_t target_cost(const attend_plan *plan) {
-    if (plan->limits.thread_count == 1) return UINT64_MAX / 2;
+    if (plan->limits.thread_count == 1 || plan->shape.groups_max != 0) return UINT64_MAX / 2;
     uint64_t total = 0;
     for (uint32_t i = 0; i < plan->tile_count; i++) {
         const plan_tile *tile = &plan->tiles[i];
@@ -283,6 +286,29 @@ static void order_items(attend_plan *plan) {
         plan->order[--starts[COST_CLASSES - cost_class(plan->items[i].cost)]] = i;
 }
 
+/* By sequence, position and tile; shell sort, because it needs no memory. */
+static bool comes_before(const attend_plan *plan, uint32_t a, uint32_t b) {
+    const plan_item *x = &plan->items[a], *y = &plan->items[b];
+    uint32_t x_span = plan->tiles[x->first_tile].span, y_span = plan->tiles[y->first_tile].span;
+    if (x_span != y_span) return x_span < y_span;
+    return x->group_first != y->group_first ? x->group_first < y->group_first : a < b;
+}
+
+static void order_items_by_position(attend_plan *plan) {
+    for (uint32_t i = 0; i < plan->item_count; i++) plan->order[i] = i;
+    uint32_t gap = 1;
+    while (gap < plan->item_count / 3) gap = gap * 3 + 1;
+    for (; gap > 0; gap /= 3) {
+        for (uint32_t i = gap; i < plan->item_count; i++) {
+            uint32_t item = plan->order[i], k = i;
+            for (; k >= gap && comes_before(plan, item, plan->order[k - gap]); k -= gap) {
+                plan->order[k] = plan->order[k - gap];
+            }
+            plan->order[k] = item;
+        }
+    }
+}
+
 void attend_plan_build(attend_plan *plan, const plan_span *spans, uint32_t span_count, const plan_shape *shape) {
     plan->spans = spans;
     plan->shape = *shape;
@@ -298,7 +324,8 @@ void attend_plan_build(attend_plan *plan, const plan_span *spans, uint32_t span_
         }
         i += together;
     }
-    order_items(plan);
+    if (shape->groups_max != 0) order_items_by_position(plan);
+    else order_items(plan);
 }
 
 bool attend_plan_tile_done(attend_plan *plan, const plan_tile *tile, uint32_t head) {

@@ -8,7 +8,9 @@
  *      each leaves its partial in the plan's memory, and whoever completes the last of them merges. Cuts are where the
  *      tree has nodes, so bits do not depend on where the plan cuts, or whether.
  *   2. Long tiles are cut until every thread has about 16 items; items are handed out by ticket, costly ones first.
- *   3. Nothing is allocated; where there is no room for partials, the plan cuts less.
+ *   3. Nothing is allocated; where there is no room for partials, the plan cuts less. But never less than groups_max
+ *      asks for, which is what can be in memory at once of a context that is not; then items come in the order of their
+ *      sequences and positions, so that those that read the same pages stand together.
  * Threads: built by the step thread; items are executed by any, each (item, head) once. */
 #ifndef ATTENTION_NODE_ATTEND_PLAN_H
 #define ATTENTION_NODE_ATTEND_PLAN_H
@@ -31,6 +33,7 @@ typedef struct plan_span { /* one sequence's rows of the step */
 typedef struct plan_shape { /* what of a layer decides how its work is cut */
     uint32_t kv_heads, group_size;
     uint64_t window;
+    uint64_t groups_max; /* of an item, a power of two; 0: no bound */
 } plan_shape;
 
 typedef struct plan_tile {
@@ -57,6 +60,7 @@ typedef struct plan_limits {
     uint32_t kv_heads_max, group_size_max;
     uint32_t tile_rows; /* rows of a kernel call, if one row's GQA group is not larger */
     uint32_t thread_count;
+    uint32_t pieces_max; /* that groups_max may cut a tile into; 0: it is never set */
 } plan_limits;
 
 typedef struct attend_plan {

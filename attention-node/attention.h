@@ -11,7 +11,7 @@
  *      that changes KV (weights, adapter, rope base, tenant salt), and shared: opening a sequence finds the longest
  *      cached prefix and copies nothing.
  *   3. Memory is a budget in bytes, taken at open and never exceeded. tokens_max of a sequence is reserved when it
- *      opens: HD_FULL then, never later.
+ *      opens: HD_FULL then, never later (but see 7).
  *   4. Exact: `full` selection gives the same bits whatever the batch, the chunks, the threads, and the sharing of
  *      blocks. Partial results are made per group of HD_GROUP_BLOCKS blocks and merged in one fixed binary tree over
  *      group indices (ops.h, rule 2).
@@ -20,6 +20,10 @@
  *   6. A sequence may be opened for a range of its positions only: an aligned power of two of groups, so that the range
  *      is one node of the merge tree. Its rows then give that node's partial results instead of finished output, and
  *      whoever owns the ranges merges them into the bits that one attention would give.
+ *   7. Keys and values may lie on a disk. When bytes of a sequence cannot be had from there in time, or are not what was
+ *      written, its rows of that step are not kept (its length tells), their output is finite and means nothing, and the
+ *      step goes on for all others. When the disk takes no more and a step's rows fit nowhere else, step_begin answers
+ *      HD_FULL.
  * Threads: all calls of one attention come from one thread, the step thread; stats may be read from any thread. */
 #ifndef ATTENTION_NODE_ATTENTION_H
 #define ATTENTION_NODE_ATTENTION_H
@@ -129,6 +133,11 @@ typedef struct attention_stats {
     uint64_t index_waits, index_wait_ns;        /* of steps, for what was not built yet */
     uint64_t index_bytes, index_budget_bytes;   /* accounted for open and retained indexes */
     uint64_t index_lag_tokens;                  /* that are due to be indexed and not in every index yet */
+    /* Tiers: bytes of blocks in memory, of pages of cold blocks in memory, and of blocks on disk. */
+    uint64_t hot_used_bytes, warm_used_bytes, cold_used_bytes, warm_bytes, cold_bytes;
+    uint64_t page_hits, page_misses; /* unit pages of cold blocks that a step asked for */
+    uint64_t cold_read_bytes, cold_written_bytes, cold_read_errors, cold_write_errors, cold_verify_failures;
+    uint64_t cold_queue; /* reads and writes that wait or run now */
 } attention_stats;
 
 typedef struct attention_ops {
@@ -162,13 +171,14 @@ typedef struct attention_ops {
      * first. */
     hd_status (*sequence_close)(attention *self, uint64_t sequence, uint64_t epoch, bool keep, bool early);
     /* Reserves for all rows or refuses and changes nothing. HD_INVALID: a gap, or another token at a position that is
-     * there already. */
+     * there already. HD_FULL: rule 7. */
     hd_status (*step_begin)(attention *self, const attention_rows *rows, uint32_t row_span_count, hd_error *error);
     /* HD_UNSUPPORTED: a layer that this implementation keeps but cannot compute. Layers come in ascending order. */
     hd_status (*submit)(attention *self, const attention_layer_call *call);
     hd_status (*wait)(attention *self, uint32_t layer);
     /* The step's tokens are there from now on. HD_CANCELLED, and none of them are, when a layer that can be computed
-     * was left out. */
+     * was left out. HD_TIMED_OUT, HD_IO, HD_CORRUPT: those of some sequences are not (rule 7), and sequence_length tells
+     * of which; after HD_TIMED_OUT the same rows may be tried again. HD_CORRUPT tells of the worst. */
     hd_status (*step_end)(attention *self);
     /* Drops every block that only the prefix cache holds. */
     void (*cache_reset)(attention *self);

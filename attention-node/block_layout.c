@@ -3,8 +3,16 @@
 
 #include <assert.h>
 
+/* At most: streams of one unit share its pages. */
+static uint64_t units_max_of(const attention_layer_table *table) {
+    uint64_t count = 0;
+    for (uint32_t i = 0; i < table->stream_count; i++) count += table->streams[i].heads;
+    return count;
+}
+
 uint64_t block_layout_table_bytes(const attention_layer_table *table) {
-    return HD_ALIGN_UP(table->stream_count * sizeof(stream_place), (uint64_t)HD_CACHE_LINE);
+    return HD_ALIGN_UP(table->stream_count * sizeof(stream_place), (uint64_t)HD_CACHE_LINE) +
+           HD_ALIGN_UP(units_max_of(table) * sizeof(unit_place), (uint64_t)HD_CACHE_LINE);
 }
 
 static bool is_placed(const stream_place *place) {
@@ -12,8 +20,8 @@ static bool is_placed(const stream_place *place) {
 }
 
 /* One unit of up to two streams with the same heads. */
-static void place_unit(block_layout *layout, stream_place *places, const attention_layer_table *table,
-                       const uint32_t *streams, uint32_t stream_count) {
+static void place_unit(block_layout *layout, stream_place *places, unit_place *units,
+                       const attention_layer_table *table, const uint32_t *streams, uint32_t stream_count) {
     uint64_t unit_bytes = 0;
     for (uint32_t i = 0; i < stream_count; i++) unit_bytes += attention_stream_page_bytes(&table->streams[streams[i]]);
     uint64_t page_offset = 0;
@@ -24,26 +32,31 @@ static void place_unit(block_layout *layout, stream_place *places, const attenti
                                             .page_offset = page_offset,
                                             .page_bytes = attention_stream_page_bytes(s),
                                             .first_page = layout->page_count,
+                                            .first_unit = layout->unit_count,
                                             .heads = s->heads};
         page_offset += places[streams[i]].page_bytes;
         layout->page_count += s->heads;
     }
-    layout->block_bytes += unit_bytes * table->streams[streams[0]].heads;
+    for (uint32_t head = 0; head < table->streams[streams[0]].heads; head++) {
+        units[layout->unit_count++] = (unit_place){layout->block_bytes, unit_bytes};
+        layout->block_bytes += unit_bytes;
+    }
 }
 
 void block_layout_init(block_layout *layout, const attention_layer_table *table, hd_arena *arena) {
     stream_place *places = hd_arena_take(arena, table->stream_count * sizeof(*places));
-    assert(places != NULL);
-    *layout = (block_layout){.streams = places, .stream_count = table->stream_count};
+    unit_place *units = hd_arena_take(arena, units_max_of(table) * sizeof(*units));
+    assert(places != NULL && units != NULL);
+    *layout = (block_layout){.streams = places, .units = units, .stream_count = table->stream_count};
     for (uint32_t i = 0; i < table->stream_count; i++) places[i] = (stream_place){0};
     for (uint32_t i = 0; i < table->layer_count; i++) {
         uint32_t pair[2] = {table->layers[i].key_stream, table->layers[i].value_stream};
         if (pair[0] != pair[1] && !is_placed(&places[pair[0]]) && !is_placed(&places[pair[1]])) {
-            place_unit(layout, places, table, pair, 2);
+            place_unit(layout, places, units, table, pair, 2);
         }
     }
     for (uint32_t i = 0; i < table->stream_count; i++) {
         bool has_pages = attention_stream_page_bytes(&table->streams[i]) != 0;
-        if (has_pages && !is_placed(&places[i])) place_unit(layout, places, table, &i, 1);
+        if (has_pages && !is_placed(&places[i])) place_unit(layout, places, units, table, &i, 1);
     }
 }

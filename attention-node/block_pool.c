@@ -1,18 +1,8 @@
-/* block_pool.c - extents by the longest run of free slots, so that a sequence finds room for what it is going to need.
- *
- * A sequence that expects n more blocks takes the extent whose longest free run is the smallest that holds min(n, 16),
- * claims that run, and takes the next blocks from its claim. Short sequences thus fill the holes and leave whole
- * extents to long ones. Claims are wishes: when nothing else is free, a claimed slot is taken by whoever needs it. */
+/* block_pool.c - blocks and their frames. The free blocks are a list in an array, from which any can be taken. */
 #include "attention-node/block_pool.h"
 
 #include <assert.h>
 #include <xxhash.h>
-
-#define EXTENT_NONE UINT32_MAX
-
-static uint32_t extent_count_of(uint32_t block_count) {
-    return (block_count + EXTENT_BLOCKS - 1) / EXTENT_BLOCKS;
-}
 
 static uint32_t page_count_of(const attention_layer_table *table) {
     uint32_t pages = 0;
@@ -26,105 +16,35 @@ static uint64_t aligned(uint64_t bytes) {
     return HD_ALIGN_UP(bytes, (uint64_t)HD_CACHE_LINE);
 }
 
-uint64_t block_pool_table_bytes(const attention_layer_table *table, uint32_t block_count) {
+uint64_t block_pool_table_bytes(const attention_layer_table *table, uint32_t block_count, uint32_t frame_count) {
     return block_layout_table_bytes(table) + aligned(block_count * sizeof(block_record)) +
            aligned((uint64_t)block_count * page_count_of(table) * sizeof(uint64_t)) +
-           aligned(extent_count_of(block_count) * sizeof(block_extent));
+           3 * aligned(block_count * sizeof(uint32_t)) + aligned(frame_count * sizeof(uint32_t)) +
+           extent_table_bytes(frame_count);
 }
 
-uint64_t block_pool_payload_bytes(const attention_layer_table *table, uint32_t block_count) {
-    return attention_layer_table_block_bytes(table) * block_count;
+uint64_t block_pool_payload_bytes(const attention_layer_table *table, uint32_t frame_count) {
+    return attention_layer_table_block_bytes(table) * frame_count;
 }
 
-/* ---- Extents ---- */
+/* ---- Free blocks and frames ---- */
 
-static uint32_t longest_run(uint32_t mask) {
-    uint32_t length = 0;
-    for (; mask != 0; mask &= mask >> 1) length++;
-    return length;
+static void list_free(block_pool *pool, uint32_t index) {
+    pool->free_place[index] = pool->free_count;
+    pool->free_blocks[pool->free_count++] = index;
 }
 
-static void list_extent(block_pool *pool, uint32_t index) {
-    block_extent *e = &pool->extents[index];
-    e->longest_run = longest_run(e->free & ~e->claimed);
-    e->previous = EXTENT_NONE;
-    e->next = pool->buckets[e->longest_run];
-    if (e->next != EXTENT_NONE) pool->extents[e->next].previous = index;
-    pool->buckets[e->longest_run] = index;
+static void unlist_free(block_pool *pool, uint32_t index) {
+    uint32_t last = pool->free_blocks[--pool->free_count], place = pool->free_place[index];
+    pool->free_blocks[place] = last;
+    pool->free_place[last] = place;
 }
 
-static void unlist_extent(block_pool *pool, uint32_t index) {
-    block_extent *e = &pool->extents[index];
-    if (e->previous != EXTENT_NONE) pool->extents[e->previous].next = e->next;
-    else pool->buckets[e->longest_run] = e->next;
-    if (e->next != EXTENT_NONE) pool->extents[e->next].previous = e->previous;
-}
-
-static void set_extent(block_pool *pool, uint32_t index, uint32_t free, uint32_t claimed) {
-    block_extent *e = &pool->extents[index];
-    assert((claimed & ~free) == 0);
-    bool is_moving = longest_run(free & ~claimed) != e->longest_run;
-    if (is_moving) unlist_extent(pool, index);
-    e->free = free;
-    e->claimed = claimed;
-    if (is_moving) list_extent(pool, index);
-}
-
-/* The first `length` slots of the first run that is so long. */
-static uint32_t run_of(uint32_t mask, uint32_t length) {
-    uint32_t starts = mask;
-    for (uint32_t i = 1; i < length; i++) starts &= mask >> i;
-    assert(starts != 0);
-    return ((1u << length) - 1) << __builtin_ctz(starts);
-}
-
-/* Claims a run for `wanted` blocks, or as long a one as there is. False when every free slot is claimed already. */
-static bool claim_run(block_pool *pool, block_claim *claim, uint32_t wanted) {
-    uint32_t length = wanted < EXTENT_BLOCKS ? wanted : EXTENT_BLOCKS, bucket = length;
-    while (bucket <= EXTENT_BLOCKS && pool->buckets[bucket] == EXTENT_NONE) bucket++;
-    if (bucket > EXTENT_BLOCKS) {
-        for (bucket = length - 1; bucket > 0 && pool->buckets[bucket] == EXTENT_NONE; bucket--) {}
-        if (bucket == 0) return false;
-        length = bucket;
-    }
-    uint32_t index = pool->buckets[bucket];
-    block_extent *e = &pool->extents[index];
-    *claim = (block_claim){.extent = index, .slots = run_of(e->free & ~e->claimed, length)};
-    set_extent(pool, index, e->free, e->claimed | claim->slots);
-    return true;
-}
-
-void block_pool_claim_drop(block_pool *pool, block_claim *claim) {
-    if (claim->slots == 0) return;
-    block_extent *e = &pool->extents[claim->extent];
-    set_extent(pool, claim->extent, e->free, e->claimed & ~claim->slots);
-    claim->slots = 0;
-}
-
-static bool find_any_free(const block_pool *pool, block_claim *claim) {
-    for (uint32_t i = 0; i < pool->extent_count; i++) {
-        if (pool->extents[i].free == 0) continue;
-        *claim = (block_claim){.extent = i, .slots = pool->extents[i].free & -pool->extents[i].free};
-        return true;
-    }
-    return false;
-}
-
-block_name block_pool_take(block_pool *pool, block_claim *claim, uint32_t wanted) {
-    assert(wanted > 0);
-    /* Of a claim, what others had to take is gone. */
-    if (claim->slots != 0) claim->slots &= pool->extents[claim->extent].claimed;
-    if (claim->slots == 0 && !claim_run(pool, claim, wanted) && !find_any_free(pool, claim)) return BLOCK_NONE;
-    uint32_t slot = (uint32_t)__builtin_ctz(claim->slots), bit = 1u << slot;
-    claim->slots &= ~bit;
-    block_extent *e = &pool->extents[claim->extent];
-    set_extent(pool, claim->extent, e->free & ~bit, e->claimed & ~bit);
-    pool->free_count--;
-
-    uint32_t index = claim->extent * EXTENT_BLOCKS + slot;
+static block_name start(block_pool *pool, uint32_t index, block_state state) {
     block_record *record = &pool->records[index];
     assert(record->state == BLOCK_FREE);
-    record->state = BLOCK_OPEN;
+    unlist_free(pool, index);
+    record->state = state;
     record->references = 0;
     record->is_cached = false;
     record->retention = RETAIN_NOT;
@@ -132,15 +52,56 @@ block_name block_pool_take(block_pool *pool, block_claim *claim, uint32_t wanted
     return (block_name){index, record->generation};
 }
 
+static void set_frame(block_pool *pool, uint32_t index, uint32_t frame) {
+    pool->frame_of[index] = frame;
+    pool->block_of[frame] = index;
+}
+
+block_name block_pool_take(block_pool *pool, block_claim *claim, uint32_t wanted) {
+    if (pool->free_count == 0) return BLOCK_NONE;
+    uint32_t frame = extent_table_take(&pool->frames, claim, wanted);
+    if (frame == EXTENT_SLOT_NONE) return BLOCK_NONE;
+    uint32_t index =
+        pool->records[frame].state == BLOCK_FREE ? frame : pool->free_blocks[pool->free_count - 1];
+    block_name block = start(pool, index, BLOCK_OPEN);
+    set_frame(pool, index, frame);
+    return block;
+}
+
+block_name block_pool_adopt(block_pool *pool, const identity *id, const identity_scope *scope, block_name parent,
+                            const uint32_t token_ids[HD_BLOCK_TOKENS]) {
+    if (pool->free_count == 0) return BLOCK_NONE;
+    block_name block = start(pool, pool->free_blocks[0], BLOCK_OPEN);
+    memcpy(pool->records[block.index].token_ids, token_ids, sizeof(pool->records[block.index].token_ids));
+    block_pool_seal(pool, block, id, scope, parent);
+    return block;
+}
+
+void block_pool_drop_frame(block_pool *pool, block_name block) {
+    assert(block_pool_get(pool, block)->state == BLOCK_SEALED && block_pool_is_resident(pool, block.index));
+    extent_table_give(&pool->frames, pool->frame_of[block.index]);
+    pool->frame_of[block.index] = FRAME_NONE;
+}
+
+void block_pool_give_frame(block_pool *pool, block_name block) {
+    assert(!block_pool_is_resident(pool, block.index) && pool->frames.free_count > 0);
+    block_claim claim = {0};
+    set_frame(pool, block.index, extent_table_take(&pool->frames, &claim, 1));
+    extent_table_drop(&pool->frames, &claim);
+}
+
+void block_pool_claim_drop(block_pool *pool, block_claim *claim) {
+    extent_table_drop(&pool->frames, claim);
+}
+
 void block_pool_free(block_pool *pool, block_name block) {
     block_record *record = block_pool_find(pool, block);
     assert(record != NULL && record->state != BLOCK_FREE && record->references == 0 && !record->is_cached);
     record->state = BLOCK_FREE;
     record->generation++;
-    uint32_t index = block.index / EXTENT_BLOCKS;
-    set_extent(pool, index, pool->extents[index].free | 1u << block.index % EXTENT_BLOCKS,
-               pool->extents[index].claimed);
-    pool->free_count++;
+    if (block_pool_is_resident(pool, block.index)) extent_table_give(&pool->frames, pool->frame_of[block.index]);
+    pool->frame_of[block.index] = FRAME_NONE;
+    list_free(pool, block.index);
 }
 
 /* ---- Blocks ---- */
@@ -159,6 +120,7 @@ void block_pool_seal(block_pool *pool, block_name block, const identity *id, con
     record->id = *id;
     record->scope = *scope;
     record->parent = parent;
+    record->depth = parent.index == BLOCK_NONE.index ? 0 : block_pool_get(pool, parent)->depth + 1;
 }
 
 block_name block_pool_reopen(block_pool *pool, block_name block) {
@@ -211,30 +173,30 @@ hd_status block_pool_copy(block_pool *pool, block_name to, block_name from) {
 
 /* ---- Start and end ---- */
 
-hd_status block_pool_init(block_pool *pool, const attention_layer_table *table, uint32_t block_count, hd_arena *arena) {
-    assert(block_count > 0);
-    uint64_t payload_bytes = block_pool_payload_bytes(table, block_count);
+hd_status block_pool_init(block_pool *pool, const attention_layer_table *table, uint32_t block_count,
+                          uint32_t frame_count, hd_arena *arena) {
+    assert(frame_count > 0 && frame_count <= block_count);
+    uint64_t payload_bytes = block_pool_payload_bytes(table, frame_count);
     void *payload = hd_region_map((size_t)payload_bytes);
     if (payload == NULL) return HD_NO_MEMORY;
 
-    *pool = (block_pool){
-        .block_count = block_count, .free_count = block_count, .payload = payload, .payload_bytes = payload_bytes};
+    *pool = (block_pool){.block_count = block_count, .payload = payload, .payload_bytes = payload_bytes};
     block_layout_init(&pool->layout, table, arena);
-    pool->extent_count = extent_count_of(block_count);
     pool->records = hd_arena_take(arena, block_count * sizeof(*pool->records));
     pool->checksums = hd_arena_take(arena, (size_t)block_count * pool->layout.page_count * sizeof(uint64_t));
-    pool->extents = hd_arena_take(arena, pool->extent_count * sizeof(*pool->extents));
-    assert(pool->records != NULL && pool->checksums != NULL && pool->extents != NULL);
-
-    for (uint32_t i = 0; i < block_count; i++)
+    pool->frame_of = hd_arena_take(arena, block_count * sizeof(uint32_t));
+    pool->free_blocks = hd_arena_take(arena, block_count * sizeof(uint32_t));
+    pool->free_place = hd_arena_take(arena, block_count * sizeof(uint32_t));
+    pool->block_of = hd_arena_take(arena, frame_count * sizeof(uint32_t));
+    assert(pool->records != NULL && pool->checksums != NULL && pool->frame_of != NULL && pool->block_of != NULL);
+    assert(pool->free_blocks != NULL && pool->free_place != NULL);
+    extent_table_init(&pool->frames, frame_count, arena);
+    for (uint32_t i = 0; i < block_count; i++) {
         pool->records[i] = (block_record){.state = BLOCK_FREE, .parent = BLOCK_NONE};
-    for (uint32_t i = 0; i <= EXTENT_BLOCKS; i++) pool->buckets[i] = EXTENT_NONE;
-    for (uint32_t i = pool->extent_count; i-- > 0;) { /* the first extent is listed last, so it is taken first */
-        uint32_t first = i * EXTENT_BLOCKS,
-                 blocks = block_count - first < EXTENT_BLOCKS ? block_count - first : EXTENT_BLOCKS;
-        pool->extents[i] = (block_extent){.free = (1u << blocks) - 1};
-        list_extent(pool, i);
+        pool->frame_of[i] = FRAME_NONE;
     }
+    /* From the last on, so that what is adopted leaves the numbers of frames alone. */
+    for (uint32_t i = block_count; i-- > 0;) list_free(pool, i);
     return HD_OK;
 }
 

@@ -1,21 +1,26 @@
-/* block_pool.h - the blocks of an attention node: a fixed number of them, their payload, and what is known of each.
+/* block_pool.h - the blocks of an attention node: a fixed number of them, frames of memory for their payload, and what is
+ * known of each.
  *
  *     FREE --take--> OPEN --seal--> SEALED --free--> FREE          SEALED --reopen--> OPEN --free--> FREE
+ *     resident (has a frame) --drop_frame--> elsewhere (its bytes are on the cold tier) --give_frame--> resident
  *
- *   1. All memory is there from init on. When every block is taken, take answers BLOCK_NONE; nothing grows.
+ *   1. All memory is there from init on. When every block or frame is taken, take answers BLOCK_NONE; nothing grows.
+ *      There may be more blocks than frames; only a sealed block can be without one.
  *   2. A name is an index and a generation. Freeing or reopening a block ends its generation, so an old name is found
  *      stale and never means another block.
  *   3. A sealed block is never written. It has an identity and a checksum per page; both lie beside the payload, which
  *      is K and V alone.
  *   4. The payload is finite wherever nothing was stored: zeros at first, and whoever stores the first token of a page
  *      in a block that was used before clears the page (what is left there may be another user's, and even NaN).
- *   5. Blocks that follow each other in a sequence lie in one extent of 16 where that is possible (block_claim).
+ *   5. Blocks that follow each other in a sequence have frames in one extent of 16 where that is possible
+ *      (extent_table.h). A block has the number of its frame where that is free, so while there are as many frames as
+ *      blocks, the two are one.
  * Counting references and choosing what to free is block_store.h's. Threads: one, but for block_pool_page and
  * block_pool_record_checksum, which threads of a step may call for pages of their own. */
 #ifndef ATTENTION_NODE_BLOCK_POOL_H
 #define ATTENTION_NODE_BLOCK_POOL_H
 
-#include "attention-node/block_layout.h"
+#include "attention-node/extent_table.h"
 #include "attention-node/identity.h"
 
 typedef struct block_name {
@@ -46,42 +51,42 @@ typedef struct block_record {
     identity id; /* SEALED: of the chain up to here */
     identity_scope scope;
     block_name parent; /* the block before it when it was sealed; BLOCK_NONE for a sequence's first */
+    uint32_t depth;    /* how many there were before it */
     uint32_t token_ids[HD_BLOCK_TOKENS];
 } block_record;
 
-/* Slots of one extent that a sequence means to take next. Others leave them alone while there is anything else. */
-typedef struct block_claim {
-    uint32_t extent;
-    uint32_t slots; /* mask */
-} block_claim;
-
-typedef struct block_extent {
-    uint32_t free, claimed; /* masks of slots; claimed is a subset of free */
-    uint32_t previous, next;
-    uint32_t longest_run; /* of free slots that nobody claims: the bucket that it is in */
-} block_extent;
+#define FRAME_NONE UINT32_MAX
 
 typedef struct block_pool {
     block_layout layout;
-    uint32_t block_count, free_count;
-    unsigned char *payload; /* extents, the last of them smaller */
+    uint32_t block_count, free_count; /* free_count: of blocks */
+    unsigned char *payload;           /* extents of frames, the last of them smaller */
     uint64_t payload_bytes;
-    block_record *records; /* [block_count] */
-    uint64_t *checksums;   /* [block_count][page_count]; 0 where none has been recorded */
-    block_extent *extents; /* [extent_count] */
-    uint32_t extent_count;
-    uint32_t buckets[EXTENT_BLOCKS + 1]; /* lists of extents by longest_run */
+    block_record *records;              /* [block_count] */
+    uint64_t *checksums;                /* [block_count][page_count]; 0 where none has been recorded */
+    uint32_t *frame_of;                 /* [block_count], or FRAME_NONE */
+    uint32_t *block_of;                 /* [frames.slot_count]: undefined for a free frame */
+    uint32_t *free_blocks, *free_place; /* [block_count]: the free ones, and where in that list each is */
+    extent_table frames;
 } block_pool;
 
-/* Bytes from the arena, and of payload, for so many blocks. */
-uint64_t block_pool_table_bytes(const attention_layer_table *table, uint32_t block_count);
-uint64_t block_pool_payload_bytes(const attention_layer_table *table, uint32_t block_count);
-/* HD_NO_MEMORY leaves nothing to release; fini accepts a zeroed pool. */
-hd_status block_pool_init(block_pool *pool, const attention_layer_table *table, uint32_t block_count, hd_arena *arena);
+/* Bytes from the arena, and of payload, for so many blocks and frames. */
+uint64_t block_pool_table_bytes(const attention_layer_table *table, uint32_t block_count, uint32_t frame_count);
+uint64_t block_pool_payload_bytes(const attention_layer_table *table, uint32_t frame_count);
+/* HD_NO_MEMORY leaves nothing to release; fini accepts a zeroed pool. frame_count <= block_count. */
+hd_status block_pool_init(block_pool *pool, const attention_layer_table *table, uint32_t block_count,
+                          uint32_t frame_count, hd_arena *arena);
 void block_pool_fini(block_pool *pool);
 
-/* An open block, without references. wanted: how many the caller expects to take in all, this one included. */
+/* An open block with a frame, without references. wanted: how many the caller expects to take in all, this one
+ * included. */
 block_name block_pool_take(block_pool *pool, block_claim *claim, uint32_t wanted);
+/* A sealed block without a frame, as the cold tier had it; BLOCK_NONE when there is no free block. */
+block_name block_pool_adopt(block_pool *pool, const identity *id, const identity_scope *scope, block_name parent,
+                            const uint32_t token_ids[HD_BLOCK_TOKENS]);
+/* Of a sealed block: its frame is free now; and a free frame for it again, whose payload the caller then fills. */
+void block_pool_drop_frame(block_pool *pool, block_name block);
+void block_pool_give_frame(block_pool *pool, block_name block);
 void block_pool_claim_drop(block_pool *pool, block_claim *claim);
 void block_pool_free(block_pool *pool, block_name block);
 void block_pool_seal(block_pool *pool, block_name block, const identity *id, const identity_scope *scope,
@@ -98,16 +103,34 @@ static inline block_record *block_pool_get(const block_pool *pool, block_name bl
     return &pool->records[block.index];
 }
 
+static inline bool block_pool_is_resident(const block_pool *pool, uint32_t block_index) {
+    return pool->frame_of[block_index] != FRAME_NONE;
+}
+
+/* Blocks of the extent that a frame lies in, and where that extent begins. */
+static inline unsigned char *block_pool_extent(const block_pool *pool, uint32_t frame, uint32_t *extent_blocks) {
+    uint32_t first = frame / EXTENT_BLOCKS * EXTENT_BLOCKS, left = pool->frames.slot_count - first;
+    *extent_blocks = left < EXTENT_BLOCKS ? left : EXTENT_BLOCKS;
+    return pool->payload + first * pool->layout.block_bytes;
+}
+
+/* Of a resident block. */
 static inline void *block_pool_page(const block_pool *pool, uint32_t block_index, uint32_t stream, uint32_t head) {
-    uint32_t extent = block_index / EXTENT_BLOCKS, first = extent * EXTENT_BLOCKS;
-    uint32_t extent_blocks = pool->block_count - first < EXTENT_BLOCKS ? pool->block_count - first : EXTENT_BLOCKS;
-    return pool->payload + first * pool->layout.block_bytes +
-           block_layout_page(&pool->layout.streams[stream], head, block_index - first, extent_blocks);
+    uint32_t frame = pool->frame_of[block_index], extent_blocks;
+    unsigned char *extent = block_pool_extent(pool, frame, &extent_blocks);
+    return extent + block_layout_page(&pool->layout.streams[stream], head, frame % EXTENT_BLOCKS, extent_blocks);
+}
+
+/* Of a frame. */
+static inline void *block_pool_unit(const block_pool *pool, uint32_t frame, uint32_t unit) {
+    uint32_t extent_blocks;
+    unsigned char *extent = block_pool_extent(pool, frame, &extent_blocks);
+    return extent + block_layout_unit(&pool->layout.units[unit], frame % EXTENT_BLOCKS, extent_blocks);
 }
 
 /* Of a page that is complete. */
 void block_pool_record_checksum(block_pool *pool, uint32_t block_index, uint32_t stream, uint32_t head);
-/* HD_CORRUPT when a page of the block does not have the checksum that was recorded for it. */
+/* HD_CORRUPT when a page of the block, which is resident, does not have the checksum that was recorded for it. */
 hd_status block_pool_verify(const block_pool *pool, block_name block);
 
 #endif

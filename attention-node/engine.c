@@ -13,6 +13,12 @@ void engine_publish(engine *e) {
     atomic_store_explicit(&e->published.blocks_cached, store->cache.retired_count, memory_order_relaxed);
     atomic_store_explicit(&e->published.sequences, e->sequences.open_count, memory_order_relaxed);
     atomic_store_explicit(&e->published.evicted_blocks, store->evicted, memory_order_relaxed);
+    const extent_table *frames = &store->pool.frames, *slots = &store->cold.slots;
+    atomic_store_explicit(&e->published.hot_blocks, frames->slot_count - frames->free_count, memory_order_relaxed);
+    if (!store->has_cold) return;
+    atomic_store_explicit(&e->published.warm_pages, store->pages.slot_count - store->pages.fresh_count,
+                          memory_order_relaxed);
+    atomic_store_explicit(&e->published.cold_blocks, slots->slot_count - slots->free_count, memory_order_relaxed);
 }
 
 /* ---- Opening a sequence ---- */
@@ -43,9 +49,27 @@ static hd_status check_range(const engine *e, const attention_sequence_params *p
     return hd_error_set(error, HD_UNSUPPORTED, "a model with states cannot be split by positions");
 }
 
+/* Each open sequence has a block that is not full, and may begin one in a step: they have to be in memory. */
+static hd_status check_frames(const engine *e, hd_error *error) {
+    const block_store *store = &e->home.store;
+    if (!store->has_cold) return HD_OK;
+    uint32_t needed = 2 * (e->sequences.open_count + 1) + e->rows_max / HD_BLOCK_TOKENS,
+             there = store->pool.frames.slot_count;
+    if (needed <= there) return HD_OK;
+    return hd_error_set(error, HD_FULL,
+                        "%u sequences are open, and the %u blocks of hot memory have no room for the last ones of "
+                        "another",
+                        e->sequences.open_count, there);
+}
+
 static hd_status check_params(const engine *e, const attention_sequence_params *params, hd_error *error) {
     hd_status status = check_range(e, params, error);
     if (status != HD_OK) return status;
+    if (room_of(params) > e->tokens_max) {
+        return hd_error_set(error, HD_INVALID,
+                            "%llu tokens never fit: with this much warm memory the cold tier serves sequences of %llu",
+                            (unsigned long long)room_of(params), (unsigned long long)e->tokens_max);
+    }
     if (params->prompt_count > params->tokens_max) {
         return hd_error_set(error, HD_INVALID, "%llu tokens of prompt, but %llu at most",
                             (unsigned long long)params->prompt_count, (unsigned long long)params->tokens_max);
@@ -110,6 +134,9 @@ static hd_status take_over(engine *e, sequence *s, const attention_sequence_para
 
 /* A slot under that name, or the reason why there is none. */
 static hd_status take_slot(engine *e, uint64_t name, uint64_t epoch, sequence **out, hd_error *error) {
+    block_store_poll(&e->home.store);
+    hd_status status = check_frames(e, error);
+    if (status != HD_OK) return status;
     if (sequence_table_find(&e->sequences, name) != NULL) {
         return hd_error_set(error, HD_INVALID, "sequence %llu is open already", (unsigned long long)name);
     }
@@ -304,6 +331,7 @@ static uint64_t read_stat(const _Atomic uint64_t *value) {
 
 static void read_stats(const attention *self, attention_stats *stats) {
     const engine *e = engine_seen(self);
+    const block_store *store = &e->home.store;
     *stats = (attention_stats){
         .budget_bytes = e->budget_bytes,
         .block_bytes = e->home.store.pool.layout.block_bytes,
@@ -316,8 +344,22 @@ static void read_stats(const attention *self, attention_stats *stats) {
         .prefix_hits_tokens = read_stat(&e->published.prefix_hits_tokens),
         .appended_tokens = read_stat(&e->published.appended_tokens),
         .evicted_blocks = read_stat(&e->published.evicted_blocks),
+        .hot_used_bytes = read_stat(&e->published.hot_blocks) * store->pool.layout.block_bytes,
     };
     engine_retrieve_stats(e, stats);
+    if (!store->has_cold) return;
+    stats->warm_bytes = e->warm_bytes;
+    stats->cold_bytes = e->cold_bytes;
+    stats->warm_used_bytes = read_stat(&e->published.warm_pages) * store->pages.slot_bytes;
+    stats->cold_used_bytes = read_stat(&e->published.cold_blocks) * store->pool.layout.block_bytes;
+    stats->page_hits = read_stat(&store->pages.hits);
+    stats->page_misses = read_stat(&store->pages.misses);
+    stats->cold_read_bytes = read_stat(&store->pages.read_bytes);
+    stats->cold_written_bytes = read_stat(&store->cold.written_bytes);
+    stats->cold_read_errors = read_stat(&store->pages.read_errors);
+    stats->cold_write_errors = read_stat(&store->cold.write_errors);
+    stats->cold_verify_failures = read_stat(&store->cold.verify_failures);
+    stats->cold_queue = cold_store_pending(&store->cold) + read_queue_depth(store->pages.queue);
 }
 
 static hd_dtype dtype_of(const attention *self) {
@@ -383,7 +425,9 @@ hd_status engine_open(const engine_config *config, attention **out, hd_error *er
     if (e == NULL) return hd_error_set(error, HD_NO_MEMORY, "out of memory");
     e->kernels = config->kernels;
     e->pool = config->pool;
-    e->budget_bytes = config->hot_bytes;
+    e->budget_bytes = config->hot_bytes + config->warm_bytes;
+    e->warm_bytes = config->warm_bytes;
+    e->cold_bytes = config->cold_bytes;
     e->rows_max = config->step_rows_max;
     e->sequences_max = config->sequences_max;
     memcpy(e->home.key, config->key, sizeof(e->home.key));

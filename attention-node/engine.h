@@ -15,7 +15,11 @@
 typedef struct engine_config {
     attention_layer_table layers;
     hd_dtype kv_dtype;      /* HD_BF16 or HD_F32 */
-    uint64_t hot_bytes;     /* the budget: blocks and their tables together stay within it */
+    /* The budget of memory: blocks, pages and their tables together stay within hot_bytes + warm_bytes. Without a cold
+     * tier both hold blocks. With one, hot holds blocks and warm holds pages of cold blocks. */
+    uint64_t hot_bytes, warm_bytes;
+    const char *cold_directory; /* NULL: no cold tier */
+    uint64_t cold_bytes;        /* files in it, at most */
     uint64_t index_bytes;   /* beside it, for indexes and searches; 0: selections that search are refused */
     uint32_t index_builders; /* threads that build indexes; with index_bytes at least 1 */
     uint32_t step_rows_max; /* rows of a step, at most */
@@ -23,7 +27,7 @@ typedef struct engine_config {
     uint32_t views_max;            /* callers of engine_attach; 0 for none */
     uint32_t snapshots_max;        /* of tables with states: at least sequences_max. Others ignore it */
     unsigned char fingerprint[16]; /* of the weights: two models never share a block */
-    unsigned char key[32];         /* secret of the identity hash */
+    unsigned char key[32];         /* secret of the identity hash; a cold directory's own takes its place */
     const kernel_ops *kernels;
     hd_pool *pool;
 } engine_config;

@@ -5,11 +5,14 @@
 
 #include "attention-node/engine_state.h"
 
+/* At once: what is full may have to leave memory before more comes. */
+#define PORTION_TOKENS (EXTENT_BLOCKS * HD_BLOCK_TOKENS)
+
 typedef struct {
     engine *engine;
     const sequence *sequence;
     uint64_t seed;
-    _Atomic size_t ticket;
+    _Atomic size_t ticket; /* of runs */
 } filling;
 
 static uint64_t next_random(uint64_t *state) {
@@ -53,6 +56,16 @@ static void fill_blocks(void *context, unsigned thread, unsigned thread_count) {
     }
 }
 
+static void extend(engine *e, sequence *s, uint64_t tokens, uint32_t vocabulary, uint64_t *state) {
+    for (uint64_t done = 0; done < tokens;) {
+        uint32_t ids[HD_BLOCK_TOKENS],
+            count = tokens - done < HD_BLOCK_TOKENS ? (uint32_t)(tokens - done) : HD_BLOCK_TOKENS;
+        for (uint32_t i = 0; i < count; i++) ids[i] = (uint32_t)(next_random(state) % vocabulary);
+        sequence_extend(&e->home, s, ids, count);
+        done += count;
+    }
+}
+
 hd_status engine_fill_synthetic(attention *self, uint64_t name, uint64_t tokens, uint32_t vocabulary, uint64_t seed) {
     engine *e = engine_of(self);
     assert(!e->step.is_open && vocabulary > 0);
@@ -62,17 +75,17 @@ hd_status engine_fill_synthetic(attention *self, uint64_t name, uint64_t tokens,
     s->is_private = true;
     s->exact_count = tokens;
     uint64_t state = seed;
-    for (uint64_t done = 0; done < tokens;) {
-        uint32_t ids[HD_BLOCK_TOKENS],
-            count = tokens - done < HD_BLOCK_TOKENS ? (uint32_t)(tokens - done) : HD_BLOCK_TOKENS;
-        for (uint32_t i = 0; i < count; i++) ids[i] = (uint32_t)(next_random(&state) % vocabulary);
-        sequence_extend(&e->home, s, ids, count);
-        done += count;
-    }
     filling f = {.engine = e, .sequence = s, .seed = next_random(&state)};
-    hd_pool_run(e->pool, fill_blocks, &f);
-    sequence_commit(&e->home, s);
-    if (s->indexes != NULL) index_set_grow(s->indexes, s);
+    while (s->length < tokens) {
+        uint64_t left = tokens - s->length, portion = left < PORTION_TOKENS ? left : PORTION_TOKENS;
+        hd_status status = block_store_make_room(&e->home.store, (uint32_t)sequence_blocks_of(portion));
+        if (status != HD_OK) return status;
+        atomic_store(&f.ticket, s->run_count);
+        extend(e, s, portion, vocabulary, &state);
+        hd_pool_run(e->pool, fill_blocks, &f);
+        sequence_commit(&e->home, s);
+        if (s->indexes != NULL) index_set_grow(s->indexes, s);
+    }
     engine_publish(e);
     return HD_OK;
 }

@@ -8,6 +8,9 @@
 #include "attention-node/engine_state.h"
 #include "base/flags.h"
 
+#define PAGES_MIN 128u /* of the cache: rounds of a few items with the pages of a group each */
+#define PIECES_MAX 64u /* of a tile, when pages come from disk */
+
 static uint64_t aligned(uint64_t bytes) {
     return HD_ALIGN_UP(bytes, (uint64_t)HD_CACHE_LINE);
 }
@@ -69,48 +72,145 @@ static uint64_t step_bytes(const engine_config *config) {
            aligned(config->step_rows_max * sizeof(engine_sparse_row));
 }
 
-static uint64_t arena_bytes(const engine_config *config, const plan_limits *limits, uint32_t block_count) {
+/* How the budget is cut. */
+typedef struct {
+    plan_limits limits;
+    block_tiers tiers;
+    uint64_t stream_groups; /* of an item, when pages come from disk */
+} cut;
+
+static uint32_t block_count_of(const cut *c) {
+    return c->tiers.frame_count + c->tiers.slot_count;
+}
+
+static uint64_t page_bytes_max_of(const attention_layer_table *table) {
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < table->stream_count; i++) {
+        uint64_t bytes = attention_stream_page_bytes(&table->streams[i]);
+        if (bytes > most) most = bytes;
+    }
+    return most;
+}
+
+static uint64_t arena_bytes(const engine_config *config, const cut *c) {
     const attention_layer_table *table = &config->layers;
+    const plan_limits *limits = &c->limits;
     uint64_t partial_rows = attend_plan_partial_rows_max(limits);
     return aligned(sizeof(engine)) + aligned(table->stream_count * sizeof(attention_stream)) +
            aligned(table->layer_count * sizeof(engine_layer)) + aligned(table->layer_count * sizeof(attention_layer)) +
-           sink_count_of(table) * sizeof(float) + block_store_table_bytes(table, block_count) +
+           sink_count_of(table) * sizeof(float) + block_store_table_bytes(table, &c->tiers) +
            sequence_table_bytes(config->sequences_max) +
            (has_states(table) ? state_store_table_bytes(table, config->snapshots_max)
                               : state_store_table_bytes(table, 0)) +
            attend_plan_table_bytes(limits) + aligned(limits->thread_count * sizeof(engine_thread)) +
-           limits->thread_count * thread_bytes(config, limits, block_count) +
+           limits->thread_count * thread_bytes(config, limits, block_count_of(c)) +
            aligned(partial_rows * value_dim_max_of(table) * sizeof(float)) + 2 * aligned(partial_rows * sizeof(float)) +
-           aligned(config->views_max * sizeof(engine_view)) + (config->views_max + 1) * step_bytes(config);
+           aligned(config->views_max * sizeof(engine_view)) + (config->views_max + 1) * step_bytes(config) +
+           (c->tiers.slot_count > 0 ? aligned(page_bytes_max_of(table)) : 0);
 }
 
-static uint64_t total_bytes(const engine_config *config, const plan_limits *limits, uint32_t block_count) {
-    return arena_bytes(config, limits, block_count) + block_pool_payload_bytes(&config->layers, block_count) +
-           run_table_bytes(config->sequences_max, block_count, attention_layer_table_block_bytes(&config->layers));
+/* A unit has the pages of two streams at most. */
+static uint64_t page_slot_bytes_max(const attention_layer_table *table) {
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < table->layer_count; i++) {
+        const attention_layer *l = &table->layers[i];
+        uint64_t bytes = attention_stream_page_bytes(&table->streams[l->key_stream]);
+        if (l->value_stream != l->key_stream) bytes += attention_stream_page_bytes(&table->streams[l->value_stream]);
+        if (bytes > most) most = bytes;
+    }
+    uint64_t alone = page_bytes_max_of(table);
+    return most > alone ? most : alone;
 }
 
-/* The largest number of blocks that the budget holds. */
-static uint32_t blocks_of(const engine_config *config, const plan_limits *limits) {
-    uint64_t most = config->hot_bytes / attention_layer_table_block_bytes(&config->layers);
-    uint32_t low = 0, high = most < UINT32_MAX - 1 ? (uint32_t)most : UINT32_MAX - 1;
+static uint64_t total_bytes(const engine_config *config, const cut *c) {
+    return arena_bytes(config, c) + block_pool_payload_bytes(&config->layers, c->tiers.frame_count) +
+           c->tiers.page_count * page_slot_bytes_max(&config->layers) +
+           run_table_bytes(config->sequences_max, block_count_of(c),
+                           attention_layer_table_block_bytes(&config->layers));
+}
+
+/* How many pages the warm budget holds, with the tables that say where they are. */
+static uint32_t pages_of(const engine_config *config, uint32_t slot_count) {
+    uint64_t slot_bytes = page_slot_bytes_max(&config->layers), units = 0;
+    uint64_t blocks = slot_count + config->hot_bytes / attention_layer_table_block_bytes(&config->layers);
+    for (uint32_t i = 0; i < config->layers.stream_count; i++) units += config->layers.streams[i].heads;
+    uint64_t most = config->warm_bytes / slot_bytes, low = 0, high = most < UINT32_MAX / 4 ? most : UINT32_MAX / 4;
+    while (low < high) {
+        uint64_t middle = low + (high - low + 1) / 2;
+        uint64_t tables = page_cache_table_bytes((uint32_t)blocks, (uint32_t)units, (uint32_t)middle);
+        if (middle * slot_bytes + tables <= config->warm_bytes) low = middle;
+        else high = middle - 1;
+    }
+    return (uint32_t)low;
+}
+
+/* An item's pages are an eighth of the cache or less, and a tile has few enough items for the plan's memory. */
+static void set_pieces(cut *c) {
+    uint64_t pages_of_group = 2 * HD_GROUP_BLOCKS, groups = block_count_of(c) / HD_GROUP_BLOCKS + 1;
+    c->stream_groups = 1;
+    while (2 * c->stream_groups * pages_of_group <= c->tiers.page_count / 8) c->stream_groups *= 2;
+    while (groups / c->stream_groups > PIECES_MAX && c->stream_groups * pages_of_group * 4 <= c->tiers.page_count)
+        c->stream_groups *= 2;
+    uint64_t pieces = groups / c->stream_groups + 2;
+    c->limits.pieces_max = pieces < PIECES_MAX + 2 ? (uint32_t)pieces : PIECES_MAX + 2;
+}
+
+static void set_frames(const engine_config *config, cut *c, uint32_t frame_count) {
+    c->tiers.frame_count = frame_count;
+    if (c->tiers.slot_count > 0) set_pieces(c);
+}
+
+/* The largest number of blocks in memory that the budget holds. */
+static uint32_t frames_of(const engine_config *config, cut *c) {
+    uint64_t budget = config->hot_bytes + config->warm_bytes;
+    uint64_t most = budget / attention_layer_table_block_bytes(&config->layers);
+    uint32_t low = 0, high = most < UINT32_MAX / 4 ? (uint32_t)most : UINT32_MAX / 4;
     while (low < high) {
         uint32_t middle = low + (high - low + 1) / 2;
-        if (total_bytes(config, limits, middle) <= config->hot_bytes) low = middle;
+        set_frames(config, c, middle);
+        if (total_bytes(config, c) <= budget) low = middle;
         else high = middle - 1;
     }
     return low;
 }
 
-static hd_status check_budget(const engine_config *config, const plan_limits *limits, uint32_t block_count,
-                              hd_error *error) {
-    if (block_count > 0) return HD_OK;
+static hd_status check_frames(const engine_config *config, cut *c, uint32_t least, hd_error *error) {
+    if (c->tiers.frame_count >= least) return HD_OK;
     char budget[32], block[32];
-    return hd_error_set(
-        error, HD_INVALID,
-        "%s for keys and values hold no tokens: at least %" PRIu64
-        " KiB are needed, and %s more for each further %u tokens",
-        hd_format_size(config->hot_bytes, budget, sizeof(budget)), (total_bytes(config, limits, 1) + 1023) / 1024,
-        hd_format_size(attention_layer_table_block_bytes(&config->layers), block, sizeof(block)), HD_BLOCK_TOKENS);
+    hd_format_size(config->hot_bytes + config->warm_bytes, budget, sizeof(budget));
+    hd_format_size(attention_layer_table_block_bytes(&config->layers), block, sizeof(block));
+    set_frames(config, c, least);
+    return hd_error_set(error, HD_INVALID,
+                        "%s for keys and values hold no tokens: at least %" PRIu64
+                        " KiB are needed, and %s more for each further %u tokens",
+                        budget, (total_bytes(config, c) + 1023) / 1024, block, HD_BLOCK_TOKENS);
+}
+
+static hd_status cut_tiers(const engine_config *config, cut *c, hd_error *error) {
+    uint64_t block_bytes = attention_layer_table_block_bytes(&config->layers);
+    c->tiers = (block_tiers){.cold = {.directory = config->cold_directory,
+                                      .size_bytes = config->cold_bytes,
+                                      .fingerprint = config->fingerprint,
+                                      .kv_dtype = config->kv_dtype}};
+    if (config->cold_directory == NULL) return HD_OK;
+    c->tiers.slot_count = cold_slot_count(config->cold_bytes, block_bytes);
+    char given[32], block[32];
+    if (c->tiers.slot_count == 0) {
+        return hd_error_set(error, HD_INVALID, "--cold-size %s holds no extent of %u blocks of %s",
+                            hd_format_size(config->cold_bytes, given, sizeof(given)), EXTENT_BLOCKS,
+                            hd_format_size(block_bytes, block, sizeof(block)));
+    }
+    c->tiers.page_count = pages_of(config, c->tiers.slot_count);
+    if (c->tiers.page_count >= PAGES_MIN) return HD_OK;
+    return hd_error_set(error, HD_INVALID,
+                        "--warm-memory %s holds %u pages of the cold tier, but %u are needed: %" PRIu64 " KiB and tables",
+                        hd_format_size(config->warm_bytes, given, sizeof(given)), c->tiers.page_count, PAGES_MIN,
+                        PAGES_MIN * page_slot_bytes_max(&config->layers) / 1024);
+}
+
+/* Frames that every step can count on: one for each open sequence's last block, and those that its rows begin. */
+static uint32_t frames_min_of(const engine_config *config) {
+    return config->cold_directory == NULL ? 1 : config->step_rows_max / HD_BLOCK_TOKENS + 4;
 }
 
 /* ---- Taking it ---- */
@@ -193,20 +293,33 @@ static void init_views(engine *e, const engine_config *config) {
 }
 
 hd_status engine_memory_open(engine *e, const engine_config *config, hd_error *error) {
-    plan_limits limits = limits_of(config);
-    uint32_t block_count = blocks_of(config, &limits);
-    hd_status status = check_budget(config, &limits, block_count, error);
+    cut c = {.limits = limits_of(config)};
+    hd_status status = cut_tiers(config, &c, error);
+    if (status != HD_OK) return status;
+    set_frames(config, &c, frames_of(config, &c));
+    status = check_frames(config, &c, frames_min_of(config), error);
     if (status != HD_OK) return status;
 
+    const plan_limits limits = c.limits;
+    uint32_t block_count = block_count_of(&c);
     uint64_t block_bytes = attention_layer_table_block_bytes(&config->layers);
-    status = hd_arena_init(&e->arena, (size_t)(arena_bytes(config, &limits, block_count) - aligned(sizeof(engine))));
+    status = hd_arena_init(&e->arena, (size_t)(arena_bytes(config, &c) - aligned(sizeof(engine))));
     if (status == HD_OK) status = run_table_init(&e->home.runs, config->sequences_max, block_count, block_bytes);
-    if (status == HD_OK) status = block_store_init(&e->home.store, &config->layers, block_count, &e->arena);
     if (status != HD_OK) {
         char budget[32];
         return hd_error_set(error, status, "cannot map %s for keys and values",
-                            hd_format_size(config->hot_bytes, budget, sizeof(budget)));
+                            hd_format_size(config->hot_bytes + config->warm_bytes, budget, sizeof(budget)));
     }
+    status = block_store_init(&e->home.store, &config->layers, &c.tiers, &e->arena, error);
+    if (status != HD_OK) return status;
+    if (e->home.store.has_cold) {
+        memcpy(e->home.key, e->home.store.cold.directory.key, sizeof(e->home.key));
+        e->no_page = take(e, page_bytes_max_of(&config->layers));
+        memset(e->no_page, 0, page_bytes_max_of(&config->layers));
+    }
+    e->stream_groups = c.stream_groups;
+    e->tokens_max = UINT64_MAX;
+    if (e->home.store.has_cold) e->tokens_max = (uint64_t)PIECES_MAX * c.stream_groups * HD_GROUP_TOKENS;
     copy_table(e, &config->layers);
     init_layers(e, config->kv_dtype);
     sequence_table_init(&e->sequences, config->sequences_max, &e->arena);

@@ -156,6 +156,11 @@ hd_status engine_indexes_open(engine *e, sequence *s, hd_error *error) {
                             "this server keeps no indexes, which selection 'retrieval' needs; start it with "
                             "--index-memory, or choose another selection");
     }
+    if (e->home.store.has_cold) {
+        return hd_error_set(error, HD_UNSUPPORTED,
+                            "selection 'retrieval' searches what is in memory alone; start this server without "
+                            "--cold-dir, or choose another selection");
+    }
     uint64_t reusable = index_set_reusable(e->indexes, s);
     hd_status status = reusable < s->length ? sequence_truncate(&e->home, s, reusable) : HD_OK;
     if (status != HD_OK) return hd_error_set(error, status, "no memory to cut a cached prefix");

@@ -75,21 +75,42 @@ static uint64_t clamp(uint64_t value, uint64_t least, uint64_t most) {
     return value < least ? least : value > most ? most : value;
 }
 
-/* What the answer shows of a group, in ascending position. */
+/* What the answer shows of a group: [ranges[0], ranges[1]) and [ranges[2], ranges[3]). */
+static void parts_of(const engine_sparse_row *row, const selection_answer *answer, uint64_t group,
+                     uint64_t ranges[4]) {
+    uint64_t begin = group * HD_GROUP_TOKENS, end = clamp(begin + HD_GROUP_TOKENS, begin, row->position + 1);
+    ranges[0] = begin;
+    ranges[1] = answer->is_everything ? end : clamp(answer->sinks_end, begin, end);
+    ranges[2] = answer->is_everything ? end : clamp(answer->recent_first, begin, end);
+    ranges[3] = end;
+}
+
+/* The same as spans of pages, in ascending position. */
 static uint32_t gather_group(const engine *e, const engine_layer *layer, const engine_sparse_row *row,
                              const selection_answer *answer, uint64_t group, uint32_t head, kernel_span *spans) {
     const sequence *s = row->sequence;
-    uint64_t begin = group * HD_GROUP_TOKENS, end = clamp(begin + HD_GROUP_TOKENS, begin, row->position + 1);
-    if (answer->is_everything) {
-        return engine_gather_spans(e, layer, s->runs, s->run_count, begin, end, head, spans);
+    uint64_t at[4];
+    parts_of(row, answer, group, at);
+    uint32_t count = engine_gather_spans(e, layer, s->runs, s->run_count, at[0], at[1], head, spans);
+    return count + engine_gather_spans(e, layer, s->runs, s->run_count, at[2], at[3], head, spans + count);
+}
+
+bool engine_pin_sparse(engine *e, const engine_layer *layer, const engine_sparse_row *row, uint32_t head,
+                       uint64_t round) {
+    const sequence *s = row->sequence;
+    selection_answer answer;
+    engine_ask_selection(e, layer, s, row->position, head, &answer);
+    uint64_t last = row->position / HD_GROUP_TOKENS, at[4];
+    for (uint64_t group = next_group(&answer, 0); group <= last; group = next_group(&answer, group + 1)) {
+        parts_of(row, &answer, group, at);
+        if (!engine_pin_spans(e, layer, s->runs, s->run_count, at[0], at[1], head, round, false)) return false;
+        if (!engine_pin_spans(e, layer, s->runs, s->run_count, at[2], at[3], head, round, false)) return false;
     }
-    uint64_t sinks_end = clamp(answer->sinks_end, begin, end), recent = clamp(answer->recent_first, begin, end);
-    uint32_t count = engine_gather_spans(e, layer, s->runs, s->run_count, begin, sinks_end, head, spans);
-    return count + engine_gather_spans(e, layer, s->runs, s->run_count, recent, end, head, spans + count);
+    return true;
 }
 
 void engine_attend_sparse(engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,
-                          uint32_t head) {
+                          uint32_t head, bool is_alone) {
     const engine_thread *t = &e->threads[thread];
     uint32_t group_size = layer->plan.group_size;
     for (uint32_t g = 0; g < group_size; g++) t->positions[g] = row->position;
@@ -108,6 +129,11 @@ void engine_attend_sparse(engine *e, const engine_layer *layer, unsigned thread,
     merge_tree_init(&tree, e->kernels, group_size, layer->shape.value_dim);
     uint64_t last = row->position / HD_GROUP_TOKENS;
     for (uint64_t group = next_group(&answer, 0); group <= last; group = next_group(&answer, group + 1)) {
+        if (is_alone) {
+            uint64_t at[4];
+            parts_of(row, &answer, group, at);
+            engine_pin_alone(e, layer, row, at, head);
+        }
         call.span_count = gather_group(e, layer, row, &answer, group, head, t->spans);
         if (call.span_count == 0) continue;
         uint32_t index = merge_tree_begin(&tree, 0, group);

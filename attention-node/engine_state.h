@@ -78,6 +78,11 @@ typedef struct engine_step {
     attention_layer_call call;
     bool is_submitted;
     _Atomic size_t ticket;
+    size_t ticket_end;
+    bool is_storing;         /* this run of the pool is the layer's first */
+    bool is_cold;            /* blocks of its sequences are not in memory */
+    uint32_t dropped_frames; /* by then: is_cold has to be looked at again when it has grown */
+    _Atomic bool has_lost;   /* pages of one of its sequences: sequence.step_status */
 } engine_step;
 
 /* One caller of an engine: an attention with a step of its own over the sequences that all share. The step of the view
@@ -98,7 +103,7 @@ typedef struct engine {
     uint64_t step_serial;
     const kernel_ops *kernels;
     hd_pool *pool;
-    uint64_t budget_bytes;
+    uint64_t budget_bytes, warm_bytes, cold_bytes;
     uint32_t rows_max, sequences_max;
     hd_arena arena;
     attention_layer_table table;
@@ -112,6 +117,10 @@ typedef struct engine {
     engine_thread *threads;
     uint32_t item_rows_max, value_dim_max, partials_per_thread;
     float *item_out, *item_max, *item_sum; /* of items that are not whole: [partial_rows_max] rows */
+    uint64_t stream_groups;                /* that an item may have when pages come from disk */
+    uint64_t tokens_max;                   /* of a sequence, so that its pieces fit the plan */
+    uint64_t round;                        /* of pinned pages: the last one that was begun */
+    unsigned char *no_page;                /* zeros, for what could not be had */
     engine_step step;
 
     index_home *indexes;    /* NULL: none are kept */
@@ -120,6 +129,7 @@ typedef struct engine {
 
     struct {
         _Atomic uint64_t blocks_sequences, blocks_reserved, blocks_cached, sequences, evicted_blocks;
+        _Atomic uint64_t hot_blocks, warm_pages, cold_blocks;
         _Atomic uint64_t prefix_queries_tokens, prefix_hits_tokens, appended_tokens;
         _Atomic uint64_t searches, searched_tokens, search_bytes, search_rest_bytes, search_ns, found_ns;
     } published;
@@ -143,6 +153,8 @@ hd_status engine_step_begin(attention *self, const attention_rows *rows, uint32_
 hd_status engine_step_submit(attention *self, const attention_layer_call *call);
 hd_status engine_step_wait(attention *self, uint32_t layer);
 hd_status engine_step_end(attention *self);
+
+void engine_run_layer(void *engine, unsigned thread, unsigned thread_count); /* tickets up to step.ticket_end */
 
 /* What engine_select.c shares with it. */
 kernel_partial engine_scratch_partial(const engine *e, const engine_thread *t, uint32_t index);
@@ -179,8 +191,31 @@ void engine_attend_found(engine *e, const engine_layer *layer, unsigned thread, 
 bool engine_select_rows(engine *e, const engine_layer *layer);
 void engine_ask_selection(const engine *e, const engine_layer *layer, const sequence *s, uint64_t position,
                           uint32_t head, selection_answer *answer);
+/* is_alone: on the step thread, which sees to it group by group that the pages are in memory. */
 void engine_attend_sparse(engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,
-                          uint32_t head);
+                          uint32_t head, bool is_alone);
+
+/* engine_stream.c: pages that are not in memory. */
+/* One run of the pool after the other, each with its pages pinned, the pages of the next one read meanwhile. */
+void engine_stream_layer(engine *e, const engine_layer *layer);
+/* Asks for the pages of the tokens at [begin, end) and keeps them until `round` is released; false: no room now. */
+bool engine_pin_spans(engine *e, const engine_layer *layer, const kv_run *runs, uint32_t run_count, uint64_t begin,
+                      uint64_t end, uint32_t head, uint64_t round, bool is_scan);
+bool engine_pin_sparse(engine *e, const engine_layer *layer, const engine_sparse_row *row, uint32_t head,
+                       uint64_t round); /* the same for all that engine_attend_sparse will read; engine_select.c */
+void engine_pin_alone(engine *e, const engine_layer *layer, const engine_sparse_row *row, const uint64_t at[4],
+                      uint32_t head); /* [at[0], at[1]) and [at[2], at[3]), and lets go of everything else */
+/* The page of a block, wherever it is; where it cannot be had, zeros, and the sequence with these runs has lost its
+ * step. */
+const void *engine_page(const engine *e, const kv_run *runs, uint32_t block, uint32_t stream, uint32_t head);
+/* The sequence with these runs has lost its step. */
+bool engine_has_lost(const engine *e, const kv_run *runs);
+void engine_lose(const engine *e, const kv_run *runs, hd_status status);
+/* Looks again whether the step's blocks are all in memory. */
+void engine_look_for_cold(engine *e);
+/* What a plan's item sees first, and the group of an item from there; engine_step.c. */
+uint64_t engine_first_visible(const engine *e, const plan_item *item);
+uint64_t engine_group_begin(const plan_span *span, uint64_t group, uint64_t first_visible);
 
 /* After whatever changes them. */
 void engine_publish(engine *e);

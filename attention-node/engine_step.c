@@ -83,12 +83,32 @@ static void add_segments(engine *e, const sequence *s, const plan_span *span) {
     }
 }
 
+/* Blocks that the rows begin anew, whose frames have to be there before anything changes. */
+static hd_status make_room(engine *e, const attention_rows *rows, uint32_t span_count, hd_error *error) {
+    block_store *store = &e->home.store;
+    if (!store->has_cold) return HD_OK;
+    uint64_t blocks = 0;
+    for (uint32_t i = 0; i < span_count; i++) {
+        const sequence *s = e->step.sequences[i];
+        uint64_t end = sequence_place(s, rows[i].first_position) + kept_rows(s, &rows[i]);
+        if (end > s->length) blocks += sequence_blocks_of(end) - sequence_blocks_of(s->length);
+    }
+    hd_status status = block_store_make_room(store, (uint32_t)blocks);
+    if (status == HD_OK) return HD_OK;
+    return hd_error_set(error, status,
+                        "no memory for %llu more blocks of %u tokens: the %u in memory are in use, and the cold tier %s "
+                        "takes none of them",
+                        (unsigned long long)blocks, HD_BLOCK_TOKENS, store->pool.frames.slot_count,
+                        store->cold.directory.path);
+}
+
 hd_status engine_step_begin(attention *self, const attention_rows *rows, uint32_t row_span_count, hd_error *error) {
     engine *e = engine_of(self);
     engine_step *step = &e->step;
     assert(!step->is_open);
     e->step_serial++;
     hd_status status = check_rows(e, rows, row_span_count, error);
+    if (status == HD_OK) status = make_room(e, rows, row_span_count, error);
     if (status != HD_OK) return status;
 
     uint32_t row = 0;
@@ -98,6 +118,7 @@ hd_status engine_step_begin(attention *self, const attention_rows *rows, uint32_
         sequence *s = step->sequences[i];
         plan_span *span = &step->spans[i];
         s->epoch = rows[i].epoch;
+        atomic_store_explicit(&s->step_status, HD_OK, memory_order_relaxed);
         s->view_in_step = &e->active->base;
         *span = (plan_span){.first_row = row,
                             .row_count = rows[i].count,
@@ -121,6 +142,8 @@ hd_status engine_step_begin(attention *self, const attention_rows *rows, uint32_
     step->is_open = true;
     step->is_planned = step->is_submitted = step->is_broken = false;
     step->full_count = step->sparse_count = 0;
+    atomic_store_explicit(&step->has_lost, false, memory_order_relaxed);
+    engine_look_for_cold(e);
     engine_publish(e);
     return HD_OK;
 }
@@ -181,33 +204,43 @@ kernel_partial engine_scratch_partial(const engine *e, const engine_thread *t, u
     return partial_at(base, base + rows * e->value_dim_max, base + rows * (row_floats - 1), 0, e->value_dim_max);
 }
 
-/* The positions of an item's kernel rows, and the first position that any of them sees. */
-static uint64_t set_positions(const engine *e, const engine_thread *t, const plan_item *item) {
+static uint64_t tile_position(const engine *e, const plan_tile *tile) {
+    const plan_span *span = &e->plan.spans[tile->span];
+    return span->first_position + (tile->first_row - span->first_row);
+}
+
+/* The positions of an item's kernel rows. */
+static void set_positions(const engine *e, const engine_thread *t, const plan_item *item) {
     uint32_t group_size = e->plan.shape.group_size;
-    uint64_t *next = t->positions, first = UINT64_MAX, window = e->plan.shape.window;
+    uint64_t *next = t->positions;
     for (uint32_t i = 0; i < item->tile_count; i++) {
         const plan_tile *tile = &e->plan.tiles[item->first_tile + i];
-        const plan_span *span = &e->plan.spans[tile->span];
-        uint64_t position = span->first_position + (tile->first_row - span->first_row);
-        if (position < first) first = position;
+        uint64_t position = tile_position(e, tile);
         for (uint32_t row = 0; row < tile->row_count; row++, position++) {
             for (uint32_t g = 0; g < group_size; g++) *next++ = position;
         }
+    }
+}
+
+uint64_t engine_first_visible(const engine *e, const plan_item *item) {
+    uint64_t first = UINT64_MAX, window = e->plan.shape.window;
+    for (uint32_t i = 0; i < item->tile_count; i++) {
+        uint64_t position = tile_position(e, &e->plan.tiles[item->first_tile + i]);
+        if (position < first) first = position;
     }
     return window != 0 && first + 1 > window ? first + 1 - window : 0;
 }
 
 uint32_t engine_gather_spans(const engine *e, const engine_layer *layer, const kv_run *runs, uint32_t run_count,
                              uint64_t begin, uint64_t end, uint32_t head, kernel_span *spans) {
-    const block_pool *pool = &e->home.store.pool;
-    uint32_t count = 0;
+    uint32_t count = 0, key_stream = layer->table.key_stream, value_stream = layer->table.value_stream;
     for (uint32_t i = sequence_run_at(runs, run_count, begin); i < run_count && runs[i].position < end; i++) {
         const kv_run *run = &runs[i];
         uint32_t skipped = run->position < begin ? (uint32_t)(begin - run->position) : 0;
         uint64_t run_end = run->position + run->count;
         spans[count++] =
-            (kernel_span){.keys = block_pool_page(pool, run->block.index, layer->table.key_stream, head),
-                          .values = block_pool_page(pool, run->block.index, layer->table.value_stream, head),
+            (kernel_span){.keys = engine_page(e, runs, run->block.index, key_stream, head),
+                          .values = engine_page(e, runs, run->block.index, value_stream, head),
                           .first = run->first + skipped,
                           .count = (uint32_t)((run_end < end ? run_end : end) - run->position) - skipped,
                           .position = run->position + skipped};
@@ -215,15 +248,19 @@ uint32_t engine_gather_spans(const engine *e, const engine_layer *layer, const k
     return count;
 }
 
+uint64_t engine_group_begin(const plan_span *span, uint64_t group, uint64_t first_visible) {
+    uint64_t begin = group * HD_GROUP_TOKENS;
+    if (first_visible <= begin) return begin;
+    uint32_t first = sequence_run_at(span->runs, span->run_count, first_visible);
+    return first < span->run_count && span->runs[first].position > begin ? span->runs[first].position : begin;
+}
+
 /* The runs of a group, but for those that end before first_visible. */
 static uint32_t gather_group(const engine *e, const engine_layer *layer, const plan_span *span, uint64_t group,
                              uint64_t first_visible, uint32_t head, kernel_span *spans) {
-    uint64_t begin = group * HD_GROUP_TOKENS, end = begin + HD_GROUP_TOKENS;
-    if (first_visible > begin) {
-        uint32_t first = sequence_run_at(span->runs, span->run_count, first_visible);
-        if (first < span->run_count && span->runs[first].position > begin) begin = span->runs[first].position;
-    }
-    return engine_gather_spans(e, layer, span->runs, span->run_count, begin, end, head, spans);
+    uint64_t begin = engine_group_begin(span, group, first_visible);
+    return engine_gather_spans(e, layer, span->runs, span->run_count, begin, (group + 1) * HD_GROUP_TOKENS, head,
+                               spans);
 }
 
 void engine_write_output(const engine *e, const engine_layer *layer, uint32_t first_row, uint32_t row_count,
@@ -291,6 +328,16 @@ static void set_empty(const kernel_partial *partial, uint32_t row_count, uint32_
     }
 }
 
+/* Pages that an item shares are lost to all of its sequences. */
+static bool has_lost(const engine *e, const plan_item *item) {
+    const plan_tile *tiles = &e->plan.tiles[item->first_tile];
+    if (!engine_has_lost(e, e->plan.spans[tiles->span].runs)) return false;
+    for (uint32_t i = 1; i < item->tile_count; i++) {
+        engine_lose(e, e->plan.spans[tiles[i].span].runs, HD_TIMED_OUT);
+    }
+    return true;
+}
+
 static void attend_item(engine *e, const engine_layer *layer, const engine_thread *t, const plan_item *item,
                         uint32_t head) {
     uint32_t group_size = layer->plan.group_size, kernel_rows = item->row_count * group_size;
@@ -306,13 +353,15 @@ static void attend_item(engine *e, const engine_layer *layer, const engine_threa
                           .scratch = t->kernel_scratch};
     const plan_tile *tile = &e->plan.tiles[item->first_tile];
     const plan_span *span = &e->plan.spans[tile->span];
-    uint64_t first_visible = set_positions(e, t, item);
+    uint64_t first_visible = engine_first_visible(e, item);
+    set_positions(e, t, item);
     kernel_partial first = item->is_whole ? engine_scratch_partial(e, t, 0) : item_partial(e, item, head, 0);
     merge_tree tree;
     merge_tree_init(&tree, e->kernels, kernel_rows, layer->shape.value_dim);
     for (uint64_t group = item->group_first; group < item->group_end; group++) {
         call.span_count = gather_group(e, layer, span, group, first_visible, head, t->spans);
         if (call.span_count == 0) continue;
+        if (has_lost(e, item)) break;
         uint32_t index = merge_tree_begin(&tree, 0, group);
         assert(index < e->partials_per_thread);
         call.partial = index == 0 ? first : engine_scratch_partial(e, t, index);
@@ -330,20 +379,20 @@ static void attend_item(engine *e, const engine_layer *layer, const engine_threa
     }
 }
 
-static void run_layer(void *context, unsigned thread, unsigned thread_count) {
+void engine_run_layer(void *context, unsigned thread, unsigned thread_count) {
     engine *e = context;
     const engine_layer *layer = &e->layers[e->step.call.layer];
-    if (layer->is_owner) {
+    if (layer->is_owner && e->step.is_storing) {
         store_share(e, layer, thread, thread_count);
         hd_pool_barrier(e->pool);
     }
     if (e->indexes != NULL) engine_learn_queries(e, layer, thread, thread_count);
     uint32_t heads = layer->plan.kv_heads, head;
-    size_t sparse = (size_t)e->step.sparse_count * heads, count = sparse + attend_plan_ticket_count(&e->plan);
+    size_t sparse = (size_t)e->step.sparse_count * heads, count = e->step.ticket_end;
     for (size_t ticket; (ticket = hd_ticket_take(&e->step.ticket, count)) < count;) {
         if (ticket < sparse) {
             head = (uint32_t)(ticket % heads);
-            engine_attend_sparse(e, layer, thread, &e->step.sparse_rows[ticket / heads], head);
+            engine_attend_sparse(e, layer, thread, &e->step.sparse_rows[ticket / heads], head, false);
             continue;
         }
         const plan_item *item = attend_plan_item(&e->plan, ticket - sparse, &head);
@@ -382,8 +431,11 @@ hd_status engine_step_submit(attention *self, const attention_layer_call *call) 
 static void plan_layer(engine *e, const engine_layer *layer) {
     engine_step *step = &e->step;
     bool is_same = engine_select_rows(e, layer);
-    if (is_same && step->is_planned && memcmp(&layer->plan, &e->plan.shape, sizeof(layer->plan)) == 0) return;
-    attend_plan_build(&e->plan, step->full_spans, step->full_count, &layer->plan);
+    plan_shape shape = layer->plan;
+    if (step->dropped_frames != e->home.store.dropped_frames) engine_look_for_cold(e);
+    if (step->is_cold) shape.groups_max = e->stream_groups;
+    if (is_same && step->is_planned && memcmp(&shape, &e->plan.shape, sizeof(shape)) == 0) return;
+    attend_plan_build(&e->plan, step->full_spans, step->full_count, &shape);
     step->is_planned = true;
 }
 
@@ -395,8 +447,15 @@ hd_status engine_step_wait(attention *self, uint32_t layer) {
     plan_layer(e, &e->layers[layer]);
     hd_status status = engine_await_indexes(e, &e->layers[layer]);
     if (status != HD_OK) return status;
-    atomic_store_explicit(&step->ticket, 0, memory_order_relaxed);
-    hd_pool_run(e->pool, run_layer, e);
+    if (step->is_cold) {
+        engine_stream_layer(e, &e->layers[layer]);
+    } else {
+        atomic_store_explicit(&step->ticket, 0, memory_order_relaxed);
+        step->ticket_end =
+            (size_t)step->sparse_count * e->layers[layer].plan.kv_heads + attend_plan_ticket_count(&e->plan);
+        step->is_storing = true;
+        hd_pool_run(e->pool, engine_run_layer, e);
+    }
     step->is_submitted = false;
     step->next_layer = layer + 1;
     step->computed_count++;
@@ -405,20 +464,38 @@ hd_status engine_step_wait(attention *self, uint32_t layer) {
 
 /* ---- The end ---- */
 
+/* Of two, the one that says more. */
+static hd_status worse(hd_status a, hd_status b) {
+    if (a == HD_OK || b == HD_OK) return a == HD_OK ? b : a;
+    return a == HD_CORRUPT || b == HD_CORRUPT ? HD_CORRUPT : a == HD_IO || b == HD_IO ? HD_IO : a;
+}
+
+/* Blocks whose bytes on disk are not theirs are found by nobody from now on. */
+static void condemn_corrupt(engine *e) {
+    block_store *store = &e->home.store;
+    for (uint32_t from = 0, block; (block = page_cache_next_corrupt(&store->pages, &from)) != FRAME_NONE;) {
+        block_store_condemn(store, (block_name){block, store->pool.records[block].generation});
+    }
+}
+
 hd_status engine_step_end(attention *self) {
     engine *e = engine_of(self);
     assert(e->step.is_open);
     e->step.is_open = e->step.is_submitted = false;
+    hd_status lost = HD_OK;
     bool is_done = e->step.computed_count == e->computable_count;
     for (uint32_t i = 0; i < e->step.span_count; i++) {
         sequence *s = e->step.sequences[i];
         if (s == NULL) continue;
         s->view_in_step = NULL;
-        if (is_done) sequence_commit(&e->home, s);
+        hd_status status = (hd_status)atomic_load_explicit(&s->step_status, memory_order_relaxed);
+        lost = worse(lost, status);
+        if (is_done && status == HD_OK) sequence_commit(&e->home, s);
         else sequence_rollback(&e->home, s);
         if (s->indexes != NULL) index_set_grow(s->indexes, s);
     }
+    if (lost == HD_CORRUPT) condemn_corrupt(e);
     engine_publish(e);
     if (e->indexes != NULL) engine_retrieve_publish(e);
-    return is_done ? HD_OK : e->step.is_broken ? HD_STALE : HD_CANCELLED;
+    return is_done ? lost : e->step.is_broken ? HD_STALE : HD_CANCELLED;
 }

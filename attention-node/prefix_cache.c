@@ -49,6 +49,12 @@ block_name prefix_cache_find(const prefix_cache *cache, const identity *id, cons
     return BLOCK_NONE;
 }
 
+block_name prefix_cache_find_identity(const prefix_cache *cache, const identity *id) {
+    uint32_t i = *bucket_of(cache, id);
+    while (i != LINK_NONE && !identity_is_equal(&cache->pool->records[i].id, id)) i = cache->links[i].chain;
+    return name_of(cache, i);
+}
+
 bool prefix_cache_insert(prefix_cache *cache, block_name block) {
     block_record *record = block_pool_get(cache->pool, block);
     assert(record->state == BLOCK_SEALED && !record->is_cached && record->references > 0);
@@ -76,6 +82,19 @@ void prefix_cache_retire(prefix_cache *cache, block_name block) {
     if (list->last != LINK_NONE) cache->links[list->last].next = block.index;
     else list->first = block.index;
     list->last = block.index;
+    cache->retired_count++;
+}
+
+void prefix_cache_retire_first(prefix_cache *cache, block_name block) {
+    const block_record *record = block_pool_get(cache->pool, block);
+    assert(record->is_cached && record->references == 0);
+    prefix_list *list = list_of(cache, record);
+    prefix_links *links = &cache->links[block.index];
+    links->previous = LINK_NONE;
+    links->next = list->first;
+    if (list->first != LINK_NONE) cache->links[list->first].previous = block.index;
+    else list->last = block.index;
+    list->first = block.index;
     cache->retired_count++;
 }
 

@@ -36,6 +36,8 @@ void prefix_cache_init(prefix_cache *cache, block_pool *pool, hd_arena *arena);
 /* The block with these tokens after parent (BLOCK_NONE at the start of a sequence), or BLOCK_NONE. */
 block_name prefix_cache_find(const prefix_cache *cache, const identity *id, const identity_scope *scope,
                              block_name parent, const uint32_t token_ids[HD_BLOCK_TOKENS]);
+/* The block of that identity, whatever it has; BLOCK_NONE. */
+block_name prefix_cache_find_identity(const prefix_cache *cache, const identity *id);
 /* A sealed block that is held. False, and nothing done, when another block of that identity is there already. */
 bool prefix_cache_insert(prefix_cache *cache, block_name block);
 /* Out of the cache; not while it is retired. */
@@ -43,6 +45,8 @@ void prefix_cache_remove(prefix_cache *cache, block_name block);
 
 /* The last sequence let go of it: from now on it may be the oldest. And back, when a sequence takes it up. */
 void prefix_cache_retire(prefix_cache *cache, block_name block);
+/* The same, and it is the next to give up. */
+void prefix_cache_retire_first(prefix_cache *cache, block_name block);
 void prefix_cache_revive(prefix_cache *cache, block_name block);
 /* Takes the block to give up next out of the cache; BLOCK_NONE when every cached block is held. */
 block_name prefix_cache_take_oldest(prefix_cache *cache);

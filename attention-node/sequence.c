@@ -68,10 +68,12 @@ static hd_status reserve(sequence_home *home, sequence *s, uint64_t blocks, hd_e
         s->reserved += (uint32_t)blocks;
         return HD_OK;
     }
-    return hd_error_set(error, HD_FULL, "%llu tokens need room for %llu more now, but only %llu of %llu are free",
+    uint32_t capacity = block_store_capacity(&home->store);
+    return hd_error_set(error, HD_FULL, "%llu tokens need room for %llu more now, but only %llu of %llu are free%s",
                         (unsigned long long)s->tokens_max, (unsigned long long)blocks * HD_BLOCK_TOKENS,
                         (unsigned long long)available * HD_BLOCK_TOKENS,
-                        (unsigned long long)home->store.pool.block_count * HD_BLOCK_TOKENS);
+                        (unsigned long long)capacity * HD_BLOCK_TOKENS,
+                        capacity < home->store.pool.block_count ? ": the cold tier takes no writes" : "");
 }
 
 static void append_run(sequence *s, block_name block, uint32_t count) {
@@ -154,6 +156,9 @@ hd_status sequence_start(sequence_home *home, sequence *s, const uint32_t *token
 
 /* A copy of the first `count` tokens of a run in a block of the sequence's own. */
 static hd_status copy_run(sequence_home *home, sequence *s, const kv_run *run, uint32_t count) {
+    hd_status room = block_store_make_room(&home->store, 2); /* for the copy, and for what is copied */
+    if (room == HD_OK) room = block_store_load(&home->store, run->block);
+    if (room != HD_OK) return room;
     take_block(home, s);
     kv_run *copy = &s->runs[s->run_count - 1];
     hd_status status = block_pool_copy(&home->store.pool, copy->block, run->block);
@@ -230,6 +235,7 @@ hd_status sequence_set_tokens_max(sequence_home *home, sequence *s, uint64_t tok
 void sequence_finish(sequence_home *home, sequence *s, block_retention retention) {
     for (uint32_t i = s->run_count; i-- > 0;) block_store_release(&home->store, s->runs[i].block, retention);
     block_pool_claim_drop(&home->store.pool, &s->claim);
+    if (home->store.has_cold) extent_table_drop(&home->store.cold.slots, &s->cold_claim);
     block_store_unreserve(&home->store, s->reserved);
     close_runs(home, s);
     s->run_count = s->sealed_count = s->reserved = 0;
@@ -274,6 +280,7 @@ void sequence_commit(sequence_home *home, sequence *s) {
         } else {
             block_store_seal_privately(&home->store, run->block, &id, &s->scope, parent);
         }
+        block_store_spill(&home->store, run->block, &s->cold_claim, s->reserved + s->run_count - s->sealed_count);
     }
 }
 
@@ -299,16 +306,21 @@ hd_status sequence_truncate(sequence_home *home, sequence *s, uint64_t length) {
     if (is_cut) cut = s->runs[kept];
     bool is_sealed = is_cut && kept < s->sealed_count;
     bool is_shared = is_sealed && record_of(home, &cut)->references > 1;
-    if (is_shared && block_pool_verify(&home->store.pool, cut.block) != HD_OK) return HD_CORRUPT;
+    hd_status status = HD_OK;
+    if (is_sealed) status = block_store_make_room(&home->store, 2);
+    if (is_sealed && status == HD_OK) status = block_store_load(&home->store, cut.block);
+    if (is_shared && status == HD_OK) status = block_pool_verify(&home->store.pool, cut.block);
+    if (status != HD_OK) return status;
 
     /* What follows a block that is about to be rewritten could not be found any more. */
     block_retention retention = is_sealed && !is_shared ? RETAIN_NOT : RETAIN_EARLY;
-    hd_status status = drop_tail(home, s, kept + is_cut, length, is_shared, retention);
+    status = drop_tail(home, s, kept + is_cut, length, is_shared, retention);
     if (status != HD_OK) return status;
     if (is_shared) {
         s->run_count = kept;
         status = copy_run(home, s, &cut, (uint32_t)(length - cut.position));
         block_store_release(&home->store, cut.block, RETAIN_EARLY);
+        if (status != HD_OK) length = s->run_count > 0 ? s->runs[kept - 1].position + s->runs[kept - 1].count : 0;
     } else if (is_cut) {
         if (is_sealed) s->runs[kept].block = block_store_reopen(&home->store, cut.block);
         s->runs[kept].count = (uint32_t)(length - cut.position);

@@ -43,9 +43,10 @@ typedef struct sequence {
     uint32_t run_count, sealed_count; /* the first sealed_count runs are of sealed blocks */
     uint64_t length, end, tokens_max;
     uint32_t reserved; /* blocks */
-    block_claim claim;
-    uint64_t step;           /* the last one that it had rows in */
-    attention *view_in_step; /* whose step it is in now; NULL for none */
+    block_claim claim, cold_claim;   /* of frames, and of slots on the cold tier */
+    uint64_t step;                   /* the last one that it had rows in */
+    _Atomic uint32_t step_status;    /* of that step: what else than HD_OK became of its pages */
+    attention *view_in_step;         /* whose step it is in now; NULL for none */
 } sequence;
 
 /* A position of the caller's, counted from the range's first; what lies outside is cut to its ends. */

@@ -3,6 +3,7 @@
  * A place that can fail asks fault_strikes(kind) first and behaves as if the system had failed when it says true.
  * Disarmed, which is always outside tests, that is one relaxed load.
  *     DISARMED --arm(kind, nth)--> ARMED --question nth of that kind: true, once--> SPENT --disarm--> DISARMED
+ *     DISARMED --hold(kind)--> HELD --disarm--> DISARMED
  * Threads: ask from any thread; arm and disarm from the test's own thread. One kind is armed at a time. */
 #ifndef HD_FAULT_H
 #define HD_FAULT_H
@@ -10,9 +11,18 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
-typedef enum { FAULT_ALLOCATION, FAULT_READ, FAULT_WRITE, FAULT_KIND_COUNT } fault_kind;
+typedef enum {
+    FAULT_ALLOCATION,
+    FAULT_READ,
+    FAULT_READ_SLOW, /* it takes 5 s */
+    FAULT_WRITE,
+    FAULT_URING,  /* the kernel refuses io_uring */
+    FAULT_VERIFY, /* bytes are used without being verified */
+    FAULT_KIND_COUNT
+} fault_kind;
 
 void fault_arm(fault_kind kind, unsigned nth); /* nth counts from 0 */
+void fault_hold(fault_kind kind);              /* every question of that kind: true, until disarmed */
 void fault_disarm(void);                       /* accepts being disarmed already */
 
 extern _Atomic bool fault_is_armed;

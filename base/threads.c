@@ -17,6 +17,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/cgroup.h"
@@ -198,4 +199,21 @@ unsigned hd_cpu_limit(void) {
      * waits for its slowest thread. */
     if (limits.cpus < count) count = (unsigned)floor(limits.cpus);
     return count > 0 ? count : 1;
+}
+
+/* ---- Turns ---- */
+
+void hd_turn_advance(hd_turn *turn) {
+    atomic_fetch_add(&turn->value, 1);
+    if (atomic_load(&turn->sleepers) > 0) {
+        syscall(SYS_futex, &turn->value, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
+    }
+}
+
+void hd_turn_wait(hd_turn *turn, uint32_t seen, uint64_t timeout_ns) {
+    struct timespec timeout = {.tv_sec = (time_t)(timeout_ns / 1000000000u),
+                               .tv_nsec = (long)(timeout_ns % 1000000000u)};
+    atomic_fetch_add(&turn->sleepers, 1);
+    syscall(SYS_futex, &turn->value, FUTEX_WAIT_PRIVATE, seen, &timeout, NULL, 0);
+    atomic_fetch_sub(&turn->sleepers, 1);
 }

@@ -9,6 +9,7 @@
 
 #include <stdatomic.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "base/status.h"
 
@@ -35,6 +36,17 @@ static inline size_t hd_ticket_take(_Atomic size_t *ticket, size_t item_count) {
 
 /* The share [*first, *first + *count) of item_count items that thread has, in multiples of grain, as even as can be. */
 void hd_share(size_t item_count, size_t grain, unsigned thread, unsigned thread_count, size_t *first, size_t *count);
+
+/* A turn counts events of one kind, and lets threads sleep until the next: read it, look whether what you wait for is
+ * there, and wait for the next turn if not. Advancing costs an addition while nobody sleeps. All zeros is a new one. */
+typedef struct hd_turn {
+    _Atomic uint32_t value, sleepers;
+} hd_turn;
+static inline uint32_t hd_turn_read(const hd_turn *turn) {
+    return atomic_load(&turn->value);
+}
+void hd_turn_advance(hd_turn *turn);
+void hd_turn_wait(hd_turn *turn, uint32_t seen, uint64_t timeout_ns); /* it has advanced since `seen`, or time is up */
 
 /* CPUs that this process may use: the affinity mask, bounded by cpu.max of its cgroup; at least 1. */
 unsigned hd_cpu_limit(void);

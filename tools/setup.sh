@@ -15,7 +15,7 @@ say() { printf 'set-up: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
 build_packages="build-essential cmake ninja-build pkg-config git ca-certificates libmicrohttpd-dev libcmocka-dev
-libjansson-dev libsodium-dev libxxhash-dev libdnnl-dev libgrpc-dev protobuf-c-compiler libprotobuf-c-dev etcd-server
+libjansson-dev libsodium-dev libxxhash-dev liburing-dev libdnnl-dev libgrpc-dev protobuf-c-compiler libprotobuf-c-dev etcd-server
 etcd-client openssl cargo-web rustc-web python3"
 lint_packages="$build_packages clang-tidy clang-format"
 fuzz_packages="$build_packages clang llvm-14 libclang-rt-14-dev"

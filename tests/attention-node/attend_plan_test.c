@@ -145,7 +145,7 @@ static void a_long_sequence_alone_keeps_every_thread_busy(void **state) {
             &b, (plan_limits){
                     .rows_max = 4, .kv_heads_max = 8, .group_size_max = 4, .tile_rows = 32, .thread_count = threads});
         plan_span span = decode_span(0, 0, 0, 131072, 0);
-        attend_plan_build(&b.plan, &span, 1, &(plan_shape){8, 4, 0});
+        attend_plan_build(&b.plan, &span, 1, &(plan_shape){8, 4, 0, 0});
         check_covers(&b.plan, &span, 1);
         size_t tickets = attend_plan_ticket_count(&b.plan);
         if (threads == 1) assert_int_equal(tickets, 8);
@@ -166,19 +166,19 @@ static void sequences_that_share_a_prefix_read_it_once(void **state) {
     plan_span spans[10];
     for (uint32_t i = 0; i < 10; i++)
         spans[i] = decode_span(0, i, 256, 32768 + 100 + i, i); /* 32 groups shared, one own each */
-    attend_plan_build(&b.plan, spans, 10, &(plan_shape){8, 4, 0});
+    attend_plan_build(&b.plan, spans, 10, &(plan_shape){8, 4, 0, 0});
     check_covers(&b.plan, spans, 10);
     assert_int_equal(groups_read(&b.plan), 32 + 10);
 
     /* A stranger between them ends the row of neighbours. */
     free((void *)spans[5].runs);
     spans[5] = decode_span(1, 99, 256, 32768, 5);
-    attend_plan_build(&b.plan, spans, 10, &(plan_shape){8, 4, 0});
+    attend_plan_build(&b.plan, spans, 10, &(plan_shape){8, 4, 0, 0});
     check_covers(&b.plan, spans, 10);
     assert_int_equal(groups_read(&b.plan), 32 + 5 + 32 + 32 + 4);
 
     /* Rows of more sequences than a call takes are attended to in several calls. */
-    attend_plan_build(&b.plan, spans, 5, &(plan_shape){8, 32, 0});
+    attend_plan_build(&b.plan, spans, 5, &(plan_shape){8, 32, 0, 0});
     check_covers(&b.plan, spans, 5);
     assert_int_equal(groups_read(&b.plan), 2 * (32 + 2) + 33);
     for (uint32_t i = 0; i < 10; i++) free((void *)spans[i].runs);
@@ -190,7 +190,7 @@ static void groups_outside_the_window_are_not_read(void **state) {
     bench_init(
         &b, (plan_limits){.rows_max = 64, .kv_heads_max = 1, .group_size_max = 1, .tile_rows = 32, .thread_count = 2});
     plan_span span = decode_span(0, 0, 0, 100 * 1024, 0);
-    attend_plan_build(&b.plan, &span, 1, &(plan_shape){1, 1, 4096});
+    attend_plan_build(&b.plan, &span, 1, &(plan_shape){1, 1, 4096, 0});
     check_covers(&b.plan, &span, 1);
     assert_int_equal(groups_read(&b.plan), 4);
     free((void *)span.runs);
@@ -203,7 +203,7 @@ static void costly_items_come_first(void **state) {
         &b, (plan_limits){.rows_max = 512, .kv_heads_max = 2, .group_size_max = 1, .tile_rows = 32, .thread_count = 1});
     plan_span span = {.first_row = 0, .row_count = 512, .first_position = 4096};
     span.runs = make_runs(0, 0, 0, 4608, &span.run_count);
-    attend_plan_build(&b.plan, &span, 1, &(plan_shape){2, 1, 0});
+    attend_plan_build(&b.plan, &span, 1, &(plan_shape){2, 1, 0, 0});
     uint64_t previous = UINT64_MAX;
     for (uint32_t i = 0; i < b.plan.item_count; i++) {
         uint64_t cost = b.plan.items[b.plan.order[i]].cost;
@@ -219,7 +219,7 @@ static void a_tile_is_done_when_its_last_item_is(void **state) {
     bench_init(
         &b, (plan_limits){.rows_max = 4, .kv_heads_max = 2, .group_size_max = 1, .tile_rows = 32, .thread_count = 4});
     plan_span span = decode_span(0, 0, 0, 65536, 0);
-    attend_plan_build(&b.plan, &span, 1, &(plan_shape){2, 1, 0});
+    attend_plan_build(&b.plan, &span, 1, &(plan_shape){2, 1, 0, 0});
     uint32_t items = b.plan.tiles[0].own_count;
     assert_true(items > 1);
     for (int layer = 0; layer < 3; layer++) { /* the counters are ready for the next layer at once */

@@ -23,8 +23,8 @@ typedef struct {
 } bench;
 
 static void bench_init(bench *b, uint32_t block_count) {
-    assert_int_equal(hd_arena_init(&b->arena, block_pool_table_bytes(&table, block_count)), HD_OK);
-    assert_int_equal(block_pool_init(&b->pool, &table, block_count, &b->arena), HD_OK);
+    assert_int_equal(hd_arena_init(&b->arena, block_pool_table_bytes(&table, block_count, block_count)), HD_OK);
+    assert_int_equal(block_pool_init(&b->pool, &table, block_count, block_count, &b->arena), HD_OK);
 }
 
 static void bench_fini(bench *b) {
@@ -43,6 +43,8 @@ static void every_page_has_memory_of_its_own(void **state) {
     for (size_t c = 0; c < 5; c++) {
         bench b;
         bench_init(&b, counts[c]);
+        block_claim claim = {0};
+        for (uint32_t i = 0; i < counts[c]; i++) take(&b, &claim, counts[c] - i);
         uint64_t bytes = block_pool_payload_bytes(&table, counts[c]), covered = 0;
         unsigned char *is_used = calloc(bytes, 1);
         for (uint32_t block = 0; block < counts[c]; block++) {
@@ -68,6 +70,8 @@ static void every_page_has_memory_of_its_own(void **state) {
 static void a_layer_and_head_lie_in_order_within_an_extent(void **state) {
     bench b;
     bench_init(&b, 32);
+    block_claim claim = {0};
+    for (uint32_t i = 0; i < 32; i++) take(&b, &claim, 32 - i);
     uint64_t page = attention_stream_page_bytes(&streams[0]) + attention_stream_page_bytes(&streams[1]);
     for (uint32_t block = 1; block < 16; block++) {
         unsigned char *previous = block_pool_page(&b.pool, block - 1, 0, 1),
@@ -214,9 +218,9 @@ static void random_takes_and_frees_never_hand_out_a_block_twice(void **state) {
 static void init_survives_a_failed_mapping(void **state) {
     hd_arena arena;
     block_pool pool = {0};
-    assert_int_equal(hd_arena_init(&arena, block_pool_table_bytes(&table, 8)), HD_OK);
+    assert_int_equal(hd_arena_init(&arena, block_pool_table_bytes(&table, 8, 8)), HD_OK);
     fault_arm(FAULT_ALLOCATION, 0);
-    assert_int_equal(block_pool_init(&pool, &table, 8, &arena), HD_NO_MEMORY);
+    assert_int_equal(block_pool_init(&pool, &table, 8, 8, &arena), HD_NO_MEMORY);
     fault_disarm();
     block_pool_fini(&pool);
     hd_arena_fini(&arena);

@@ -21,8 +21,9 @@ typedef struct {
 } bench;
 
 static void bench_init(bench *b, uint32_t block_count) {
-    assert_int_equal(hd_arena_init(&b->arena, block_store_table_bytes(&table, block_count)), HD_OK);
-    assert_int_equal(block_store_init(&b->store, &table, block_count, &b->arena), HD_OK);
+    block_tiers tiers = {.frame_count = block_count};
+    assert_int_equal(hd_arena_init(&b->arena, block_store_table_bytes(&table, &tiers)), HD_OK);
+    assert_int_equal(block_store_init(&b->store, &table, &tiers, &b->arena, NULL), HD_OK);
 }
 
 static void bench_fini(bench *b) {

@@ -30,11 +30,25 @@ static void disarming_ends_it(void **state) {
     assert_false(fault_strikes(FAULT_WRITE));
 }
 
+static void what_is_held_fails_until_it_is_disarmed(void **state) {
+    fault_hold(FAULT_VERIFY);
+    for (int i = 0; i < 5; i++) assert_true(fault_strikes(FAULT_VERIFY));
+    assert_false(fault_strikes(FAULT_READ));
+    fault_disarm();
+    assert_false(fault_strikes(FAULT_VERIFY));
+    fault_arm(FAULT_VERIFY, 1); /* holding is over */
+    assert_false(fault_strikes(FAULT_VERIFY));
+    assert_true(fault_strikes(FAULT_VERIFY));
+    assert_false(fault_strikes(FAULT_VERIFY));
+    fault_disarm();
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(disarmed_nothing_fails),
         cmocka_unit_test(only_the_armed_question_of_the_armed_kind_fails),
         cmocka_unit_test(disarming_ends_it),
+        cmocka_unit_test(what_is_held_fails_until_it_is_disarmed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <pthread.h>
 
 #include <stdlib.h>
 #include <time.h>
@@ -171,6 +172,33 @@ static void zero_threads_means_as_many_as_allowed(void **state) {
     hd_pool_close(pool);
 }
 
+typedef struct {
+    hd_turn turn;
+    _Atomic uint32_t done;
+} turning;
+
+static void *advance_often(void *context) {
+    turning *t = context;
+    for (int i = 0; i < 20000; i++) {
+        atomic_fetch_add(&t->done, 1);
+        hd_turn_advance(&t->turn);
+    }
+    return NULL;
+}
+
+/* Whoever reads the turn, looks, and waits for the next one sees all that happens: the waits are without end. */
+static void no_turn_is_missed(void **state) {
+    turning t = {.done = 0};
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, advance_often, &t), 0);
+    for (uint32_t seen; seen = hd_turn_read(&t.turn), atomic_load(&t.done) < 20000;) {
+        hd_turn_wait(&t.turn, seen, UINT64_C(3600) * 1000000000);
+    }
+    pthread_join(thread, NULL);
+    hd_turn_wait(&t.turn, hd_turn_read(&t.turn), 1000); /* nobody advances any more: time is up */
+    assert_int_equal(hd_turn_read(&t.turn), 20000);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_thread_runs_once_in_every_run),
@@ -181,6 +209,7 @@ int main(void) {
         cmocka_unit_test(an_idle_pool_uses_no_cpu),
         cmocka_unit_test(a_pool_that_cannot_be_had_says_so),
         cmocka_unit_test(pools_open_and_close_whatever_their_threads_do),
+        cmocka_unit_test(no_turn_is_missed),
         cmocka_unit_test(zero_threads_means_as_many_as_allowed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,190 @@
+/* engine_stream.c - attention over blocks that are not in memory.
+ *
+ * The pages that a layer needs may be more than the page cache holds. So its tickets are done in rounds: as many as have
+ * their pages pinned. While the pool works on one round, the reads of the next one run, and while it works on the last,
+ * those that the next layer is likely to begin with. Which rounds there are depends on what is cached; the bits do not,
+ * because items are nodes of the merge tree wherever rounds part them. */
+#include <assert.h>
+
+#include "attention-node/engine_state.h"
+
+#define ROUND_BYTES_MAX ((uint64_t)64 << 20) /* so that a round does not wait for half of a large cache to be read */
+#define PATIENCE_NS 500000000u               /* with the disk about one read */
+
+/* ---- What is lost ---- */
+
+static sequence *sequence_of(const engine *e, const kv_run *runs) {
+    for (uint32_t i = 0; i < e->step.span_count; i++) {
+        sequence *s = e->step.sequences[i];
+        if (s != NULL && s->runs == runs) return s;
+    }
+    return NULL;
+}
+
+bool engine_has_lost(const engine *e, const kv_run *runs) {
+    if (!atomic_load_explicit(&e->step.has_lost, memory_order_relaxed)) return false;
+    const sequence *s = sequence_of(e, runs);
+    return s != NULL && atomic_load_explicit(&s->step_status, memory_order_relaxed) != HD_OK;
+}
+
+void engine_lose(const engine *e, const kv_run *runs, hd_status status) {
+    sequence *s = sequence_of(e, runs);
+    if (s == NULL) return;
+    uint32_t expected = HD_OK;
+    atomic_compare_exchange_strong(&s->step_status, &expected, status);
+    atomic_store((_Atomic bool *)&e->step.has_lost, true);
+}
+
+/* ---- Pages ---- */
+
+const void *engine_page(const engine *e, const kv_run *runs, uint32_t block, uint32_t stream, uint32_t head) {
+    const block_store *store = &e->home.store;
+    if (block_pool_is_resident(&store->pool, block)) return block_pool_page(&store->pool, block, stream, head);
+    if (engine_has_lost(e, runs)) return e->no_page;
+    const stream_place *place = &store->pool.layout.streams[stream];
+    const unsigned char *unit;
+    hd_status status =
+        page_cache_use((page_cache *)&store->pages, block, place->first_unit + head, PATIENCE_NS, &unit);
+    if (status == HD_OK) return unit + place->page_offset;
+    engine_lose(e, runs, status);
+    return e->no_page;
+}
+
+bool engine_pin_spans(engine *e, const engine_layer *layer, const kv_run *runs, uint32_t run_count, uint64_t begin,
+                      uint64_t end, uint32_t head, uint64_t round, bool is_scan) {
+    block_store *store = &e->home.store;
+    const stream_place *streams = store->pool.layout.streams;
+    uint32_t key_unit = streams[layer->table.key_stream].first_unit + head,
+             value_unit = streams[layer->table.value_stream].first_unit + head;
+    for (uint32_t i = sequence_run_at(runs, run_count, begin); i < run_count && runs[i].position < end; i++) {
+        uint32_t block = runs[i].block.index;
+        if (block_pool_is_resident(&store->pool, block)) continue;
+        uint32_t slot = block_store_cold_slot(store, block);
+        if (!page_cache_pin(&store->pages, block, key_unit, slot, round, is_scan)) return false;
+        if (value_unit == key_unit) continue;
+        if (!page_cache_pin(&store->pages, block, value_unit, slot, round, is_scan)) return false;
+    }
+    return true;
+}
+
+void engine_look_for_cold(engine *e) {
+    engine_step *step = &e->step;
+    const block_store *store = &e->home.store;
+    step->is_cold = false;
+    step->dropped_frames = store->dropped_frames;
+    for (uint32_t i = 0; store->has_cold && i < step->span_count && !step->is_cold; i++) {
+        const sequence *s = step->sequences[i];
+        for (uint32_t k = 0; s != NULL && k < s->run_count && !step->is_cold; k++) {
+            step->is_cold = !block_pool_is_resident(&store->pool, s->runs[k].block.index);
+        }
+    }
+}
+
+/* ---- Rounds ---- */
+
+static bool pin_item(engine *e, const engine_layer *layer, const plan_item *item, uint32_t head, uint64_t round) {
+    const plan_span *span = &e->plan.spans[e->plan.tiles[item->first_tile].span];
+    if (engine_has_lost(e, span->runs)) return true;
+    uint64_t begin = engine_group_begin(span, item->group_first, engine_first_visible(e, item));
+    return engine_pin_spans(e, layer, span->runs, span->run_count, begin, item->group_end * HD_GROUP_TOKENS, head,
+                            round, true);
+}
+
+static size_t ticket_count(const engine *e, const engine_layer *layer) {
+    return (size_t)e->step.sparse_count * layer->plan.kv_heads + attend_plan_ticket_count(&e->plan);
+}
+
+static bool pin_ticket(engine *e, const engine_layer *layer, size_t ticket, uint64_t round) {
+    uint32_t heads = layer->plan.kv_heads, head;
+    size_t sparse = (size_t)e->step.sparse_count * heads;
+    if (ticket < sparse) {
+        return engine_pin_sparse(e, layer, &e->step.sparse_rows[ticket / heads], (uint32_t)(ticket % heads), round);
+    }
+    const plan_item *item = attend_plan_item(&e->plan, ticket - sparse, &head);
+    return pin_item(e, layer, item, head, round);
+}
+
+/* Pins the pages of the tickets from `first` on, for as many as a round has room for, and returns the ticket behind
+ * them. */
+static size_t pin_round(engine *e, const engine_layer *layer, size_t first, uint64_t round) {
+    page_cache *pages = &e->home.store.pages;
+    uint64_t most = ROUND_BYTES_MAX / pages->slot_bytes;
+    if (most > pages->slot_count / 2) most = pages->slot_count / 2;
+    size_t ticket = first, count = ticket_count(e, layer);
+    pages->pinned_count = 0;
+    while (ticket < count && pages->pinned_count < most && pin_ticket(e, layer, ticket, round)) ticket++;
+    page_cache_submit(pages);
+    return ticket;
+}
+
+/* Nothing else is pinned and still there is no room. A sparse row that sees more than the cache holds is worked on here,
+ * group by group: true. An item fits by how it was cut, so what holds the room are reads that do not end: its sequences
+ * lose the step, and it is still to be run. */
+static bool do_alone(engine *e, const engine_layer *layer, size_t ticket) {
+    uint32_t heads = layer->plan.kv_heads, head;
+    size_t sparse = (size_t)e->step.sparse_count * heads;
+    if (ticket < sparse) {
+        engine_attend_sparse(e, layer, 0, &e->step.sparse_rows[ticket / heads], (uint32_t)(ticket % heads),
+                             true);
+        return true;
+    }
+    const plan_item *item = attend_plan_item(&e->plan, ticket - sparse, &head);
+    for (uint32_t i = 0; i < item->tile_count; i++) {
+        engine_lose(e, e->plan.spans[e->plan.tiles[item->first_tile + i].span].runs, HD_TIMED_OUT);
+    }
+    return false;
+}
+
+void engine_pin_alone(engine *e, const engine_layer *layer, const engine_sparse_row *row, const uint64_t at[4],
+                      uint32_t head) {
+    const sequence *s = row->sequence;
+    page_cache *pages = &e->home.store.pages;
+    page_cache_release(pages, e->round);
+    uint64_t round = ++e->round;
+    bool has_room = engine_pin_spans(e, layer, s->runs, s->run_count, at[0], at[1], head, round, true) &&
+                    engine_pin_spans(e, layer, s->runs, s->run_count, at[2], at[3], head, round, true);
+    page_cache_submit(pages);
+    if (!has_room) engine_lose(e, s->runs, HD_TIMED_OUT);
+}
+
+/* The next layer's plan is most often this one's; what was read in vain stays cached. */
+static void read_ahead(engine *e, const engine_layer *layer, uint64_t round) {
+    const engine_layer *next = layer + 1;
+    if (next == e->layers + e->table.layer_count || e->step.sparse_count > 0 || !next->is_computable) return;
+    bool is_alike = next->plan.kv_heads == layer->plan.kv_heads && next->plan.window == layer->plan.window &&
+                    next->plan.group_size == layer->plan.group_size;
+    if (is_alike) pin_round(e, next, 0, round);
+}
+
+/* Tickets [begin, end) on every thread. */
+static void run_tickets(engine *e, size_t begin, size_t end, bool is_storing) {
+    e->step.is_storing = is_storing;
+    e->step.ticket_end = end;
+    atomic_store_explicit(&e->step.ticket, begin, memory_order_relaxed);
+    hd_pool_run(e->pool, engine_run_layer, e);
+}
+
+void engine_stream_layer(engine *e, const engine_layer *layer) {
+    page_cache *pages = &e->home.store.pages;
+    size_t count = ticket_count(e, layer), begin = 0, end = pin_round(e, layer, 0, ++e->round);
+    run_tickets(e, 0, 0, true);
+    while (begin < count) {
+        if (end == begin) {
+            page_cache_release(pages, e->round);
+            end = pin_round(e, layer, begin, ++e->round);
+        }
+        if (end == begin && do_alone(e, layer, begin)) {
+            end = ++begin;
+            continue;
+        }
+        if (end == begin) end++;
+        uint64_t round = e->round++;
+        size_t next = end;
+        if (end < count) next = pin_round(e, layer, end, e->round);
+        else read_ahead(e, layer, e->round);
+        run_tickets(e, begin, end, false);
+        page_cache_release(pages, round);
+        begin = end;
+        end = next;
+    }
+}

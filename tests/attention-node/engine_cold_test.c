@@ -1,0 +1,97 @@
+/* engine_cold_test.c - sequences that are larger than memory: the same bits, within the budget, from any tier. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/fault.h"
+#include "tests/attention-node/cold_rig.h"
+
+enum { FIRST = 9000, COMMON = 5000, SECOND = 5600, DECODED = 24 };
+
+typedef struct {
+    float *values;
+    size_t count;
+} outputs;
+
+static float *room_for(outputs *all, const toy *t, uint64_t rows) {
+    size_t count = t->shape.layer_count * rows * toy_row_floats(t);
+    all->values = realloc(all->values, (all->count + count) * sizeof(float));
+    float *room = all->values + all->count;
+    all->count += count;
+    return room;
+}
+
+/* Two sequences with a common beginning are prefilled one after the other and then decoded side by side. */
+static outputs run_two(toy *t, const char *selection) {
+    outputs all = {0};
+    toy_sequence first, second;
+    uint64_t cached;
+    toy_sequence_init(&first, 1, 1, FIRST + DECODED);
+    toy_sequence_push_text(&first, 3, FIRST);
+    toy_sequence_init(&second, 2, 1, SECOND + DECODED);
+    for (uint64_t i = 0; i < COMMON; i++) toy_sequence_push(&second, first.tokens[i]);
+    toy_sequence_push_text(&second, 4, SECOND - COMMON);
+    first.selection = second.selection = selection;
+    assert_int_equal(toy_sequence_open(t, &first, 0, &cached, NULL), HD_OK);
+    toy_run(t, &first, 0, FIRST, 250, room_for(&all, t, FIRST));
+    assert_int_equal(toy_sequence_open(t, &second, UINT64_MAX, &cached, NULL), HD_OK);
+    assert_int_equal(cached, COMMON / 128 * 128);
+    toy_run(t, &second, cached, SECOND - cached, 250, room_for(&all, t, SECOND - cached));
+    for (uint32_t i = 0; i < DECODED; i++) {
+        toy_sequence_push(&first, 7 * i);
+        toy_sequence_push(&second, 5 * i);
+        toy_rows rows[2] = {{&first, FIRST + i, 1}, {&second, SECOND + i, 1}};
+        assert_int_equal(toy_step(t, rows, 2, room_for(&all, t, 2), NULL), HD_OK);
+    }
+    toy_sequence_fini(&first);
+    toy_sequence_fini(&second);
+    return all;
+}
+
+static void check_same_bits(uint64_t window, const char *selection, unsigned threads) {
+    toy hot;
+    cold_rig rig;
+    cold_rig_init(&rig, window, 14, 160);
+    toy_init(&hot, &rig.toy.shape);
+    hot.config.kernels = rig.toy.config.kernels;
+    hot.config.hot_bytes = 32u << 20;
+    toy_open(&hot, 1);
+    outputs expected = run_two(&hot, selection);
+    toy_fini(&hot);
+
+    cold_rig_open(&rig, threads);
+    outputs got = run_two(&rig.toy, selection);
+    attention_stats stats = cold_rig_stats(&rig);
+    assert_int_equal(got.count, expected.count);
+    assert_memory_equal(got.values, expected.values, got.count * sizeof(float));
+    assert_true(stats.cold_read_bytes > (4u << 20) && stats.page_misses > 100);
+    assert_true(stats.hot_used_bytes + stats.warm_used_bytes < stats.budget_bytes);
+    assert_true(stats.blocks_sequences * stats.block_bytes > stats.budget_bytes / 2);
+    assert_int_equal(stats.cold_verify_failures + stats.cold_read_errors + stats.cold_write_errors, 0);
+    free(got.values);
+    free(expected.values);
+    cold_rig_fini(&rig);
+}
+
+static void full_over_any_split_of_tiers_gives_the_bits_of_all_hot(void **state) {
+    check_same_bits(0, NULL, 2);
+    check_same_bits(700, NULL, 3);
+}
+
+static void a_window_over_cold_pages_gives_the_same_bits(void **state) {
+    check_same_bits(0, "window,sinks=200,recent=3000", 2);
+}
+
+static void without_io_uring_the_bits_are_the_same(void **state) {
+    fault_hold(FAULT_URING);
+    check_same_bits(0, NULL, 2);
+    fault_disarm();
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(full_over_any_split_of_tiers_gives_the_bits_of_all_hot),
+        cmocka_unit_test(a_window_over_cold_pages_gives_the_same_bits),
+        cmocka_unit_test(without_io_uring_the_bits_are_the_same),
+    };
+    return cmocka_run_group_tests_name("engine_cold", tests, NULL, NULL);
+}
