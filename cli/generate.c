@@ -39,7 +39,8 @@ static size_t generate_flags(hd_flag *flags) {
          "draw from the likeliest tokens of this mass (default: the model's)", false},
         {"top-k", HD_FLAG_U64, &options.top_k, "N", "draw from so many likeliest tokens; 0: all (default: the model's)",
          false},
-        {"min-p", HD_FLAG_DOUBLE, &options.min_p, "X", "draw from tokens this likely relative to the likeliest", false},
+        {"min-p", HD_FLAG_DOUBLE, &options.min_p, "X",
+         "draw from tokens this likely relative to the likeliest (default: the model's)", false},
         {"repetition-penalty", HD_FLAG_DOUBLE, &options.repetition_penalty, "X",
          "above 1: less of what was there (default: the model's)", false},
         {"seed", HD_FLAG_U64, &options.seed, "N", "the same seed draws the same answer", false},
@@ -239,8 +240,8 @@ static worker_sampling sampling_of(const cli_arguments *arguments, const worker_
     worker_sampling sampling = {.temperature = info->default_temperature,
                                 .top_k = info->default_top_k,
                                 .top_p = info->default_top_p,
-                                .min_p = (float)options.min_p,
-                                .repetition_penalty = 1,
+                                .min_p = info->default_min_p,
+                                .repetition_penalty = info->default_repetition_penalty,
                                 .seed = options.seed,
                                 .ignore_eos = options.ignore_eos,
                                 .logprobs = -1,
@@ -248,6 +249,7 @@ static worker_sampling sampling_of(const cli_arguments *arguments, const worker_
     if (cli_is_set(arguments, "temperature")) sampling.temperature = (float)options.temperature;
     if (cli_is_set(arguments, "top-k")) sampling.top_k = (uint32_t)options.top_k;
     if (cli_is_set(arguments, "top-p")) sampling.top_p = (float)options.top_p;
+    if (cli_is_set(arguments, "min-p")) sampling.min_p = (float)options.min_p;
     if (cli_is_set(arguments, "repetition-penalty")) sampling.repetition_penalty = (float)options.repetition_penalty;
     return sampling;
 }

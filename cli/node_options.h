@@ -12,8 +12,8 @@ typedef struct node_options {
     const char *model_directory; /* the positional argument */
     uint64_t hot_memory;         /* bytes of KV; 0: what is left after the weights */
     const char *kv_dtype, *weights, *selection, *kernels, *model_name, *log_level;
-    uint64_t full_up_to;         /* tokens up to which the selection auto is full */
-    uint64_t index_memory;       /* bytes of hot_memory for indexes; 0: by the selection */
+    uint64_t full_up_to;                                  /* tokens up to which the selection auto is full */
+    uint64_t index_memory;                                /* bytes of hot_memory for indexes; 0: by the selection */
     uint64_t threads;                                     /* 0: every CPU that this process may use */
     uint64_t max_batch_tokens, max_requests, max_context; /* max_context 0: the model's, or what fits */
 } node_options;
@@ -21,7 +21,7 @@ typedef struct node_options {
 #define NODE_OPTIONS_DEFAULTS                                                                                          \
     {                                                                                                                  \
         .kv_dtype = "bf16", .weights = "auto", .selection = "full", .log_level = "info", .max_batch_tokens = 512,      \
-        .max_requests = 1024, .full_up_to = 32768                                                                                           \
+        .max_requests = 1024, .full_up_to = 32768                                                                      \
     }
 
 /* Fills flags and returns how many. */

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#define HTTP_THREADS_MAX 64u
 #define FILES_RESERVED 128u /* for everything that is not a connection: weights, epoll sets, logs */
 
 size_t server_options_flags(server_options *o, hd_flag *flags) {
@@ -19,6 +20,11 @@ size_t server_options_flags(server_options *o, hd_flag *flags) {
          "from arrival to the end of the answer (default: none)", false},
         {"queue-timeout", HD_FLAG_DURATION, &o->queue_timeout, "TIME", "from arrival to the first step (default: none)",
          false},
+        {"stall-timeout", HD_FLAG_DURATION, &o->stall_timeout, "TIME",
+         "a client that takes nothing of its answer for so long is cut off", false},
+        {"keep-alive", HD_FLAG_DURATION, &o->keep_alive, "TIME", "of silence on a stream, between two comments", false},
+        {"http-threads", HD_FLAG_U64, &o->http_threads, "N",
+         "threads that move bytes of connections (default: by the CPUs, 1 to 8)", false},
     };
     memcpy(flags, all, sizeof(all));
     return sizeof(all) / sizeof(all[0]);
@@ -26,6 +32,10 @@ size_t server_options_flags(server_options *o, hd_flag *flags) {
 
 hd_status server_options_check(const server_options *o, hd_error *error) {
     if (o->default_max_tokens == 0) return hd_error_set(error, HD_INVALID, "--default-max-tokens must be at least 1");
+    if (o->stall_timeout < 1000) return hd_error_set(error, HD_INVALID, "--stall-timeout must be at least 1s");
+    if (o->keep_alive < 100) return hd_error_set(error, HD_INVALID, "--keep-alive must be at least 100ms");
+    if (o->http_threads > HTTP_THREADS_MAX)
+        return hd_error_set(error, HD_INVALID, "--http-threads must be at most %u", HTTP_THREADS_MAX);
     if (o->max_body < 1024) return hd_error_set(error, HD_INVALID, "--max-body must be at least 1K");
     return HD_OK;
 }
@@ -49,6 +59,9 @@ hd_status server_open(const server_options *o, const node *n, coordinator **out,
     config.default_max_tokens = o->default_max_tokens;
     config.request_timeout_ms = o->request_timeout;
     config.queue_timeout_ms = o->queue_timeout;
+    config.stall_timeout_ms = o->stall_timeout;
+    config.keep_alive_ms = o->keep_alive;
+    config.http_threads = (unsigned)o->http_threads;
     config.connections_max = connections_max(config.connections_max);
     config.metrics = n->metrics;
     return coordinator_open(&config, out, error);

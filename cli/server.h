@@ -10,11 +10,16 @@
 typedef struct server_options {
     const char *listen, *api_keys;
     uint64_t max_body, request_timeout, queue_timeout; /* bytes; milliseconds, 0 for none */
+    uint64_t stall_timeout, keep_alive;                /* milliseconds */
+    uint64_t http_threads;                             /* 0: by the number of CPUs */
     uint64_t default_max_tokens;
 } server_options;
 
 #define SERVER_OPTIONS_DEFAULTS                                                                                        \
-    { .listen = "127.0.0.1:8000", .max_body = (uint64_t)64 << 20, .default_max_tokens = 4096 }
+    {                                                                                                                  \
+        .listen = "127.0.0.1:8000", .max_body = (uint64_t)64 << 20, .default_max_tokens = 4096,                        \
+        .stall_timeout = 30000, .keep_alive = 10000                                                                    \
+    }
 
 /* Fills flags and returns how many. */
 size_t server_options_flags(server_options *options, hd_flag *flags);

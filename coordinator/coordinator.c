@@ -87,6 +87,8 @@ static void init_api(api *a, const coordinator_config *config) {
         .default_temperature = a->info.default_temperature,
         .default_top_p = a->info.default_top_p,
         .default_top_k = a->info.default_top_k,
+        .default_min_p = a->info.default_min_p,
+        .default_repetition_penalty = a->info.default_repetition_penalty,
     };
     atomic_init(&a->next_id, 1);
     snprintf(a->fingerprint, sizeof(a->fingerprint), "hadal-" HADAL_VERSION "-%s-%s-%s", a->info.kernels, a->info.weights_dtype,

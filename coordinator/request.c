@@ -21,7 +21,8 @@ void request_init(request *r, request_kind kind, const request_limits *limits) {
         .sampling = {.temperature = limits->default_temperature,
                      .top_p = limits->default_top_p,
                      .top_k = limits->default_top_k,
-                     .repetition_penalty = 1.0f,
+                     .min_p = limits->default_min_p,
+                     .repetition_penalty = limits->default_repetition_penalty,
                      .logprobs = -1,
                      .prompt_logprobs = -1},
     };

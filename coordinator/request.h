@@ -31,6 +31,7 @@ typedef struct request_limits {
     uint32_t vocabulary_size;
     float default_temperature, default_top_p;
     uint32_t default_top_k;
+    float default_min_p, default_repetition_penalty;
 } request_limits;
 
 typedef struct request_stop {

@@ -197,6 +197,21 @@ static void log_ignored(const weight_plan *plan) {
            hd_log_quote(plan->ignored_example, quoted, sizeof(quoted)));
 }
 
+/* A checkpoint of finer numbers than are kept gives other answers than its authors saw: that is not done silently. */
+static void log_rounded(const weight_plan *plan, hd_dtype kept) {
+    if (kept != HD_BF16) return; /* int8 was asked for, and f32 holds everything */
+    uint32_t count = 0;
+    const weight_part *example = NULL;
+    for (uint32_t i = 0; i < plan->part_count; i++) {
+        if (plan->parts[i].matrix == NULL || plan->parts[i].tensor->dtype == HD_BF16) continue;
+        example = &plan->parts[i];
+        count++;
+    }
+    if (count == 0) return;
+    hd_log(HD_LOG_WARN, "weights_rounded", "matrices=%u stored=%s kept=%s exact_with=f32", count,
+           hd_dtype_name(example->tensor->dtype), hd_dtype_name(kept));
+}
+
 /* Everything can be refused before the memory is taken. */
 static hd_status load(const char *directory, const model_config *config, hd_pool *pool, model_weights *weights,
                       hd_error *error) {
@@ -205,6 +220,7 @@ static hd_status load(const char *directory, const model_config *config, hd_pool
     if (status == HD_OK) status = weight_plan_init(config, weights->files, weights, &plan, error);
     if (status != HD_OK) return status;
     log_ignored(&plan);
+    log_rounded(&plan, weights->dtype);
     weights->embedding = plan.embedding;
     status = weights_layout_place(config, weights);
     if (status == HD_OK) status = pack_weights(&plan, config, pool, weights);

@@ -46,7 +46,8 @@ typedef struct model_weights {
     const safetensors_tensor *embedding; /* [vocabulary_size, hidden_size] */
 } model_weights;
 
-/* dtype HD_BF16, HD_F32 or HD_INT8. log_progress prints a line every few seconds while it packs. */
+/* dtype HD_BF16, HD_F32 or HD_INT8. Logs how far it is every few seconds, and when f16 or f32 tensors are rounded to
+ * bf16. */
 hd_status model_weights_open(const char *model_directory, const model_config *config, hd_dtype dtype, hd_pool *pool,
                              model_weights **weights, hd_error *error);
 void model_weights_close(model_weights *weights); /* accepts NULL */

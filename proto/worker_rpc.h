@@ -120,6 +120,7 @@ typedef struct worker_info {
     uint32_t eos_id_count;
     float default_temperature, default_top_p; /* of generation_config.json; 1 where it is silent */
     uint32_t default_top_k;
+    float default_min_p, default_repetition_penalty; /* 0 and 1 where it is silent */
 } worker_info;
 
 typedef struct worker_load {

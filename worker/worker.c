@@ -85,6 +85,8 @@ static void fill_info(worker *w) {
         .default_temperature = model->default_temperature,
         .default_top_p = model->default_top_p,
         .default_top_k = model->default_top_k,
+        .default_min_p = model->default_min_p,
+        .default_repetition_penalty = model->default_repetition_penalty,
     };
 }
 

@@ -57,7 +57,7 @@ class Usage(Refusals):
             self.assertEqual((result.returncode, result.stderr), (0, ""))
             for flag in ("--listen", "--hot-memory", "--kv-dtype", "--selection", "--full-up-to", "--index-memory", "--threads", "--weights", "--max-batch-tokens",
                          "--max-context", "--model-name", "--default-max-tokens", "--api-keys", "--max-body",
-                         "--request-timeout", "--queue-timeout", "--max-requests", "--kernels"):
+                         "--request-timeout", "--queue-timeout", "--stall-timeout", "--keep-alive", "--http-threads", "--max-requests", "--kernels"):
                 self.assertIn(flag + " ", result.stdout)
             self.assertIn("(default 127.0.0.1:8000)", result.stdout)
             self.assertIn("HADAL_HOT_MEMORY", result.stdout)
@@ -113,6 +113,9 @@ class Usage(Refusals):
                 ("--max-requests", "0", "--max-requests: 0 is not between 1 and"),
                 ("--log-level", "loud", "--log-level: 'loud' is none of debug, info, warn, error"),
                 ("--request-timeout", "soon", "--request-timeout: 'soon' is not a duration such as 2s or 500ms"),
+                ("--stall-timeout", "10ms", "--stall-timeout must be at least 1s"),
+                ("--keep-alive", "0s", "--keep-alive must be at least 100ms"),
+                ("--http-threads", "1000", "--http-threads must be at most 64"),
                 ("--max-body", "-1", "--max-body: '-1' is not a size such as 512M or 16G")):
             self.assert_refused(2, sentence, "serve", MODEL, flag, value)
         self.assert_refused(2, "--threads needs a value", "serve", MODEL, "--threads")

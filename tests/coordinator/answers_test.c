@@ -381,6 +381,7 @@ static void sampling_reaches_the_worker(void **state) {
     assert_int_equal(seen.sampling.seed, 7);
     assert_int_equal(seen.bias.token_id, 9);
     assert_true(seen.sampling.temperature == 0 && seen.sampling.top_p == 0.5f && seen.sampling.top_k == 40);
+    assert_true(seen.sampling.min_p == 0.125f && seen.sampling.repetition_penalty == 1.25f);
     assert_string_equal(seen.selection, "full");
     assert_true(seen.no_cache);
     assert_int_equal(seen.max_tokens, 4096 - 2);

@@ -209,6 +209,8 @@ static void info(worker_rpc *self, worker_info *out) {
         .default_temperature = 0.75f,
         .default_top_p = 0.5f,
         .default_top_k = 40,
+        .default_min_p = 0.125f,
+        .default_repetition_penalty = 1.25f,
     };
 }
 

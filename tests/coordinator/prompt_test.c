@@ -5,7 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const request_limits limits = {.model_name = "script", .vocabulary_size = 261, .default_temperature = 1, .default_top_p = 1};
+static const request_limits limits = {.model_name = "script", .vocabulary_size = 261, .default_temperature = 1, .default_top_p = 1,
+                                      .default_repetition_penalty = 1};
 static text_model *model;
 
 static int open_model(void **state) {

@@ -7,7 +7,8 @@
 #include <string.h>
 
 static const request_limits limits = {
-    .model_name = "script", .vocabulary_size = 261, .default_temperature = 0.75f, .default_top_p = 0.5f, .default_top_k = 40};
+    .model_name = "script", .vocabulary_size = 261, .default_temperature = 0.75f, .default_top_p = 0.5f, .default_top_k = 40,
+    .default_min_p = 0.25f, .default_repetition_penalty = 1.25f};
 
 static hd_status parse(request *r, request_kind kind, const char *body, api_error *error) {
     request_init(r, kind, &limits);
@@ -227,7 +228,7 @@ static void what_is_not_given_comes_from_the_model(void **state) {
     api_error error;
     assert_int_equal(parse(&r, REQUEST_COMPLETION, "{\"prompt\": \"x\", \"temperature\": null, \"stop\": null, \"n\": null}", &error), HD_OK);
     assert_true(r.sampling.temperature == 0.75f && r.sampling.top_p == 0.5f && r.sampling.top_k == 40);
-    assert_true(r.sampling.repetition_penalty == 1.0f && r.sampling.min_p == 0.0f);
+    assert_true(r.sampling.repetition_penalty == 1.25f && r.sampling.min_p == 0.25f);
     assert_false(r.has_seed);
     assert_false(r.has_max_tokens);
     assert_int_equal(r.choices, 1);

@@ -11,7 +11,7 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static const request_limits limits = {
-    .model_name = "fuzz", .vocabulary_size = 1000, .default_temperature = 1.0f, .default_top_p = 1.0f, .default_top_k = 0};
+    .model_name = "fuzz", .vocabulary_size = 1000, .default_temperature = 1.0f, .default_top_p = 1.0f, .default_top_k = 0, .default_repetition_penalty = 1.0f};
 
 static void check_refusal(const api_error *error) {
     assert(error->status == 400 || error->status == 404 || error->status == 503);
