@@ -28,6 +28,10 @@
 #define RPC_ADDRESS_BYTES     256u
 #define RPC_MESSAGE_BYTES_MAX (64ull << 20)
 
+/* gRPC's codes, for statuses inside messages. Some of ours share one: those come back as the first of them. */
+hd_status rpc_status_of_code(int code);
+int rpc_code_of_status(hd_status status);
+
 /* -- the queue of one thread -- */
 
 typedef struct rpc_queue rpc_queue;

@@ -39,16 +39,16 @@ static const struct {
 };
 #define CODE_COUNT (sizeof(codes) / sizeof(codes[0]))
 
-hd_status rpc_status_of_code(grpc_status_code code) {
+hd_status rpc_status_of_code(int code) {
     for (size_t i = 0; i < CODE_COUNT; i++) {
-        if (codes[i].code == code) return codes[i].status;
+        if ((int)codes[i].code == code) return codes[i].status;
     }
     return HD_IO;
 }
 
-grpc_status_code rpc_code_of_status(hd_status status) {
+int rpc_code_of_status(hd_status status) {
     for (size_t i = 0; i < CODE_COUNT; i++) {
-        if (codes[i].status == status) return codes[i].code;
+        if (codes[i].status == status) return (int)codes[i].code;
     }
     return GRPC_STATUS_UNKNOWN;
 }

@@ -68,8 +68,6 @@ struct rpc_stream {
 rpc_stream *rpc_stream_new(grpc_call *call, rpc_queue *queue, const char *method, size_t send_bytes_max, bool is_aligned);
 void rpc_stream_start(rpc_stream *stream, const rpc_metadata *metadata, unsigned metadata_count, bool wait_for_ready);
 
-hd_status rpc_status_of_code(grpc_status_code code);
-grpc_status_code rpc_code_of_status(hd_status status);
 gpr_timespec rpc_deadline(uint64_t from_now_ns);
 /* Counted pairs around the life of everything that uses gRPC. */
 void rpc_library_open(void);

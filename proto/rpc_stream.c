@@ -285,7 +285,7 @@ void rpc_stream_finish(rpc_stream *s, hd_status status, const char *message) {
     assert(s->is_server);
     pthread_mutex_lock(&s->lock);
     if (s->sending == RPC_SENDING_OPEN) {
-        s->finish_code = rpc_code_of_status(status);
+        s->finish_code = (grpc_status_code)rpc_code_of_status(status);
         s->finish_message = grpc_slice_from_copied_string(message != NULL ? message : hd_status_text(status));
         s->sending = RPC_SENDING_ENDS;
         send_next(s);
@@ -325,7 +325,7 @@ static void report_end(rpc_stream *s) {
         return;
     }
     char *message = grpc_slice_to_c_string(s->details);
-    rpc_end end = {rpc_status_of_code(s->code), (int)s->code, message};
+    rpc_end end = {rpc_status_of_code((int)s->code), (int)s->code, message};
     s->handlers.on_end(s->context, s, &end);
     gpr_free(message);
 }
