@@ -93,6 +93,7 @@ typedef struct attention_rows {
     uint32_t count;
     const uint32_t *token_ids; /* [count], borrowed until step_end */
     bool is_replica;           /* keep keys and values, attend to nothing: somebody else answers */
+    uint64_t end_position;     /* of the range that the sequence was opened for; 0: of none */
 } attention_rows;
 
 /* Partial results (kernels/ops.h, rule 2) of the rows of ranges: [H, R, G, value_dim], and [H, R, G] twice. Rows of

@@ -29,6 +29,9 @@ static hd_status check_span(engine *e, const attention_rows *rows, sequence **ou
         return hd_error_set(error, HD_INVALID, "sequence %llu: %s", name,
                             rows->count == 0 ? "no rows" : "twice in one step");
     }
+    if (rows->end_position != (s->range != 0 ? s->first + s->range : 0)) {
+        return hd_error_set(error, HD_INVALID, "sequence %llu was opened for another range of positions", name);
+    }
     uint64_t place = sequence_place(s, rows->first_position), kept = kept_rows(s, rows);
     if (place > s->length || rows->first_position < s->first) {
         return hd_error_set(error, HD_INVALID, "sequence %llu: a gap from %llu to %llu", name,

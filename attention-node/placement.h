@@ -61,8 +61,8 @@ typedef struct placement_request {
     bool is_whole_only; /* it cannot be split by positions */
 } placement_request;
 
-/* Completes a map, empty or with rows that stay as they are, until every lane has tokens_max positions. HD_FULL: no room
- * now. HD_INVALID: there would be none if everything were empty, or the nodes do not have every head. Both change
+/* Completes a map, empty or with rows that stay as they are, until every lane has tokens_max positions. HD_FULL: no
+ * room now. HD_INVALID: there would be none if everything were empty, or the nodes do not have every head. Both change
  * nothing and say the numbers. */
 hd_status placement_place(placement *map, const placement_request *request, hd_error *error);
 
@@ -70,8 +70,8 @@ hd_status placement_place(placement *map, const placement_request *request, hd_e
  * there, or as much more as the prefix has. False: no room there, or no such range is aligned. */
 bool placement_inherit(placement *map, const placement_request *request, placement_heads heads, const uint32_t *nodes,
                        uint32_t node_count, uint64_t tokens);
-/* A row that a node was found to have, in any order: a row of its own, or one more node of the one that is there. False:
- * the map is full, or has another range under that ordinal. */
+/* A row that a node was found to have, in any order: a row of its own, or one more node of the one that is there.
+ * False: the map is full, or has another range under that ordinal. */
 bool placement_put(placement *map, const placement_row *found);
 /* How many rows of the lane follow each other from the start, each with a node and with its place's ordinal. */
 uint32_t placement_whole_rows(const placement *map, placement_heads heads);

@@ -1,7 +1,7 @@
 /* sharded.h - an attention over several others: fans out by placement, and merges what they answer.
  *
- * Each node (an engine, or a remote one) has a range of the KV heads. Where a sequence lies is its placement. Every node
- * gets the rows that concern it, and all of them work at the same time where they are remote. Whole rows answer with
+ * Each node (an engine, or a remote one) has a range of the KV heads. Where a sequence lies is its placement. Every
+ * node gets the rows that concern it, and all of them work at the same time where they are remote. Whole rows answer with
  * finished output for their heads; ranges of positions answer with partial results, which are merged here in the order
  * of the one tree (merge_tree.h), so that the bits are those of one engine.
  *   1. Opening and beginning a step reserve on every node or on none.
@@ -9,8 +9,8 @@
  *   3. The first node of a row answers, the others keep the same bytes. When a node is lost, the others of its rows go
  *      on. A sequence with a row that nobody has any more gets HD_PEER_LOST, until it is opened again with a newer
  *      epoch: what is left of it is kept then, and the caller appends the rest again.
- *   4. A sequence that another process had (a larger epoch than 1, and unknown here) is found by asking the nodes, and
- *      so is the prefix that a new one can reuse.
+ *   4. What is open of a sequence that is new here (another process had it) is found by asking the nodes, and so is the
+ *      prefix that it can reuse.
  * Nodes come and go between two steps. Threads: as attention.h. */
 #ifndef ATTENTION_NODE_SHARDED_H
 #define ATTENTION_NODE_SHARDED_H

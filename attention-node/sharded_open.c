@@ -1,4 +1,4 @@
-/* sharded_open.c - where a new sequence goes: what was found of it, the prefix that nodes have, and room for the rest. */
+/* sharded_open.c - where a sequence goes: what was found of it, the prefix that nodes have, room for the rest. */
 #include <assert.h>
 #include <string.h>
 
@@ -280,7 +280,7 @@ hd_status sharded_sequence_open(attention *self, const attention_sequence_params
                             (unsigned long long)params->sequence, (unsigned long long)sequence->epoch);
     }
     if (is_new && (sequence = take_slot(s, params->sequence, error)) == NULL) return HD_FULL;
-    if (is_new && params->epoch > 1) find_open(s, sequence);
+    if (is_new) find_open(s, sequence);
     drop_rest(s, sequence, params->epoch, params->tokens_max);
     status = place_and_open(s, sequence, params, is_whole_only, cached_tokens, error);
     if (status != HD_OK) {

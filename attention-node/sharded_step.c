@@ -97,7 +97,8 @@ static void add_span(sharded *s, shard_node *node, uint32_t index, const attenti
                                                       .first_position = first,
                                                       .count = span->count,
                                                       .token_ids = rows->token_ids + skipped,
-                                                      .is_replica = is_replica};
+                                                      .is_replica = is_replica,
+                                                      .end_position = place->end_position};
     node->row_count += span->count;
     node->has_ranges = node->has_ranges || (span->is_range && !is_replica);
     bool is_as_given = skipped == 0 && span->count == rows->count && span->first_row == s->step.first_rows[index] &&

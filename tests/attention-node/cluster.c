@@ -5,10 +5,25 @@
 #include <stdlib.h>
 #include <string.h>
 
-uint32_t cluster_add_node(cluster *c, uint32_t lane, uint64_t node_bytes) {
-    uint32_t heads = c->many.shape.kv_heads / c->shape.lanes, index = 0;
+static uint32_t heads_of(const cluster *c) {
+    return c->many.shape.kv_heads / c->shape.lanes;
+}
+
+static void must(hd_status status, const hd_error *error) {
+    if (status != HD_OK) print_error("%s\n", error->text);
+    assert_int_equal(status, HD_OK);
+}
+
+/* The layer table of a lane, in the cluster's arrays. */
+static attention_layer_table lane_table(cluster *c, uint32_t lane) {
+    attention_layer_table table;
+    attention_layer_table_cut(&c->many.config.layers, lane * heads_of(c), heads_of(c), c->streams, c->layers, &table);
+    return table;
+}
+
+static attention *open_engine(cluster *c, uint32_t lane, uint64_t node_bytes) {
     engine_config config = c->many.config;
-    attention_layer_table_cut(&c->many.config.layers, lane * heads, heads, c->streams, c->layers, &config.layers);
+    config.layers = lane_table(c, lane);
     config.hot_bytes = node_bytes;
     config.step_rows_max *= SHARDED_NODE_FACTOR;
     config.sequences_max *= SHARDED_NODE_FACTOR;
@@ -16,14 +31,90 @@ uint32_t cluster_add_node(cluster *c, uint32_t lane, uint64_t node_bytes) {
     config.pool = c->many.pool;
     attention *engine = NULL;
     hd_error error = {.text = ""};
-    hd_status status = engine_open(&config, &engine, &error);
+    must(engine_open(&config, &engine, &error), &error);
+    return engine;
+}
+
+/* ---- Wires ---- */
+
+static void open_server(cluster *c, uint32_t index, uint64_t node_bytes) {
+    cluster_server *s = &c->servers[index];
+    hd_error error = {.text = ""};
+    assert_int_equal(hd_pool_open(1, &s->pool), HD_OK);
+    attention_service_config config = {.hot_bytes = node_bytes,
+                                       .links_max = 3,
+                                       .orphan_ms = c->shape.orphan_ms > 0 ? c->shape.orphan_ms : 60000,
+                                       .kernels = c->many.config.kernels,
+                                       .pool = s->pool};
+    assert_int_equal(attention_service_open(&config, &s->service), HD_OK);
+    if (c->shape.wire == CLUSTER_INPROC) {
+        snprintf(s->address, sizeof(s->address), "node-%u", index);
+        assert_int_equal(transport_inproc_open(c->hub, 64u << 20, &s->transport), HD_OK);
+        assert_int_equal(
+            transport_inproc_listen(s->transport, s->address, "step", attention_service_accept, s->service), HD_OK);
+    } else {
+        rpc_method method;
+        assert_int_equal(transport_grpc_open(NULL, &s->transport), HD_OK);
+        assert_int_equal(transport_grpc_listen(s->transport, "step", attention_service_accept, s->service, &method),
+                         HD_OK);
+        rpc_server_config serving = {.listen_address = "127.0.0.1:0", .methods = &method, .method_count = 1};
+        must(rpc_server_open(&serving, &s->server, &error), &error);
+        snprintf(s->address, sizeof(s->address), "%s", rpc_server_address(s->server));
+    }
+    assert_int_equal(attention_service_start(s->service, s->transport), HD_OK);
+}
+
+void cluster_kill_server(cluster *c, uint32_t index) {
+    cluster_server *s = &c->servers[index];
+    if (s->service == NULL) return;
+    attention_service_close(s->service);
+    rpc_server_close(s->server);
+    s->transport->ops->close(s->transport);
+    hd_pool_close(s->pool);
+    *s = (cluster_server){.service = NULL};
+}
+
+static attention *open_remote(cluster *c, uint32_t lane, uint32_t index) {
+    if (c->wire == NULL) {
+        hd_status status = c->shape.wire == CLUSTER_INPROC ? transport_inproc_open(c->hub, 64u << 20, &c->wire)
+                                                           : transport_grpc_open(NULL, &c->wire);
+        assert_int_equal(status, HD_OK);
+    }
+    remote_config config = {.transport = c->wire,
+                            .address = c->servers[index].address,
+                            .model_name = "toy",
+                            .layers = lane_table(c, lane),
+                            .heads = {lane * heads_of(c), heads_of(c)},
+                            .kv_dtype = c->many.config.kv_dtype,
+                            .step_rows_max = c->many.config.step_rows_max * SHARDED_NODE_FACTOR,
+                            .sequences_max = c->many.config.sequences_max * SHARDED_NODE_FACTOR,
+                            .answer_ms = 20000,
+                            .kernels = c->many.config.kernels->name};
+    attention *out = NULL;
+    hd_error error = {.text = ""};
+    must(remote_open(&config, &out, &error), &error);
+    return out;
+}
+
+static uint32_t add_to(attention *sharded, const cluster *c, uint32_t lane, attention *node_attention) {
     char name[32];
-    snprintf(name, sizeof(name), "node-%u", lane);
-    sharded_node node = {.name = name, .attention = engine, .heads = {lane * heads, heads}};
-    if (status == HD_OK) status = sharded_add(c->many.attention, &node, &index, &error);
-    if (status != HD_OK) print_error("%s\n", error.text);
-    assert_int_equal(status, HD_OK);
-    c->nodes[index] = engine;
+    uint32_t index = 0;
+    snprintf(name, sizeof(name), "node of lane %u", lane);
+    sharded_node node = {.name = name, .attention = node_attention, .heads = {lane * heads_of(c), heads_of(c)}};
+    hd_error error = {.text = ""};
+    must(sharded_add(sharded, &node, &index, &error), &error);
+    return index;
+}
+
+uint32_t cluster_add_node(cluster *c, uint32_t lane, uint64_t node_bytes) {
+    uint32_t index = c->node_count++;
+    if (c->shape.wire == CLUSTER_ENGINES) {
+        c->nodes[index] = open_engine(c, lane, node_bytes);
+    } else {
+        open_server(c, index, node_bytes);
+        c->nodes[index] = open_remote(c, lane, index);
+    }
+    assert_int_equal(add_to(c->many.attention, c, lane, c->nodes[index]), index);
     return index;
 }
 
@@ -44,12 +135,18 @@ static attention *open_sharded(const cluster *c) {
 
 void cluster_attach_second(cluster *c, cluster *other) {
     other->many.attention = open_sharded(c);
-    uint32_t heads = c->many.shape.kv_heads / c->shape.lanes, index;
+    other->wire = NULL;
     for (uint32_t i = 0; i < c->shape.nodes; i++) {
-        sharded_node node = {.name = "second", .heads = {i % c->shape.lanes * heads, heads}};
-        assert_int_equal(engine_attach(c->nodes[i], &node.attention), HD_OK);
-        assert_int_equal(sharded_add(other->many.attention, &node, &index, NULL), HD_OK);
+        attention *node = NULL;
+        if (c->shape.wire == CLUSTER_ENGINES) assert_int_equal(engine_attach(c->nodes[i], &node), HD_OK);
+        else node = open_remote(other, i % c->shape.lanes, i);
+        add_to(other->many.attention, c, i % c->shape.lanes, node);
     }
+}
+
+void cluster_detach_second(cluster *other) {
+    other->many.attention->ops->close(other->many.attention);
+    if (other->wire != NULL) other->wire->ops->close(other->wire);
 }
 
 void cluster_open(cluster *c, const toy_shape *shape, const cluster_shape *how) {
@@ -62,11 +159,17 @@ void cluster_open(cluster *c, const toy_shape *shape, const cluster_shape *how) 
     toy_open(&c->one, 2);
     assert_int_equal(hd_pool_open(2, &c->many.pool), HD_OK);
     c->many.attention = open_sharded(c);
+    if (how->wire == CLUSTER_INPROC) assert_int_equal(inproc_hub_open(&c->hub), HD_OK);
     for (uint32_t i = 0; i < how->nodes; i++) cluster_add_node(c, i % how->lanes, how->node_bytes);
 }
 
 void cluster_close(cluster *c) {
     toy_fini(&c->one);
+    c->many.attention->ops->close(c->many.attention);
+    c->many.attention = NULL;
+    for (uint32_t i = 0; i < CLUSTER_NODES_MAX; i++) cluster_kill_server(c, i);
+    if (c->wire != NULL) c->wire->ops->close(c->wire);
+    inproc_hub_close(c->hub);
     toy_fini(&c->many);
 }
 

@@ -4,16 +4,31 @@
 #ifndef TESTS_ATTENTION_NODE_CLUSTER_H
 #define TESTS_ATTENTION_NODE_CLUSTER_H
 
+#include "attention-node/attention_service.h"
+#include "attention-node/remote.h"
 #include "attention-node/sharded.h"
 #include "tests/attention-node/toy.h"
 
 #define CLUSTER_NODES_MAX 8u
+
+typedef enum { CLUSTER_ENGINES, CLUSTER_INPROC, CLUSTER_GRPC } cluster_wire;
+
+/* An attention node of a cluster with wires. */
+typedef struct cluster_server {
+    hd_pool *pool;
+    transport *transport;
+    rpc_server *server; /* CLUSTER_GRPC */
+    attention_service *service;
+    char address[64];
+} cluster_server;
 
 typedef struct cluster_shape {
     uint32_t lanes, nodes; /* heads are cut into so many lanes; nodes in all, taking turns */
     uint32_t replicas;
     uint64_t node_bytes;
     uint64_t range_min;
+    cluster_wire wire;
+    uint64_t orphan_ms; /* with wires */
 } cluster_shape;
 
 typedef struct cluster {
@@ -22,15 +37,21 @@ typedef struct cluster {
     cluster_shape shape;
     attention_stream streams[2 * TOY_LAYERS_MAX];
     attention_layer layers[TOY_LAYERS_MAX];
+    uint32_t node_count;
     attention *nodes[CLUSTER_NODES_MAX]; /* the sharded attention's */
+    inproc_hub *hub;
+    transport *wire; /* the worker's end */
+    cluster_server servers[CLUSTER_NODES_MAX];
 } cluster;
 
 void cluster_open(cluster *c, const toy_shape *toy, const cluster_shape *shape);
 void cluster_close(cluster *c);
 /* One more node of that lane; its index. */
 uint32_t cluster_add_node(cluster *c, uint32_t lane, uint64_t node_bytes);
-/* Gives `other`, a copy of c, a sharded attention of its own over c's engines, which has to be closed before c is. */
+void cluster_kill_server(cluster *c, uint32_t index);
+/* Gives `other`, a copy of c, a sharded attention of its own over c's nodes, which cluster_detach_second closes. */
 void cluster_attach_second(cluster *c, cluster *other);
+void cluster_detach_second(cluster *other);
 /* A sequence on both; how many tokens both have of it. */
 uint64_t cluster_sequence_open(cluster *c, toy_sequence *s, uint64_t reuse_max);
 void cluster_sequence_close(cluster *c, toy_sequence *s, bool keep);

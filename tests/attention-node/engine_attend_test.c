@@ -197,7 +197,7 @@ static void poison(toy *t) {
     attention_tensor tensor = {.data = nan, .dtype = t->shape.dtype}, output = tensor;
     output.data = hd_alloc(128 * 128 * sizeof(float), 64);
     for (uint64_t done = 0; done < capacity; done += 128) {
-        attention_rows rows = {1, 1, done, 128, tokens, false};
+        attention_rows rows = {1, 1, done, 128, tokens, false, 0};
         attention_layer_call call = {0, tensor, tensor, tensor, output, 32, {.out = NULL}};
         assert_int_equal(a->ops->step_begin(a, &rows, 1, NULL), HD_OK);
         assert_int_equal(a->ops->submit(a, &call), HD_OK);

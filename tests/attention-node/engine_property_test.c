@@ -208,7 +208,7 @@ static void contradict_one(world *w) {
     if (w->appended[i] == 0) return;
     uint64_t position = below(w, (uint32_t)w->appended[i]);
     uint32_t token = s->tokens[position] + 1;
-    attention_rows rows = {s->name, s->epoch, position, 1, &token, false};
+    attention_rows rows = {s->name, s->epoch, position, 1, &token, false, 0};
     assert_int_equal(w->toy.attention->ops->step_begin(w->toy.attention, &rows, 1, NULL), HD_INVALID);
 }
 

@@ -26,7 +26,7 @@ static void layers_that_share_streams_read_the_owners(void **state) {
     }
     for (int i = 0; i < 200 * 16; i++) keys[i] = (float)toy_below(&seed, 100) / 50.0f - 1.0f;
     uint32_t tokens[200] = {0};
-    attention_rows rows = {1, 1, 0, 200, tokens, false};
+    attention_rows rows = {1, 1, 0, 200, tokens, false, 0};
     assert_int_equal(a->ops->step_begin(a, &rows, 1, NULL), HD_OK);
     attention_tensor q = {.data = queries, .dtype = HD_F32}, k = {.data = keys, .dtype = HD_F32},
                      n = {.data = nothing, .dtype = HD_F32};
@@ -77,7 +77,7 @@ static void close_other(other_engine *o) {
 static void append_other(other_engine *o, uint64_t name, uint64_t first, uint32_t count) {
     uint32_t tokens[512];
     for (uint32_t i = 0; i < count; i++) tokens[i] = (uint32_t)(first + i);
-    attention_rows rows = {name, 1, first, count, tokens, false};
+    attention_rows rows = {name, 1, first, count, tokens, false, 0};
     assert_int_equal(o->attention->ops->step_begin(o->attention, &rows, 1, NULL), HD_OK);
     assert_int_equal(o->attention->ops->step_end(o->attention), HD_OK);
 }
@@ -130,7 +130,7 @@ static void tables_of_latents_and_compressed_records_keep_runs(void **state) {
     assert_runs(&o, 1, 400);
 
     uint32_t tokens[1] = {7};
-    attention_rows rows = {1, 1, 400, 1, tokens, false};
+    attention_rows rows = {1, 1, 400, 1, tokens, false, 0};
     assert_int_equal(a->ops->step_begin(a, &rows, 1, NULL), HD_OK);
     attention_tensor nothing = {.data = tokens, .dtype = HD_BF16};
     attention_layer_call call = {0, nothing, nothing, nothing, nothing, 8192, {.out = NULL}};

@@ -326,7 +326,7 @@ static void a_closed_sequence_leaves_what_it_was_told_to(void **state) {
 
 static hd_status begin(toy *t, const toy_sequence *s, uint64_t epoch, uint64_t first, uint32_t count,
                        const uint32_t *tokens, hd_error *error) {
-    return t->attention->ops->step_begin(t->attention, &(attention_rows){s->name, epoch, first, count, tokens, false},
+    return t->attention->ops->step_begin(t->attention, &(attention_rows){s->name, epoch, first, count, tokens, false, 0},
                                          1, error);
 }
 
@@ -348,15 +348,15 @@ static void a_step_that_cannot_be_is_refused_and_changes_nothing(void **state) {
     tokens[0] = a.tokens[199] + 1;
     assert_int_equal(begin(&t, &a, 1, 199, 2, tokens, &error), HD_INVALID);
     assert_non_null(strstr(error.text, "another token"));
-    attention_rows twice[] = {{1, 1, 200, 1, tokens, false}, {1, 1, 201, 1, tokens, false}};
+    attention_rows twice[] = {{1, 1, 200, 1, tokens, false, 0}, {1, 1, 201, 1, tokens, false, 0}};
     assert_int_equal(t.attention->ops->step_begin(t.attention, twice, 2, &error), HD_INVALID);
     assert_non_null(strstr(error.text, "twice"));
-    attention_rows one_is_unknown[] = {{1, 1, 200, 60, tokens, false}, {77, 1, 0, 1, tokens, false}};
+    attention_rows one_is_unknown[] = {{1, 1, 200, 60, tokens, false, 0}, {77, 1, 0, 1, tokens, false, 0}};
     assert_int_equal(t.attention->ops->step_begin(t.attention, one_is_unknown, 2, &error), HD_NOT_FOUND);
-    attention_rows too_many[] = {{1, 1, 200, 100, tokens, false}, {2, 1, 0, 50, b.tokens, false}};
+    attention_rows too_many[] = {{1, 1, 200, 100, tokens, false, 0}, {2, 1, 0, 50, b.tokens, false, 0}};
     assert_int_equal(t.attention->ops->step_begin(t.attention, too_many, 0, &error), HD_INVALID);
     t.config.step_rows_max = 256;
-    attention_rows replay[] = {{1, 1, 0, 200, a.tokens, false}, {2, 1, 0, 50, b.tokens, false}};
+    attention_rows replay[] = {{1, 1, 0, 200, a.tokens, false, 0}, {2, 1, 0, 50, b.tokens, false, 0}};
     ((engine *)t.attention)->rows_max = 249;
     assert_int_equal(t.attention->ops->step_begin(t.attention, replay, 2, &error), HD_INVALID);
     assert_non_null(strstr(error.text, "250 rows, but 249 are possible"));

@@ -82,7 +82,7 @@ static void a_takeover_ends_the_old_owners_step(void **state) {
     assert_int_equal(toy_sequence_open(&p.a, &bystander, 0, &cached, NULL), HD_OK);
     toy_run(&p.a, &s, 0, 200, 200, NULL);
     attention *old = p.a.attention, *new = p.b.attention;
-    attention_rows rows[] = {{1, 1, 200, 50, s.tokens + 200, false}, {2, 1, 0, 100, bystander.tokens, false}};
+    attention_rows rows[] = {{1, 1, 200, 50, s.tokens + 200, false, 0}, {2, 1, 0, 100, bystander.tokens, false, 0}};
     assert_int_equal(old->ops->step_begin(old, rows, 2, NULL), HD_OK);
 
     s.epoch = 2;
@@ -122,7 +122,7 @@ static void a_view_that_goes_leaves_its_sequences(void **state) {
     uint64_t cached;
     assert_int_equal(toy_sequence_open(&p.b, &s, 0, &cached, NULL), HD_OK);
     toy_run(&p.b, &s, 0, 200, 200, NULL);
-    attention_rows rows = {1, 1, 200, 50, s.tokens + 200, false};
+    attention_rows rows = {1, 1, 200, 50, s.tokens + 200, false, 0};
     assert_int_equal(p.b.attention->ops->step_begin(p.b.attention, &rows, 1, NULL), HD_OK);
     p.b.attention->ops->close(p.b.attention);
     assert_int_equal(engine_attach(p.engine, &p.b.attention), HD_OK);

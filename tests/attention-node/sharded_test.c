@@ -52,8 +52,10 @@ static void run_two_sequences(cluster *c) {
 
 static void every_split_gives_the_bits_of_one_engine(void **state) {
     static const cluster_shape shapes[] = {
-        {1, 1, 1, 32 * MIB, 1024}, {2, 2, 1, 32 * MIB, 8192}, {4, 4, 1, 32 * MIB, 8192}, {1, 2, 1, 32 * MIB, 1024},
-        {1, 4, 1, 32 * MIB, 1024}, {2, 4, 1, 32 * MIB, 1024}, {1, 3, 2, 32 * MIB, 1024}, {2, 6, 1, 32 * MIB, 2048},
+        {1, 1, 1, 32 * MIB, 1024, CLUSTER_ENGINES, 0}, {2, 2, 1, 32 * MIB, 8192, CLUSTER_ENGINES, 0},
+        {4, 4, 1, 32 * MIB, 8192, CLUSTER_ENGINES, 0}, {1, 2, 1, 32 * MIB, 1024, CLUSTER_ENGINES, 0},
+        {1, 4, 1, 32 * MIB, 1024, CLUSTER_ENGINES, 0}, {2, 4, 1, 32 * MIB, 1024, CLUSTER_ENGINES, 0},
+        {1, 3, 2, 32 * MIB, 1024, CLUSTER_ENGINES, 0}, {2, 6, 1, 32 * MIB, 2048, CLUSTER_ENGINES, 0},
     };
     for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
         cluster c;
@@ -66,7 +68,7 @@ static void every_split_gives_the_bits_of_one_engine(void **state) {
 static void a_context_several_times_any_nodes_memory_works(void **state) {
     cluster c;
     const toy_shape shape = {1, 1, 2, 16, 16, HD_F32, {0}, 0, false};
-    cluster_open(&c, &shape, &(cluster_shape){1, 4, 1, 5 * MIB, 1024});
+    cluster_open(&c, &shape, &(cluster_shape){1, 4, 1, 5 * MIB, 1024, CLUSTER_ENGINES, 0});
     c.many.config.step_rows_max = 1024;
     attention_stats node = stats_of(c.nodes[0]);
     uint64_t tokens = 3 * node.blocks_total * HD_BLOCK_TOKENS;
@@ -90,7 +92,7 @@ static void a_context_several_times_any_nodes_memory_works(void **state) {
 
 static void a_node_that_refuses_leaves_nothing_reserved(void **state) {
     cluster c;
-    cluster_open(&c, &shape_plain, &(cluster_shape){1, 2, 1, 32 * MIB, 1024});
+    cluster_open(&c, &shape_plain, &(cluster_shape){1, 2, 1, 32 * MIB, 1024, CLUSTER_ENGINES, 0});
     attention *many = c.many.attention;
     toy_sequence s;
     toy_sequence_init(&s, 1, 1, 4096);
@@ -133,7 +135,7 @@ static void a_node_that_refuses_leaves_nothing_reserved(void **state) {
 
 static void another_owner_finds_the_ranges_and_goes_on(void **state) {
     cluster c;
-    cluster_open(&c, &shape_plain, &(cluster_shape){2, 4, 1, 32 * MIB, 1024});
+    cluster_open(&c, &shape_plain, &(cluster_shape){2, 4, 1, 32 * MIB, 1024, CLUSTER_ENGINES, 0});
     toy_sequence s;
     toy_sequence_init(&s, 7, 1, 4500);
     toy_sequence_push_text(&s, 3, 4400);
@@ -157,14 +159,14 @@ static void another_owner_finds_the_ranges_and_goes_on(void **state) {
     uint64_t length = 0;
     assert_int_equal(other.many.attention->ops->sequence_length(other.many.attention, 7, &length), HD_OK);
     assert_int_equal(length, 4400);
-    other.many.attention->ops->close(other.many.attention);
+    cluster_detach_second(&other);
     toy_sequence_fini(&s);
     cluster_close(&c);
 }
 
 static void a_lost_node_with_a_replica_costs_nothing(void **state) {
     cluster c;
-    cluster_open(&c, &shape_plain, &(cluster_shape){1, 3, 2, 32 * MIB, 1024});
+    cluster_open(&c, &shape_plain, &(cluster_shape){1, 3, 2, 32 * MIB, 1024, CLUSTER_ENGINES, 0});
     toy_sequence s;
     toy_sequence_init(&s, 1, 1, 4096);
     toy_sequence_push_text(&s, 3, 4000);
@@ -179,7 +181,7 @@ static void a_lost_node_with_a_replica_costs_nothing(void **state) {
 
 static void a_lost_node_without_a_replica_is_filled_again(void **state) {
     cluster c;
-    cluster_open(&c, &shape_plain, &(cluster_shape){1, 4, 1, 32 * MIB, 1024});
+    cluster_open(&c, &shape_plain, &(cluster_shape){1, 4, 1, 32 * MIB, 1024, CLUSTER_ENGINES, 0});
     toy_sequence s;
     toy_sequence_init(&s, 1, 1, 4096);
     toy_sequence_push_text(&s, 3, 4000);
@@ -199,7 +201,7 @@ static void a_lost_node_without_a_replica_is_filled_again(void **state) {
 
 static void a_prefix_is_found_on_the_nodes_that_have_it(void **state) {
     cluster c;
-    cluster_open(&c, &shape_plain, &(cluster_shape){2, 6, 1, 32 * MIB, 1024});
+    cluster_open(&c, &shape_plain, &(cluster_shape){2, 6, 1, 32 * MIB, 1024, CLUSTER_ENGINES, 0});
     toy_sequence a, b;
     toy_sequence_init(&a, 1, 1, 5000);
     toy_sequence_push_text(&a, 3, 4800);
@@ -226,8 +228,10 @@ static void random_work_gives_the_same_bits(void **state) {
     for (uint64_t seed = first; seed <= (only != NULL ? first : 4); seed++) {
         print_message("seed %llu\n", (unsigned long long)seed);
         uint64_t random = seed, next_name = 1;
-        static const cluster_shape shapes[] = {
-            {1, 3, 1, 24 * MIB, 1024}, {2, 4, 1, 24 * MIB, 1024}, {1, 4, 2, 24 * MIB, 2048}, {2, 6, 2, 24 * MIB, 1024}};
+        static const cluster_shape shapes[] = {{1, 3, 1, 24 * MIB, 1024, CLUSTER_ENGINES, 0},
+                                               {2, 4, 1, 24 * MIB, 1024, CLUSTER_ENGINES, 0},
+                                               {1, 4, 2, 24 * MIB, 2048, CLUSTER_ENGINES, 0},
+                                               {2, 6, 2, 24 * MIB, 1024, CLUSTER_ENGINES, 0}};
         cluster c;
         const toy_shape shape = {1, 2, 2, 16, 16, seed % 2 ? HD_BF16 : HD_F32, {seed % 3 == 0 ? 1300 : 0}, 0, false};
         cluster_open(&c, &shape, &shapes[seed % 4]);

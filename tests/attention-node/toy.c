@@ -218,7 +218,7 @@ hd_status toy_step(toy *t, const toy_rows *rows, uint32_t rows_count, float *out
         const toy_sequence *s = rows[i].sequence;
         assert_true(rows[i].first + rows[i].count <= s->length);
         spans[i] = (attention_rows){
-            s->name, s->epoch, rows[i].first, (uint32_t)rows[i].count, s->tokens + rows[i].first, false};
+            s->name, s->epoch, rows[i].first, (uint32_t)rows[i].count, s->tokens + rows[i].first, false, 0};
         row_count += rows[i].count;
     }
     hd_status status = t->attention->ops->step_begin(t->attention, spans, rows_count, error);

@@ -1,0 +1,51 @@
+/* attention_service.h - an engine that workers reach over links: what an attention node does.
+ *
+ *   EMPTY --first HELLO--> SERVING (the engine is open, for that model and those heads) --close--> gone
+ *
+ *   1. The node knows no model. The first worker's HELLO says what is kept; another model, type or head range is
+ *      refused by name as long as anybody is linked or has a sequence here.
+ *   2. Each link has a view of the engine (engine.h): its steps interleave with those of other workers. Calls of all
+ *      links are worked on by one thread, which polls the transport itself.
+ *   3. When a link is lost, its step is rolled back. Its sequences stay for whoever takes them over with a newer epoch;
+ *      what nobody has taken after orphan_ms is closed, and its blocks stay as prefix cache.
+ *   4. Draining: no new sequence is opened, what is open goes on.
+ * Threads: open, start and close from one thread; stats, is_empty and set_draining from any. */
+#ifndef ATTENTION_NODE_ATTENTION_SERVICE_H
+#define ATTENTION_NODE_ATTENTION_SERVICE_H
+
+#include "attention-node/attention.h"
+#include "base/threads.h"
+#include "kernels/ops.h"
+#include "proto/transport.h"
+
+typedef struct attention_service attention_service;
+
+typedef struct attention_service_config {
+    uint64_t hot_bytes;
+    uint32_t links_max; /* workers at once */
+    uint64_t orphan_ms;
+    unsigned char key[32]; /* secret of the identity hash */
+    const kernel_ops *kernels;
+    hd_pool *pool; /* the service's thread alone runs on it */
+} attention_service_config;
+
+typedef struct attention_service_state {
+    bool has_engine;
+    attention_stats stats; /* zeros without an engine */
+    uint32_t links;
+    uint32_t head_first, head_count;
+    char model[128];
+} attention_service_state;
+
+hd_status attention_service_open(const attention_service_config *config, attention_service **out);
+/* A listener of the transport; `listener` is the service. */
+hd_status attention_service_accept(void *listener, transport_link *link, transport_handlers *handlers, void **context);
+/* From now on the service's thread drives the transport. */
+hd_status attention_service_start(attention_service *service, transport *driven);
+/* Ends the thread and every link; the transport is the caller's again. Accepts NULL. */
+void attention_service_close(attention_service *service);
+
+void attention_service_set_draining(attention_service *service, bool is_draining);
+void attention_service_state_read(attention_service *service, attention_service_state *state);
+
+#endif
