@@ -154,7 +154,7 @@ typedef struct attention_ops {
     hd_status (*fork)(attention *self, uint64_t source, uint64_t length, uint64_t sequence, uint64_t epoch,
                       uint64_t tokens_max, hd_error *error);
     hd_status (*truncate)(attention *self, uint64_t sequence, uint64_t epoch, uint64_t length);
-    /* How many tokens are there. Tables with states only: fork and truncate go to the largest length that has a
+    /* How many tokens are there; HD_TIMED_OUT, HD_IO, HD_CORRUPT: why its rows of the last step are not. Tables with states only: fork and truncate go to the largest length that has a
      * snapshot, or to 0. */
     hd_status (*sequence_length)(const attention *self, uint64_t sequence, uint64_t *length);
     /* What is open under this name, and of its ranges, whoever opened it; at most found_max. For a takeover. */

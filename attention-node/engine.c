@@ -269,6 +269,8 @@ static hd_status close_sequence(attention *self, uint64_t name, uint64_t epoch, 
 static hd_status sequence_length(const attention *self, uint64_t name, uint64_t *length) {
     const sequence *s = sequence_table_find(&engine_seen(self)->sequences, name);
     if (s == NULL) return HD_NOT_FOUND;
+    hd_status status = (hd_status)atomic_load_explicit(&s->step_status, memory_order_relaxed);
+    if (status != HD_OK) return status;
     *length = s->first + s->length;
     return HD_OK;
 }

@@ -6,6 +6,7 @@
 #include "base/flags.h"
 
 #define BLOCK_TOKENS 128u
+#define DEFAULT_WARM_SHARE 4u /* of what is left, for pages of the cold tier */
 
 typedef struct size_text {
     char text[32];
@@ -27,37 +28,54 @@ static hd_status check_weights(const memory_request *r, hd_error *error) {
                         size_of(r->usable_bytes).text);
 }
 
-static hd_status check_context(const memory_request *r, uint64_t hot_bytes, hd_error *error) {
+static hd_status check_context(const memory_request *r, uint64_t bytes, hd_error *error) {
     if (r->context_tokens > r->model_tokens)
         return hd_error_set(error, HD_INVALID,
                             "--max-context %llu is more than the %llu positions that the model was made for",
                             (unsigned long long)r->context_tokens, (unsigned long long)r->model_tokens);
     uint64_t blocks = (r->context_tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
     uint64_t block_bytes = r->kv_bytes_per_token * BLOCK_TOKENS;
-    if (blocks <= hot_bytes / block_bytes) return HD_OK;
+    if (blocks <= bytes / block_bytes) return HD_OK;
     return hd_error_set(error, HD_NO_MEMORY,
                         "--max-context %llu needs %s of keys and values (%s a token), and there is %s for them, which "
                         "holds %llu tokens; lower "
-                        "--max-context, or give more memory",
+                        "--max-context, or give more memory%s",
                         (unsigned long long)r->context_tokens, size_of(blocks * block_bytes).text,
-                        size_of(r->kv_bytes_per_token).text, size_of(hot_bytes).text,
-                        (unsigned long long)(hot_bytes / block_bytes * BLOCK_TOKENS));
+                        size_of(r->kv_bytes_per_token).text, size_of(bytes).text,
+                        (unsigned long long)(bytes / block_bytes * BLOCK_TOKENS),
+                        r->cold_bytes > 0 ? " or --cold-size" : "");
+}
+
+static uint64_t warm_of(const memory_request *r, uint64_t left) {
+    if (r->warm_bytes > 0 || r->cold_bytes == 0) return r->warm_bytes;
+    if (r->hot_bytes == 0) return left / DEFAULT_WARM_SHARE;
+    uint64_t rest = left > r->hot_bytes ? left - r->hot_bytes : 0;
+    return rest < r->hot_bytes ? rest : r->hot_bytes;
 }
 
 hd_status memory_plan_make(const memory_request *r, memory_plan *plan, hd_error *error) {
     hd_status status = check_weights(r, error);
     if (status != HD_OK) return status;
-    uint64_t left = r->usable_bytes - r->weights_bytes - r->working_bytes;
+    uint64_t left = r->usable_bytes - r->weights_bytes - r->working_bytes, warm_bytes = warm_of(r, left);
     if (r->hot_bytes > left)
         return hd_error_set(error, HD_NO_MEMORY,
                             "--hot-memory %s does not fit: this process may use %s, of which the weights take %s and a "
                             "step %s; %s is left",
                             size_of(r->hot_bytes).text, size_of(r->usable_bytes).text, size_of(r->weights_bytes).text,
                             size_of(r->working_bytes).text, size_of(left).text);
-    uint64_t hot_bytes = r->hot_bytes > 0 ? r->hot_bytes : left;
-    status = check_context(r, hot_bytes, error);
+    if (warm_bytes > left - r->hot_bytes)
+        return hd_error_set(error, HD_NO_MEMORY,
+                            "--warm-memory %s does not fit: this process may use %s, of which the weights take %s, a "
+                            "step %s and hot memory %s; %s is left",
+                            size_of(warm_bytes).text, size_of(r->usable_bytes).text, size_of(r->weights_bytes).text,
+                            size_of(r->working_bytes).text, size_of(r->hot_bytes).text,
+                            size_of(left - r->hot_bytes).text);
+    uint64_t hot_bytes = r->hot_bytes > 0 ? r->hot_bytes : left - warm_bytes;
+    uint64_t kv_bytes = hot_bytes + (r->cold_bytes > 0 ? r->cold_bytes : warm_bytes);
+    status = check_context(r, kv_bytes, error);
     if (status != HD_OK) return status;
     *plan = (memory_plan){.hot_bytes = hot_bytes,
-                          .context_fits = hot_bytes / (r->kv_bytes_per_token * BLOCK_TOKENS) * BLOCK_TOKENS};
+                          .warm_bytes = warm_bytes,
+                          .context_fits = kv_bytes / (r->kv_bytes_per_token * BLOCK_TOKENS) * BLOCK_TOKENS};
     return HD_OK;
 }

@@ -40,6 +40,8 @@ static hd_status plan_memory(const node_options *options, node *n, hd_error *err
                               .working_bytes = working_bytes(options, n, usable),
                               .kv_bytes_per_token = model_kv_bytes_per_token(n->config, n->settings.kv_dtype),
                               .hot_bytes = options->hot_memory,
+                              .warm_bytes = options->warm_memory,
+                              .cold_bytes = options->cold_size,
                               .context_tokens = options->max_context,
                               .model_tokens = n->config->max_positions};
     hd_status status = model_weights_estimate(options->model_directory, n->config, n->settings.weights_dtype,
@@ -47,7 +49,7 @@ static hd_status plan_memory(const node_options *options, node *n, hd_error *err
     return status == HD_OK ? memory_plan_make(&request, &n->memory, error) : status;
 }
 
-/* Identities are compared within this process alone, so the key may be new at each start; a key that nobody knows
+/* Without a cold tier identities are compared within this process alone, so the key may be new at each start; a key that nobody knows
  * makes it impossible to search for colliding prompts. */
 static hd_status draw_key(unsigned char *key, size_t bytes, hd_error *error) {
     return getrandom(key, bytes, 0) == (ssize_t)bytes ? HD_OK
@@ -66,6 +68,9 @@ static hd_status open_engine(const node_options *options, node *n, hd_error *err
         return hd_error_set(error, HD_INVALID, "--index-memory is part of the hot memory and has to be less");
     engine_config config = {.kv_dtype = n->settings.kv_dtype,
                             .hot_bytes = n->memory.hot_bytes - for_indexes,
+                            .warm_bytes = n->memory.warm_bytes,
+                            .cold_directory = options->cold_dir,
+                            .cold_bytes = options->cold_size,
                             .index_bytes = for_indexes,
                             .index_builders = hd_pool_thread_count(n->pool),
                             .step_rows_max = (uint32_t)options->max_batch_tokens,
@@ -96,9 +101,11 @@ static hd_status open_weights(const node_options *options, node *n, hd_error *er
 }
 
 static void log_configuration(const node_options *options, const node *n) {
-    char model[300], directory[1024], weights[2][48], hot[2][48], limit[2][48];
+    char model[300], directory[1024], cold[1024], weights[2][48], hot[2][48], warm[2][48], size[2][48], limit[2][48];
     hd_format_size(n->weights->bytes, weights[0], sizeof(weights[0]));
     hd_format_size(n->memory.hot_bytes, hot[0], sizeof(hot[0]));
+    hd_format_size(n->memory.warm_bytes, warm[0], sizeof(warm[0]));
+    hd_format_size(options->cold_size, size[0], sizeof(size[0]));
     hd_format_size(hd_memory_limit_bytes(), limit[0], sizeof(limit[0]));
     attention_stats stats;
     n->attention->ops->stats(n->attention, &stats);
@@ -106,14 +113,16 @@ static void log_configuration(const node_options *options, const node *n) {
     uint64_t context = options->max_context > 0 ? options->max_context : n->config->max_positions;
     hd_log(HD_LOG_INFO, "configuration",
            "version=%s model=%s directory=%s architecture=%s weights=%s weights_bytes=%s kv=%s kv_bytes_per_token=%llu "
-           "hot_memory=%s "
+           "hot_memory=%s warm_memory=%s cold_dir=%s cold_size=%s "
            "memory_limit=%s selection=%s kernels=%s threads=%u max_batch_tokens=%llu max_running=%u max_requests=%llu",
            HADAL_VERSION, hd_log_quote(n->settings.model_name, model, sizeof(model)),
            hd_log_quote(options->model_directory, directory, sizeof(directory)), n->config->architecture->name,
            hd_dtype_name(n->weights->dtype), hd_log_quote(weights[0], weights[1], sizeof(weights[1])),
            hd_dtype_name(n->settings.kv_dtype),
            (unsigned long long)model_kv_bytes_per_token(n->config, n->settings.kv_dtype),
-           hd_log_quote(hot[0], hot[1], sizeof(hot[1])), hd_log_quote(limit[0], limit[1], sizeof(limit[1])),
+           hd_log_quote(hot[0], hot[1], sizeof(hot[1])), hd_log_quote(warm[0], warm[1], sizeof(warm[1])),
+           hd_log_quote(options->cold_dir != NULL ? options->cold_dir : "", cold, sizeof(cold)),
+           hd_log_quote(size[0], size[1], sizeof(size[1])), hd_log_quote(limit[0], limit[1], sizeof(limit[1])),
            options->selection, n->kernels->name, hd_pool_thread_count(n->pool),
            (unsigned long long)options->max_batch_tokens, n->running_max, (unsigned long long)options->max_requests);
     /* The bound of one request, and what all of them together can hold. */

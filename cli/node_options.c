@@ -16,6 +16,13 @@ size_t node_options_flags(node_options *o, hd_flag *flags) {
     const hd_flag all[] = {
         {"hot-memory", HD_FLAG_SIZE, &o->hot_memory, "BYTES",
          "memory for keys and values (default: what the weights leave)", false},
+        {"warm-memory", HD_FLAG_SIZE, &o->warm_memory, "BYTES",
+         "more of it; with a cold tier, for pages that come from there (then by default a quarter of what is left)",
+         false},
+        {"cold-dir", HD_FLAG_STRING, &o->cold_dir, "DIR",
+         "directory for keys and values that memory does not hold; finished prompts are found there after a restart",
+         false},
+        {"cold-size", HD_FLAG_SIZE, &o->cold_size, "BYTES", "files in --cold-dir, taken at start", false},
         {"kv-dtype", HD_FLAG_STRING, &o->kv_dtype, "f32|bf16", "how keys and values are kept", false},
         {"selection", HD_FLAG_STRING, &o->selection, "NAME[,key=value...]",
          "which earlier tokens a query attends to: full, window, retrieval, auto", false},
@@ -98,6 +105,8 @@ hd_status node_options_check(const node_options *o, node_settings *settings, hd_
     if (status == HD_OK) status = choose_weights(o->weights, &settings->weights_dtype, error);
     if (status == HD_OK) status = choose_kv(o->kv_dtype, &settings->kv_dtype, error);
     if (status == HD_OK) status = check_selection(o->selection, error);
+    if (status == HD_OK && (o->cold_dir != NULL) != (o->cold_size > 0))
+        status = hd_error_set(error, HD_INVALID, "--cold-dir and --cold-size go together, and one of them is missing");
     if (status == HD_OK) status = check_range("threads", o->threads, 0, THREADS_MAX, error);
     if (status == HD_OK) status = check_range("max-batch-tokens", o->max_batch_tokens, 1, BATCH_TOKENS_MAX, error);
     if (status == HD_OK) status = check_range("max-requests", o->max_requests, 1, REQUESTS_MAX, error);

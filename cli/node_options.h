@@ -11,6 +11,9 @@
 typedef struct node_options {
     const char *model_directory; /* the positional argument */
     uint64_t hot_memory;         /* bytes of KV; 0: what is left after the weights */
+    uint64_t warm_memory;        /* more of it; 0: by whether there is a cold tier */
+    const char *cold_dir;        /* NULL: no cold tier */
+    uint64_t cold_size;          /* bytes of its files */
     const char *kv_dtype, *weights, *selection, *kernels, *model_name, *log_level;
     uint64_t full_up_to;                                  /* tokens up to which the selection auto is full */
     uint64_t index_memory;                                /* bytes of hot_memory for indexes; 0: by the selection */

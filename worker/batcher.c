@@ -29,6 +29,10 @@
 #define NS_PER_MS 1000000ull
 #define FULL_RETRY_MS 100u /* attention may be shared with others, whose releases nobody announces */
 #define NO_CHOICE UINT32_MAX
+#define REST_MS 250u         /* of a sequence whose pages the disk still has, while others go on */
+#define NAP_MS 10u           /* when all of them rest */
+#define TRIES_IO 3u          /* of a step whose read failed */
+#define TRIES_TIMED_OUT 240u /* of one whose read does not end: two minutes and more */
 #define OWN_NAMES (1ull << 63) /* where names begin that no cluster gives */
 
 struct batcher {
@@ -168,6 +172,9 @@ static hd_status start_choice(batcher *b, sequence *s, job *j, uint32_t choice, 
     s->request = request;
     s->choice = choice;
     s->length = length;
+    s->lost = HD_OK;
+    s->lost_count = 0;
+    s->rest_until_ns = 0;
     s->reports_prompt = !j->is_prefilled;
     rope_table_init(s->rope, &b->config.model->rope, tokens);
     if (!sampler_has_penalties(&request->sampling)) return HD_OK;
@@ -368,7 +375,7 @@ static bool ends_choice(const batcher *b, const worker_sampling *sampling, uint3
 
 static void deliver(batcher *b, const step_answer *answer) {
     sequence *s = answer->sequence;
-    if (s->job == NULL) return; /* failed with another choice of this step */
+    if (s->job == NULL || s->lost != HD_OK) return; /* failed with another choice of this step, or not there */
     worker_event event = {
         .kind = answer->is_prompt ? WORKER_PROMPT_LOGPROBS : WORKER_TOKEN,
         .choice = s->choice,
@@ -413,6 +420,23 @@ static void report_prompts(batcher *b, sequence *const *members, uint32_t count)
     }
 }
 
+static const char *lost_message(hd_status lost) {
+    return lost == HD_CORRUPT ? "keys and values of this request came back from disk other than they were written; ask again, "
+                                "and look at the disk of --cold-dir"
+                              : "keys and values of this request cannot be read from disk; look at the disk of --cold-dir";
+}
+
+/* What was not there in time may be at the next try; bytes that are not what was written never are. */
+static void mind_lost(batcher *b, sequence *s) {
+    if (s->lost == HD_OK) {
+        s->lost_count = 0;
+        return;
+    }
+    uint32_t tries = s->lost == HD_TIMED_OUT ? TRIES_TIMED_OUT : s->lost == HD_IO ? TRIES_IO : 0;
+    if (++s->lost_count > tries) fail_job(b, s->job, s->lost, lost_message(s->lost));
+    else s->rest_until_ns = hd_now_ns() + REST_MS * NS_PER_MS;
+}
+
 static void run_members(batcher *b, sequence *const *members, uint32_t count) {
     bool has_begun = false;
     hd_error error = {.text = ""};
@@ -437,6 +461,7 @@ static void run_members(batcher *b, sequence *const *members, uint32_t count) {
     }
     for (uint32_t i = 0; i < count; i++) {
         sequence *s = members[i];
+        if (s->job != NULL) mind_lost(b, s);
         if (s->job != NULL && s->request->max_tokens == 0 && !sequence_is_prefilling(s)) finish_without_tokens(b, s);
     }
 }
@@ -446,13 +471,19 @@ static bool has_chunks(const sequence *s) {
     return s->length + 1 < s->known_count;
 }
 
+static bool takes_part(const sequence *s) {
+    return s->job != NULL && (s->rest_until_ns == 0 || hd_now_ns() >= s->rest_until_ns);
+}
+
 /* Every decode row, then the prompts' chunks; returns how many sequences take part. prompt_count: of b->prompts,
  * which stand for the sequences that prefill, in their order. */
 static uint32_t choose_members(batcher *b, uint32_t *prompt_count, bool *is_decoding) {
     uint32_t member_count = 0, prompts = 0;
     for (uint32_t i = 0; i < b->config.running_max; i++) {
         sequence *s = &b->sequences[i];
-        if (s->job == NULL) continue;
+        s->rows = 0;
+        if (!takes_part(s)) continue;
+        s->rest_until_ns = 0;
         if (has_chunks(s)) {
             b->prompts[prompts++] =
                 (schedule_prompt){.done = s->length,
@@ -470,7 +501,7 @@ static uint32_t choose_members(batcher *b, uint32_t *prompt_count, bool *is_deco
     prompts = 0;
     for (uint32_t i = 0; i < b->config.running_max; i++) {
         sequence *s = &b->sequences[i];
-        if (s->job == NULL || !has_chunks(s)) continue;
+        if (s->job == NULL || s->rest_until_ns != 0 || !has_chunks(s)) continue;
         s->rows = b->prompts[prompts++].rows;
         if (s->rows > 0) b->members[member_count++] = s;
     }
@@ -481,7 +512,11 @@ static void run_step(batcher *b) {
     uint32_t prompt_count, rows = 0, prompt_rows = 0;
     bool is_decoding;
     uint32_t member_count = choose_members(b, &prompt_count, &is_decoding);
-    if (member_count == 0) return;
+    if (member_count == 0) {
+        /* All of them rest, or there are none; arrivals can wait for this long. */
+        if (b->running.first != NULL) nanosleep(&(struct timespec){.tv_nsec = NAP_MS * (long)NS_PER_MS}, NULL);
+        return;
+    }
     for (uint32_t i = 0; i < member_count; i++) {
         rows += b->members[i]->rows;
         if (b->members[i]->reports_prompt) prompt_rows += b->members[i]->rows;

@@ -48,6 +48,7 @@ struct forward {
 
     /* Of the step. */
     uint32_t row_count;    /* rows that attend */
+    hd_status lost;        /* of the last step */
     uint32_t live_count;   /* rows behind attention: fewer in the last layer */
     uint32_t *logits_rows; /* [rows_max], ascending: the rows that need logits */
     uint32_t logits_row_count;
@@ -356,10 +357,16 @@ hd_status forward_step(forward *f, const forward_span *spans, uint32_t span_coun
         if (status == HD_OK) run_behind(f, layer);
     }
     hd_status ended = a->ops->step_end(a);
-    if (status == HD_OK) status = ended;
+    bool has_lost = ended == HD_TIMED_OUT || ended == HD_IO || ended == HD_CORRUPT;
+    f->lost = status == HD_OK && has_lost ? ended : HD_OK;
+    if (status == HD_OK && !has_lost) status = ended;
     return status == HD_OK
                ? HD_OK
                : hd_error_set(error, status, "attention failed in the middle of a step: %s", hd_status_text(status));
+}
+
+hd_status forward_lost(const forward *f) {
+    return f->lost;
 }
 
 uint32_t forward_logits_rows(const forward *f) {

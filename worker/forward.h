@@ -45,6 +45,10 @@ void forward_close(forward *forward); /* accepts NULL */
 hd_status forward_step(forward *forward, const forward_span *spans, uint32_t span_count, bool *has_begun,
                        hd_error *error);
 
+/* HD_OK, or why attention did not keep the rows of some spans of the last step (attention.h, rule 7): their logits mean
+ * nothing. */
+hd_status forward_lost(const forward *forward);
+
 /* Rows of the last step that need logits, in the order of spans and positions. */
 uint32_t forward_logits_rows(const forward *forward);
 /* Logits [count, forward_logits_stride()] of rows [first, first + count), at most logits_rows_max. The caller may

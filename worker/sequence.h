@@ -29,7 +29,10 @@ typedef struct sequence {
     bool reports_prompt; /* it is the one that prefills: progress and prompt logprobs come from it */
     token_counts counts; /* with penalties only */
     rope_table *rope;
-    uint32_t rows; /* of the step being made; 0: not in it */
+    uint32_t rows;          /* of the step being made; 0: not in it */
+    hd_status lost;         /* HD_OK, or why attention did not keep the rows of its last step */
+    uint32_t lost_count;    /* steps in a row */
+    uint64_t rest_until_ns; /* before it takes part in a step again */
 } sequence;
 
 static inline bool sequence_is_prefilling(const sequence *s) {

@@ -92,6 +92,12 @@ static forward_span make_span(step *s, sequence *q) {
     return span;
 }
 
+static hd_status lost_of(const step *s, const sequence *q) {
+    const attention *a = s->config->attention;
+    uint64_t length;
+    return forward_lost(s->forward) == HD_OK ? HD_OK : a->ops->sequence_length(a, q->name, &length);
+}
+
 hd_status step_run(step *s, sequence *const *sequences, uint32_t count, bool *has_begun, hd_error *error) {
     assert(count > 0 && count <= s->config->running_max);
     s->wanted_count = s->answered_count = 0;
@@ -102,7 +108,10 @@ hd_status step_run(step *s, sequence *const *sequences, uint32_t count, bool *ha
         return status;
     }
     assert(forward_logits_rows(s->forward) == s->wanted_count);
-    for (uint32_t i = 0; i < count; i++) sequences[i]->length += sequences[i]->rows;
+    for (uint32_t i = 0; i < count; i++) {
+        sequences[i]->lost = lost_of(s, sequences[i]);
+        if (sequences[i]->lost == HD_OK) sequences[i]->length += sequences[i]->rows;
+    }
     return HD_OK;
 }
 
@@ -110,7 +119,8 @@ static void answer(step *s, unsigned thread, const struct wanted *wanted, float 
     a->sequence = wanted->sequence;
     a->position = wanted->position;
     a->is_prompt = wanted->is_prompt;
-    if (wanted->sequence->job == NULL) return; /* its request failed with an earlier slice, and is gone */
+    /* Its request failed with an earlier slice and is gone, or there is nothing to draw from. */
+    if (wanted->sequence->job == NULL || wanted->sequence->lost != HD_OK) return;
     const worker_request *request = wanted->sequence->request;
     const worker_sampling *sampling = &request->sampling;
     int32_t logprobs = wanted->is_prompt ? sampling->prompt_logprobs : sampling->logprobs;

@@ -23,7 +23,8 @@ typedef struct step_answer {
 hd_status step_open(const worker_config *config, step **out);
 void step_close(step *step); /* accepts NULL */
 
-/* Runs `rows` rows of each sequence and moves its length on. On failure lengths stay; *has_begun is false when
+/* Runs `rows` rows of each sequence and moves its length on, but for those that are `lost`, whose answers mean nothing. On
+ * failure lengths stay; *has_begun is false when
  * nothing was changed. */
 hd_status step_run(step *step, sequence *const *sequences, uint32_t count, bool *has_begun, hd_error *error);
 

@@ -1,5 +1,36 @@
 #include "worker/worker_metrics.h"
 
+static bool register_tiers(worker_metrics *m, hd_metrics *registry) {
+    static const char *const tiers[] = {"tier=\"hot\"", "tier=\"warm\"", "tier=\"cold\""};
+    bool is_complete = true;
+    for (int i = 0; i < 3; i++) {
+        m->tier_bytes[i] = hd_gauge_register(registry, "hadal:kv_tier_bytes", tiers[i],
+                                             "Bytes of keys and values: blocks in memory, pages of cold blocks in "
+                                             "memory, blocks on disk.");
+        is_complete = is_complete && m->tier_bytes[i] != NULL;
+    }
+    m->cold_queue = hd_gauge_register(registry, "hadal:cold_queue_depth", "",
+                                      "Reads and writes of the cold tier that wait or run.");
+    m->page_hits = hd_counter_register(registry, "hadal:page_cache_hits", "",
+                                       "Pages of cold blocks that a step needed and found in memory.");
+    m->page_misses = hd_counter_register(registry, "hadal:page_cache_misses", "",
+                                         "Pages of cold blocks that a step needed and read from disk.");
+    m->cold_read_bytes =
+        hd_counter_register(registry, "hadal:cold_read_bytes_total", "", "Bytes read from the cold tier.");
+    m->cold_written_bytes =
+        hd_counter_register(registry, "hadal:cold_written_bytes_total", "", "Bytes written to the cold tier.");
+    m->cold_read_errors =
+        hd_counter_register(registry, "hadal:cold_read_errors_total", "", "Reads of the cold tier that failed.");
+    m->cold_write_errors =
+        hd_counter_register(registry, "hadal:cold_write_errors_total", "", "Writes to the cold tier that failed.");
+    m->cold_verify_failures =
+        hd_counter_register(registry, "hadal:cold_verify_failures_total", "",
+                            "Pages whose bytes on disk were not what was written; each ended its sequence.");
+    return is_complete && m->cold_queue != NULL && m->page_hits != NULL && m->page_misses != NULL &&
+           m->cold_read_bytes != NULL && m->cold_written_bytes != NULL && m->cold_read_errors != NULL &&
+           m->cold_write_errors != NULL && m->cold_verify_failures != NULL;
+}
+
 hd_status worker_metrics_init(worker_metrics *m, hd_metrics *registry) {
     *m = (worker_metrics){0};
     if (registry == NULL) return HD_OK;
@@ -22,7 +53,8 @@ hd_status worker_metrics_init(worker_metrics *m, hd_metrics *registry) {
     m->iteration_tokens_total =
         hd_histogram_register(registry, "hadal:iteration_tokens_total", "", "Rows of a step, prefill and decode.",
                               hd_bounds_tokens, hd_bounds_tokens_count);
-    bool is_complete = m->num_requests_running != NULL && m->num_requests_waiting != NULL &&
+    bool has_tiers = register_tiers(m, registry);
+    bool is_complete = has_tiers && m->num_requests_running != NULL && m->num_requests_waiting != NULL &&
                        m->kv_cache_usage_perc != NULL && m->prefix_cache_queries != NULL &&
                        m->prefix_cache_hits != NULL && m->num_preemptions != NULL && m->prompt_tokens_total != NULL &&
                        m->generation_tokens_total != NULL && m->iteration_tokens_total != NULL;
@@ -34,8 +66,19 @@ void worker_metrics_update(worker_metrics *m, const attention_stats *stats, uint
     hd_gauge_set(m->num_requests_waiting, waiting);
     hd_gauge_set(m->kv_cache_usage_perc,
                  stats->blocks_total > 0 ? (double)stats->blocks_sequences / (double)stats->blocks_total : 0.0);
-    hd_counter_add(m->prefix_cache_queries, stats->prefix_queries_tokens - m->queries_seen);
-    hd_counter_add(m->prefix_cache_hits, stats->prefix_hits_tokens - m->hits_seen);
-    m->queries_seen = stats->prefix_queries_tokens;
-    m->hits_seen = stats->prefix_hits_tokens;
+    const attention_stats *seen = &m->seen;
+    hd_counter_add(m->prefix_cache_queries, stats->prefix_queries_tokens - seen->prefix_queries_tokens);
+    hd_counter_add(m->prefix_cache_hits, stats->prefix_hits_tokens - seen->prefix_hits_tokens);
+    hd_gauge_set(m->tier_bytes[0], (double)stats->hot_used_bytes);
+    hd_gauge_set(m->tier_bytes[1], (double)stats->warm_used_bytes);
+    hd_gauge_set(m->tier_bytes[2], (double)stats->cold_used_bytes);
+    hd_gauge_set(m->cold_queue, (double)stats->cold_queue);
+    hd_counter_add(m->page_hits, stats->page_hits - seen->page_hits);
+    hd_counter_add(m->page_misses, stats->page_misses - seen->page_misses);
+    hd_counter_add(m->cold_read_bytes, stats->cold_read_bytes - seen->cold_read_bytes);
+    hd_counter_add(m->cold_written_bytes, stats->cold_written_bytes - seen->cold_written_bytes);
+    hd_counter_add(m->cold_read_errors, stats->cold_read_errors - seen->cold_read_errors);
+    hd_counter_add(m->cold_write_errors, stats->cold_write_errors - seen->cold_write_errors);
+    hd_counter_add(m->cold_verify_failures, stats->cold_verify_failures - seen->cold_verify_failures);
+    m->seen = *stats;
 }

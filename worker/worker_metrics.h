@@ -13,7 +13,10 @@ typedef struct worker_metrics {
     hd_counter *prefix_cache_queries, *prefix_cache_hits, *num_preemptions, *prompt_tokens_total,
         *generation_tokens_total;
     hd_histogram *iteration_tokens_total;
-    uint64_t queries_seen, hits_seen; /* attention's totals that are in the counters already */
+    hd_gauge *tier_bytes[3], *cold_queue; /* hot, warm, cold */
+    hd_counter *page_hits, *page_misses, *cold_read_bytes, *cold_written_bytes, *cold_read_errors, *cold_write_errors,
+        *cold_verify_failures;
+    attention_stats seen; /* attention's totals that are in the counters already */
 } worker_metrics;
 
 /* metrics may be NULL: then every update does nothing. */
