@@ -444,6 +444,7 @@ hd_status engine_open(const engine_config *config, attention **out, hd_error *er
         return status;
     }
     e->own.base.ops = &engine_ops;
+    engine_publish(e);
     *out = &e->own.base;
     return HD_OK;
 }
