@@ -2,6 +2,7 @@
 #include "attention-node/engine_bench.h"
 
 #include <assert.h>
+#include <stdlib.h>
 
 #include "attention-node/engine_state.h"
 
@@ -66,6 +67,31 @@ static void extend(engine *e, sequence *s, uint64_t tokens, uint32_t vocabulary,
     }
 }
 
+static uint32_t key_dim_max(const engine *e) {
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < e->table.layer_count; i++) {
+        if (e->layers[i].shape.key_dim > most) most = e->layers[i].shape.key_dim;
+    }
+    return most;
+}
+
+/* What a step would have told the sequence's indexes. */
+static void learn_keys(const engine *e, const sequence *s, uint32_t first_run) {
+    uint16_t *rows = malloc((size_t)HD_BLOCK_TOKENS * key_dim_max(e) * sizeof(*rows));
+    for (uint32_t layer = 0; rows != NULL && layer < e->table.layer_count; layer++) {
+        const engine_layer *l = &e->layers[layer];
+        for (uint32_t head = 0; l->is_computable && head < l->plan.kv_heads; head++) {
+            for (uint32_t i = first_run; i < s->run_count; i++) {
+                const kv_run *run = &s->runs[i];
+                const void *page = block_pool_page(&e->home.store.pool, run->block.index, l->table.key_stream, head);
+                kernel_page_rows(&l->shape, page, true, run->first, run->count, rows);
+                (void)index_set_add_keys(s->indexes, layer, head, run->position, rows, run->count, l->shape.key_dim);
+            }
+        }
+    }
+    free(rows);
+}
+
 hd_status engine_fill_synthetic(attention *self, uint64_t name, uint64_t tokens, uint32_t vocabulary, uint64_t seed) {
     engine *e = engine_of(self);
     assert(!e->step.is_open && vocabulary > 0);
@@ -80,11 +106,14 @@ hd_status engine_fill_synthetic(attention *self, uint64_t name, uint64_t tokens,
         uint64_t left = tokens - s->length, portion = left < PORTION_TOKENS ? left : PORTION_TOKENS;
         hd_status status = block_store_make_room(&e->home.store, (uint32_t)sequence_blocks_of(portion));
         if (status != HD_OK) return status;
-        atomic_store(&f.ticket, s->run_count);
+        uint32_t first_run = s->run_count;
+        atomic_store(&f.ticket, first_run);
         extend(e, s, portion, vocabulary, &state);
         hd_pool_run(e->pool, fill_blocks, &f);
         sequence_commit(&e->home, s);
-        if (s->indexes != NULL) index_set_grow(s->indexes, s);
+        if (s->indexes == NULL) continue;
+        learn_keys(e, s, first_run);
+        index_set_grow(s->indexes, s);
     }
     engine_publish(e);
     return HD_OK;

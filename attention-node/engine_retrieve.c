@@ -180,7 +180,7 @@ hd_status engine_indexes_follow(engine *e, sequence *s, hd_error *error) {
     return status;
 }
 
-/* ---- Queries ---- */
+/* ---- Keys and queries ---- */
 
 /* Rows of bf16, as they are or converted. */
 static const uint16_t *bf16_queries(const engine *e, const engine_layer *layer, const engine_finder *finder,
@@ -192,7 +192,21 @@ static const uint16_t *bf16_queries(const engine *e, const engine_layer *layer, 
     return finder->queries;
 }
 
-void engine_learn_queries(engine *e, const engine_layer *layer, unsigned thread, unsigned thread_count) {
+/* Rows of keys that the step has appended. */
+static void learn_keys(const engine *e, const engine_layer *layer, const sequence *s, const plan_span *span,
+                       uint32_t head) {
+    uint64_t first = s->length > span->first_position ? s->length : span->first_position;
+    if (first >= s->end || layer->shape.dtype != HD_BF16) return;
+    size_t stride = (size_t)layer->plan.kv_heads * layer->shape.key_dim;
+    const uint16_t *keys = (const uint16_t *)e->step.call.keys.data +
+                           (span->first_row + (first - span->first_position)) * stride +
+                           (size_t)head * layer->shape.key_dim;
+    hd_status status = index_set_add_keys(s->indexes, e->step.call.layer, head, first, keys,
+                                          (uint32_t)(s->end - first), stride);
+    if (status != HD_OK) index_set_fail(s->indexes);
+}
+
+void engine_learn(engine *e, const engine_layer *layer, unsigned thread, unsigned thread_count) {
     const engine_step *step = &e->step;
     uint32_t heads = layer->plan.kv_heads;
     for (uint32_t i = 0; i < step->span_count; i++) {
@@ -201,6 +215,8 @@ void engine_learn_queries(engine *e, const engine_layer *layer, unsigned thread,
         if (s == NULL || s->indexes == NULL || span->is_replica) continue;
         size_t first, count;
         hd_share(heads, 1, thread, thread_count, &first, &count);
+        for (size_t head = first; layer->is_owner && head < first + count; head++)
+            learn_keys(e, layer, s, span, (uint32_t)head);
         for (uint32_t row = 0; row < span->row_count; row++) {
             uint64_t position = span->first_position + row;
             if (position % INDEX_QUERY_POSITIONS != 0) continue;
@@ -259,16 +275,44 @@ void engine_find(engine *e, const engine_layer *layer, unsigned thread, const en
 
 /* ---- Attending to what was found ---- */
 
+/* Where a token that was found lies. */
+typedef struct found_token {
+    const void *key_row; /* NULL: in the page alone */
+    const void *keys, *values;
+    uint32_t slot;
+} found_token;
+
+#define PREFETCH_AHEAD 12u /* tokens: reads from all over memory, as many as a core has under way at once */
+
+static found_token place_token(const engine *e, const engine_layer *layer, const sequence *s, uint32_t head,
+                               uint64_t token) {
+    const block_pool *pool = &e->home.store.pool;
+    const kv_run *run = &s->runs[sequence_run_at(s->runs, s->run_count, token)];
+    found_token place = {.key_row = index_set_key(s->indexes, e->step.call.layer, head, token),
+                         .keys = block_pool_page(pool, run->block.index, layer->table.key_stream, head),
+                         .values = block_pool_page(pool, run->block.index, layer->table.value_stream, head),
+                         .slot = run->first + (uint32_t)(token - run->position)};
+    for (uint32_t byte = 0; place.key_row != NULL && byte < layer->shape.key_dim * sizeof(uint16_t);
+         byte += HD_CACHE_LINE)
+        __builtin_prefetch((const char *)place.key_row + byte);
+    kernel_page_prefetch_value(&layer->shape, place.values, place.slot);
+    return place;
+}
+
 /* Puts tokens into a page of their own; returns how many, at most a page. */
 static uint32_t gather_page(const engine *e, const engine_layer *layer, const sequence *s, uint32_t head,
                             const uint32_t *tokens, uint32_t token_count, const engine_finder *finder) {
-    const block_pool *pool = &e->home.store.pool;
+    found_token ahead[PREFETCH_AHEAD];
     uint32_t count = token_count < HD_BLOCK_TOKENS ? token_count : HD_BLOCK_TOKENS;
-    for (uint32_t i = 0; i < count; i++) {
-        const kv_run *run = &s->runs[sequence_run_at(s->runs, s->run_count, tokens[i])];
-        kernel_page_copy(&layer->shape, block_pool_page(pool, run->block.index, layer->table.key_stream, head),
-                         block_pool_page(pool, run->block.index, layer->table.value_stream, head),
-                         run->first + (uint32_t)(tokens[i] - run->position), finder->keys, finder->values, i);
+    for (uint32_t i = 0; i < count + PREFETCH_AHEAD; i++) {
+        found_token *place = &ahead[i % PREFETCH_AHEAD];
+        if (i >= PREFETCH_AHEAD && i - PREFETCH_AHEAD < count) {
+            uint32_t to = i - PREFETCH_AHEAD;
+            if (place->key_row != NULL) kernel_page_put_key(&layer->shape, place->key_row, finder->keys, to);
+            else kernel_page_copy_key(&layer->shape, place->keys, place->slot, finder->keys, to);
+            kernel_page_copy_value(&layer->shape, place->values, place->slot, finder->values, to);
+        }
+        if (i < count) *place = place_token(e, layer, s, head, tokens[i]);
     }
     return count;
 }

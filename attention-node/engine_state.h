@@ -176,8 +176,8 @@ void engine_retrieve_stats(const engine *e, attention_stats *stats);
 hd_status engine_indexes_open(engine *e, sequence *s, hd_error *error);
 hd_status engine_indexes_fork(const sequence *source, sequence *s, hd_error *error);
 hd_status engine_indexes_follow(engine *e, sequence *s, hd_error *error);
-/* A thread's share of the step's queries goes to the indexes. */
-void engine_learn_queries(engine *e, const engine_layer *layer, unsigned thread, unsigned thread_count);
+/* A thread's share of the step's queries and new keys goes to the indexes. */
+void engine_learn(engine *e, const engine_layer *layer, unsigned thread, unsigned thread_count);
 /* Before the sparse rows: what they will search is built. */
 hd_status engine_await_indexes(engine *e, const engine_layer *layer);
 /* What a row's queries find between sinks and newest tokens; and attention to it, merged into result. */

@@ -389,7 +389,7 @@ void engine_run_layer(void *context, unsigned thread, unsigned thread_count) {
         store_share(e, layer, thread, thread_count);
         hd_pool_barrier(e->pool);
     }
-    if (e->indexes != NULL) engine_learn_queries(e, layer, thread, thread_count);
+    if (e->indexes != NULL) engine_learn(e, layer, thread, thread_count);
     uint32_t heads = layer->plan.kv_heads, head;
     size_t sparse = (size_t)e->step.sparse_count * heads, count = e->step.ticket_end;
     for (size_t ticket; (ticket = hd_ticket_take(&e->step.ticket, count)) < count;) {
@@ -495,6 +495,7 @@ hd_status engine_step_end(attention *self) {
         lost = worse(lost, status);
         if (is_done && status == HD_OK) sequence_commit(&e->home, s);
         else sequence_rollback(&e->home, s);
+        if (s->indexes != NULL && !is_done) index_set_truncate(s->indexes, s->length);
         if (s->indexes != NULL) index_set_grow(s->indexes, s);
     }
     if (lost == HD_CORRUPT) condemn_corrupt(e);

@@ -24,6 +24,7 @@ void engine_take_from_step(engine *e, sequence *s) {
     step->is_broken = true;
     s->view_in_step = NULL;
     sequence_rollback(&e->home, s);
+    if (s->indexes != NULL) index_set_truncate(s->indexes, s->length);
 }
 
 hd_status engine_attach(attention *self, attention **out) {

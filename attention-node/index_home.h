@@ -5,6 +5,7 @@
 #include <pthread.h>
 
 #include "attention-node/index_set.h"
+#include "attention-node/key_rows.h"
 
 enum { INDEX_WANTED = 1, INDEX_BUILDING = 2 }; /* of an index: its target may not be reached; a builder is at it */
 
@@ -19,6 +20,7 @@ typedef struct index_source_context {
     index_set *set;
     const index_layer *layer;
     uint32_t head;
+    key_rows rows; /* where the set keeps them */
 } index_source_context;
 
 struct index_set {
@@ -27,7 +29,7 @@ struct index_set {
     const index_kind *kind;
     uint64_t keys_max, bytes; /* bytes: accounted */
     uint32_t full_layers;
-    bool has_rest, is_retained;
+    bool has_rest, has_rows, is_retained;
     bool is_held;   /* no builder begins */
     bool is_failed; /* a builder found no memory */
     uint32_t building_count;

@@ -33,7 +33,8 @@ static const uint16_t *rows_at(const index_source_context *context, bool is_keys
 }
 
 static const uint16_t *keys_at(void *context, uint64_t first, uint32_t count, uint16_t *room) {
-    return rows_at(context, true, first, count, room);
+    const uint16_t *rows = key_rows_at(&((const index_source_context *)context)->rows, first, count);
+    return rows != NULL ? rows : rows_at(context, true, first, count, room);
 }
 
 static const uint16_t *values_at(void *context, uint64_t first, uint32_t count, uint16_t *room) {
@@ -90,6 +91,7 @@ static void measure(const index_home *home, const selection *chosen, index_set *
         set->bytes += home->layers[layer].heads * (index_bytes_max(&params) + sizeof(kv_index *) + sizeof(uint8_t) +
                                                    sizeof(index_source_context));
         if (builder > *builder_bytes) *builder_bytes = builder;
+        if (set->has_rows) set->bytes += home->layers[layer].heads * key_rows_bytes(set->keys_max, params.key_dim);
     }
 }
 
@@ -153,6 +155,7 @@ static void link_set(index_set *set) {
 
 static void free_set(index_set *set) {
     for (uint32_t i = 0; set->indexes != NULL && i < set->home->index_count; i++) index_close(set->indexes[i]);
+    for (uint32_t i = 0; set->contexts != NULL && i < set->home->index_count; i++) key_rows_fini(&set->contexts[i].rows);
     free(set->indexes);
     free(set->contexts);
     free(set->states);
@@ -216,6 +219,12 @@ static hd_status make_indexes(index_set *set, const sequence *s, const index_set
             uint32_t at = home->layers[layer].first_index + head;
             index_params params = params_of(home, set, layer, head);
             set->contexts[at] = (index_source_context){.set = set, .layer = &home->layers[layer], .head = head};
+            if (set->has_rows && home->layers[layer].shape.dtype == HD_BF16) {
+                status = key_rows_init(&set->contexts[at].rows, set->keys_max, params.key_dim);
+                if (status == HD_OK && donor != NULL && donor->has_rows)
+                    status = key_rows_share(&donor->contexts[at].rows, tokens, &set->contexts[at].rows);
+                if (status != HD_OK) return status;
+            }
             index_source source = {.context = &set->contexts[at], .keys = keys_at, .values = values_at};
             if (donor != NULL) {
                 status = index_fork(donor->indexes[at], tokens, set->keys_max, &source, &set->indexes[at]);
@@ -237,13 +246,18 @@ static uint64_t keys_max_of(const sequence *s) {
     return HD_ALIGN_UP(s->tokens_max, (uint64_t)INDEX_GRAIN);
 }
 
+static void truncate_all(index_set *set, uint64_t length) {
+    for (uint32_t i = 0; i < set->home->index_count; i++) {
+        if (set->indexes[i] == NULL) continue;
+        index_truncate(set->indexes[i], length);
+        key_rows_truncate(&set->contexts[i].rows, length);
+    }
+}
+
 /* A retained set becomes the sequence's; what it has beyond the common tokens goes. */
 static index_set *adopt(index_set *set, const sequence *s, uint64_t tokens) {
-    index_home *home = set->home;
     hold(set);
-    for (uint32_t i = 0; i < home->index_count; i++) {
-        if (set->indexes[i] != NULL) index_truncate(set->indexes[i], tokens);
-    }
+    truncate_all(set, tokens);
     set->id_count = (uint32_t)(tokens / HD_BLOCK_TOKENS);
     set->target = (index_extent){.covered = 0};
     unlink_set(set);
@@ -270,8 +284,14 @@ static hd_status open_from(index_home *home, const sequence *s, const index_kind
                        .has_rest = wants_rest(kind, &s->selection),
                        .full_layers = s->selection.full_layers};
     uint64_t builder_bytes;
+    set->has_rows = true;
     measure(home, &s->selection, set, &builder_bytes);
-    hd_status status = reserve(home, set, builder_bytes, donor, error);
+    hd_status status = reserve(home, set, builder_bytes, donor, NULL);
+    if (status != HD_OK) {
+        set->has_rows = false;
+        measure(home, &s->selection, set, &builder_bytes);
+        status = reserve(home, set, builder_bytes, donor, error);
+    }
     if (status == HD_OK) {
         if (donor != NULL) hold(donor);
         status = make_indexes(set, s, donor, tokens);
@@ -321,9 +341,7 @@ void index_set_close(index_set *set, bool keep) {
         return;
     }
     hold(set); /* for good: its rows may be gone */
-    for (uint32_t i = 0; i < set->home->index_count; i++) {
-        if (set->indexes[i] != NULL) index_truncate(set->indexes[i], (uint64_t)set->id_count * HD_BLOCK_TOKENS);
-    }
+    truncate_all(set, (uint64_t)set->id_count * HD_BLOCK_TOKENS);
     unlink_set(set);
     set->is_retained = true;
     set->runs = NULL;
@@ -422,9 +440,7 @@ void index_set_truncate(index_set *set, uint64_t length) {
     uint32_t blocks = (uint32_t)(length / HD_BLOCK_TOKENS);
     if (set->id_count > blocks) set->id_count = blocks;
     if (set->sealed_count > blocks) set->sealed_count = blocks;
-    for (uint32_t i = 0; i < set->home->index_count; i++) {
-        if (set->indexes[i] != NULL) index_truncate(set->indexes[i], length);
-    }
+    truncate_all(set, length);
     set->dropped = 0;
     uint64_t covered = length - length % INDEX_GRAIN;
     if (set->target.covered > covered) set->target = index_set_extent(set, covered);
@@ -465,6 +481,17 @@ hd_status index_set_add_query(index_set *set, uint32_t layer, uint32_t head, uin
                               const uint16_t *queries, uint32_t count, size_t stride) {
     kv_index *index = set->indexes[set->home->layers[layer].first_index + head];
     return index == NULL ? HD_OK : index_add_query(index, position, queries, count, stride);
+}
+
+hd_status index_set_add_keys(index_set *set, uint32_t layer, uint32_t head, uint64_t position, const uint16_t *keys,
+                             uint32_t count, size_t stride) {
+    uint32_t at = set->home->layers[layer].first_index + head;
+    key_rows *rows = &set->contexts[at].rows;
+    return rows->chunks == NULL ? HD_OK : key_rows_add(rows, position, keys, count, stride);
+}
+
+const uint16_t *index_set_key(const index_set *set, uint32_t layer, uint32_t head, uint64_t position) {
+    return key_rows_at(&set->contexts[set->home->layers[layer].first_index + head].rows, position, 1);
 }
 
 const kv_index *index_set_index(const index_set *set, uint32_t layer, uint32_t head) {

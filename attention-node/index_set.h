@@ -10,7 +10,9 @@
  *      their queries the index would be another one (index_set_reusable).
  *   3. Builders run at low priority, beside steps, and take one index after another, those of the oldest sets first. A
  *      step that needs what is not built yet waits (index_set_wait).
- *   4. Keys and values are read where the sequence's runs lie, and only those of sealed blocks.
+ *   4. Where the budget leaves the memory when a set opens, it keeps its keys as rows too, which makes attention to
+ *      what was found and the building quicker, and changes no result.
+ *   5. Keys and values are read where the sequence's runs lie, and only those of sealed blocks.
  * Threads: the step thread calls everything; index_set_add_query and index_set_search also run on the threads of a
  * step, for different indexes at once. */
 #ifndef ATTENTION_NODE_INDEX_SET_H
@@ -71,6 +73,11 @@ hd_status index_set_wait(index_set *set, uint32_t layer, const index_extent *ext
 void index_set_fail(index_set *set);
 hd_status index_set_add_query(index_set *set, uint32_t layer, uint32_t head, uint64_t position, const uint16_t *queries,
                               uint32_t count, size_t stride);
+/* Keys of new tokens, in bf16; where the set has the memory they are kept as rows (key_rows.h). */
+hd_status index_set_add_keys(index_set *set, uint32_t layer, uint32_t head, uint64_t position, const uint16_t *keys,
+                             uint32_t count, size_t stride);
+/* The row of a token's key; NULL: it is in its page alone. */
+const uint16_t *index_set_key(const index_set *set, uint32_t layer, uint32_t head, uint64_t position);
 const kv_index *index_set_index(const index_set *set, uint32_t layer, uint32_t head);
 
 #endif

@@ -57,9 +57,13 @@ size_t kernel_page_value_bytes(const kernel_page_shape *shape);
 void kernel_page_rows(const kernel_page_shape *shape, const void *page, bool is_keys, uint32_t first, uint32_t count,
                       uint16_t *rows);
 
-/* Token `slot` of a page to slot `to` of another page of the same shape. */
-void kernel_page_copy(const kernel_page_shape *shape, const void *keys, const void *values, uint32_t slot,
-                      void *to_keys, void *to_values, uint32_t to);
+/* Token `slot` of a page's keys or values to slot `to` of another page of the same shape; and a key from a row. */
+void kernel_page_copy_key(const kernel_page_shape *shape, const void *keys, uint32_t slot, void *to_keys, uint32_t to);
+void kernel_page_copy_value(const kernel_page_shape *shape, const void *values, uint32_t slot, void *to_values,
+                            uint32_t to);
+void kernel_page_put_key(const kernel_page_shape *shape, const void *row, void *to_keys, uint32_t to);
+/* Brings near what the next copy of a token's value will read. */
+void kernel_page_prefetch_value(const kernel_page_shape *shape, const void *values, uint32_t slot);
 
 /* A part of a page that a query may see: tokens [first, first + count) of it, at positions position, position + 1,
  * ... */

@@ -88,26 +88,48 @@ void kernel_page_rows(const kernel_page_shape *shape, const void *page, bool is_
     }
 }
 
-/* A column of keys is a unit a row of the panel; a row of values shares its units with the token beside it. */
-static void copy_key(const uint32_t *from, uint32_t *to, uint32_t units) {
-    for (uint32_t i = 0; i < units; i++) to[(size_t)i * KERNEL_PANEL] = from[(size_t)i * KERNEL_PANEL];
-}
-
 static void copy_half_units(const uint32_t *from, bool from_high, uint32_t *to, bool to_high, uint32_t count) {
     uint32_t right = from_high ? 16 : 0, left = to_high ? 16 : 0, kept = to_high ? 0xffffu : 0xffff0000u;
     for (uint32_t i = 0; i < count; i++) to[i] = (to[i] & kept) | (from[i] >> right & 0xffffu) << left;
 }
 
-void kernel_page_copy(const kernel_page_shape *shape, const void *keys, const void *values, uint32_t slot,
-                      void *to_keys, void *to_values, uint32_t to) {
-    uint32_t pair = shape->dtype == HD_F32 ? 1 : 2;
-    copy_key((const uint32_t *)keys + place_of(shape, true, slot, 0) / pair,
-             (uint32_t *)to_keys + place_of(shape, true, to, 0) / pair, shape->key_dim / pair);
+static uint32_t pair_of(const kernel_page_shape *shape) {
+    return shape->dtype == HD_F32 ? 1 : 2;
+}
+
+/* A key is a column of units, one in each row of its panel. */
+void kernel_page_copy_key(const kernel_page_shape *shape, const void *keys, uint32_t slot, void *to_keys, uint32_t to) {
+    uint32_t pair = pair_of(shape), units = shape->key_dim / pair;
+    const uint32_t *from = (const uint32_t *)keys + place_of(shape, true, slot, 0) / pair;
+    uint32_t *column = (uint32_t *)to_keys + place_of(shape, true, to, 0) / pair;
+    for (uint32_t i = 0; i < units; i++) column[(size_t)i * KERNEL_PANEL] = from[(size_t)i * KERNEL_PANEL];
+}
+
+void kernel_page_put_key(const kernel_page_shape *shape, const void *row, void *to_keys, uint32_t to) {
+    uint32_t pair = pair_of(shape), units = shape->key_dim / pair;
+    const uint32_t *from = row;
+    uint32_t *column = (uint32_t *)to_keys + place_of(shape, true, to, 0) / pair;
+    for (uint32_t i = 0; i < units; i++) column[(size_t)i * KERNEL_PANEL] = from[i];
+}
+
+/* A row of values in bf16 shares its units with the token beside it. */
+void kernel_page_copy_value(const kernel_page_shape *shape, const void *values, uint32_t slot, void *to_values,
+                            uint32_t to) {
+    uint32_t pair = pair_of(shape);
     for (uint32_t first = 0; first < shape->value_dim; first += KERNEL_PANEL) {
         uint32_t width = shape->value_dim - first < KERNEL_PANEL ? shape->value_dim - first : KERNEL_PANEL;
-        const uint32_t *row = (const uint32_t *)values + place_of(shape, false, slot, first) / pair;
-        uint32_t *to_row = (uint32_t *)to_values + place_of(shape, false, to, first) / pair;
-        if (pair == 1) memcpy(to_row, row, width * sizeof(*row));
-        else copy_half_units(row, slot % 2 != 0, to_row, to % 2 != 0, width);
+        const uint32_t *from = (const uint32_t *)values + place_of(shape, false, slot, first) / pair;
+        uint32_t *row = (uint32_t *)to_values + place_of(shape, false, to, first) / pair;
+        if (pair == 1) memcpy(row, from, width * sizeof(*row));
+        else copy_half_units(from, slot % 2 != 0, row, to % 2 != 0, width);
+    }
+}
+
+void kernel_page_prefetch_value(const kernel_page_shape *shape, const void *values, uint32_t slot) {
+    uint32_t pair = pair_of(shape);
+    for (uint32_t first = 0; first < shape->value_dim; first += KERNEL_PANEL) {
+        uint32_t width = shape->value_dim - first < KERNEL_PANEL ? shape->value_dim - first : KERNEL_PANEL;
+        const char *row = (const char *)((const uint32_t *)values + place_of(shape, false, slot, first) / pair);
+        for (uint32_t byte = 0; byte < width * sizeof(uint32_t); byte += HD_CACHE_LINE) __builtin_prefetch(row + byte);
     }
 }
