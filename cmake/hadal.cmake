@@ -7,6 +7,11 @@ target_compile_definitions(hadal_options INTERFACE _GNU_SOURCE HADAL_VERSION="${
 target_compile_options(hadal_options INTERFACE
   -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wundef -Wno-unused-parameter
   -fno-math-errno -fno-trapping-math -ffp-contract=off -g)
+# After so long a test hangs; one that computes takes many times as long under a sanitizer.
+set(HADAL_TEST_SECONDS 300)
+if(HADAL_SANITIZE)
+  set(HADAL_TEST_SECONDS 1800)
+endif()
 # A target with the property HADAL_COMPUTE is all loops over numbers on one thread. Under the thread sanitizer it would be a hundred
 # times slower, and to the fuzzer it is no parser: it is left as it is in both.
 set(not_compute $<NOT:$<BOOL:$<TARGET_PROPERTY:HADAL_COMPUTE>>>)
@@ -46,7 +51,7 @@ function(hadal_test name)
   target_link_libraries(${name} PRIVATE hadal_options ${arg_USES} cmocka)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
-  set_tests_properties(${name} PROPERTIES TIMEOUT 300)
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${HADAL_TEST_SECONDS})
 endfunction()
 
 # A fuzz target defines LLVMFuzzerTestOneInput. With HADAL_FUZZ it is a libFuzzer program, and `./run fuzz` prints how many lines it
@@ -65,7 +70,7 @@ function(hadal_fuzz name)
   else()
     add_executable(${name} ${arg_SOURCES} ${CMAKE_SOURCE_DIR}/tests/fuzz/replay.c)
     add_test(NAME ${name}_corpus COMMAND ${name} ${CMAKE_SOURCE_DIR}/tests/fuzz/corpus/${name})
-    set_tests_properties(${name}_corpus PROPERTIES TIMEOUT 300)
+    set_tests_properties(${name}_corpus PROPERTIES TIMEOUT ${HADAL_TEST_SECONDS})
   endif()
   target_link_libraries(${name} PRIVATE hadal_options ${arg_USES})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/fuzz)

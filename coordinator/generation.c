@@ -324,14 +324,14 @@ static bool heed_notes(generation *g, const generation_notes *notes) {
         return true;
     }
     if (notes->timeout == TIMEOUT_REQUEST) {
-        api_error_set(&error, 504, "timeout_error", "request_timeout", "the request was not done within %" PRIu64 " s",
-                      g->api->request_timeout_ms / 1000);
+        api_error_set(&error, 504, "timeout_error", "request_timeout", "the request was not done within %g s",
+                      (double)g->api->request_timeout_ms / 1000);
         fail(g, &error);
         return true;
     }
     if (notes->timeout == TIMEOUT_QUEUE) {
-        api_error_set(&error, 503, "timeout_error", "queue_timeout", "the request could not be started within %" PRIu64 " s",
-                      g->api->queue_timeout_ms / 1000);
+        api_error_set(&error, 503, "timeout_error", "queue_timeout", "the request could not be started within %g s",
+                      (double)g->api->queue_timeout_ms / 1000);
         error.retry_after_s = api_retry_after_s(g->api);
         fail(g, &error);
         return true;

@@ -88,7 +88,19 @@ item_6() {
     sed 's/^/     /' "$logs/item-6-fuzz.log" | tail -n 20
 }
 
-item_7() { tests 7 "bad input, by its message" -R '^(cli_|model_|api_|text_|coordinator_)'; }
+item_7() {
+    missing=0 rows=0
+    while IFS='|' read -r what file function; do
+        case $what in '#'*) continue ;; esac
+        file=$(echo $file) function=$(echo $function) rows=$((rows + 1))
+        grep -q "^ *\(static void\|def\) $function(" "$file" 2>/dev/null || {
+            missing=$((missing + 1))
+            printf '     no test: %s\n' "$what"
+        }
+    done <tests/accept/bad_input.txt
+    judge 7 "$rows kinds of bad input, $missing without a test" "none without" [ $missing -eq 0 ]
+    tests 7 "bad input, by its message" -R '^(cli_|model_|api_suite|text_|coordinator_|worker_batcher_test)'
+}
 
 [ $# -gt 0 ] || set -- 1 2 3 4 5 6 7
 for item in "$@"; do

@@ -173,6 +173,7 @@ static void a_request_that_waits_too_long_ends(void **state) {
     assert_int_equal(answer.status, 503);
     assert_non_null(raw_header(&answer, "Retry-After", retry, sizeof(retry)));
     assert_non_null(strstr(answer.body, "\"code\":\"queue_timeout\""));
+    assert_non_null(strstr(answer.body, "\"message\":\"the request could not be started within 0.2 s\""));
     raw_answer_fini(&answer);
     assert_stops_soon(&s, 1);
     fake_worker_hold(s.worker, false);

@@ -183,16 +183,7 @@ static void compare_batch(const rig *r, const golden_model *m, float *const *alo
     enum { LENGTH = 48 };
     attention *a = r->attention;
     hd_error error = {.text = ""};
-    forward *f = NULL;
-    forward_config config = {.model = r->model,
-                             .weights = r->weights,
-                             .kernels = r->kernels,
-                             .pool = r->pool,
-                             .attention = a,
-                             .rows_max = 64 * 13,
-                             .spans_max = 64,
-                             .logits_rows_max = 64 * 13};
-    assert_int_equal(forward_open(&config, &f), HD_OK);
+    forward *f = rig_forward(r, 64 * 13, 64);
     rope_table *rope = malloc(rope_table_bytes(&r->model->rope));
     assert_non_null(rope);
     rope_table_init(rope, &r->model->rope, m->rope_length);

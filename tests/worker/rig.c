@@ -40,19 +40,24 @@ void rig_close(rig *r) {
     hd_pool_close(r->pool);
 }
 
-float *rig_logits(const rig *r, const uint32_t *token_ids, uint32_t count, uint32_t chunk, uint64_t rope_tokens) {
-    hd_error error = {.text = ""};
-    attention *a = r->attention;
+forward *rig_forward(const rig *r, uint32_t rows_max, uint32_t spans_max) {
     forward *f = NULL;
     forward_config config = {.model = r->model,
                              .weights = r->weights,
                              .kernels = r->kernels,
                              .pool = r->pool,
-                             .attention = a,
-                             .rows_max = chunk,
-                             .spans_max = 1,
-                             .logits_rows_max = chunk};
+                             .attention = r->attention,
+                             .rows_max = rows_max,
+                             .spans_max = spans_max,
+                             .logits_rows_max = rows_max};
     assert_int_equal(forward_open(&config, &f), HD_OK);
+    return f;
+}
+
+float *rig_logits(const rig *r, const uint32_t *token_ids, uint32_t count, uint32_t chunk, uint64_t rope_tokens) {
+    hd_error error = {.text = ""};
+    attention *a = r->attention;
+    forward *f = rig_forward(r, chunk, 1);
     rope_table *rope = malloc(rope_table_bytes(&r->model->rope));
     assert_non_null(rope);
     rope_table_init(rope, &r->model->rope, rope_tokens);

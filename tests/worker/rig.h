@@ -31,6 +31,9 @@ typedef struct rig {
 void rig_open(rig *rig, const char *directory, const rig_options *options);
 void rig_close(rig *rig);
 
+/* A forward pass on the rig; the caller closes it. */
+forward *rig_forward(const rig *rig, uint32_t rows_max, uint32_t spans_max);
+
 /* Runs chunks of one sequence through a forward pass of its own and returns the logits of every position, [count,
  * vocabulary_size], for the caller to free. rope_tokens: the length that fixes dynamic rope. */
 float *rig_logits(const rig *rig, const uint32_t *token_ids, uint32_t count, uint32_t chunk, uint64_t rope_tokens);
