@@ -99,28 +99,27 @@ const char *raw_header(const raw_answer *answer, const char *name, char *buffer,
     return NULL;
 }
 
-raw_answer raw_receive(int fd) {
-    raw_answer answer = {.headers = calloc(1, 16384), .body = calloc(1, 1)};
+static bool receive(int fd, raw_answer *answer) {
     char line[2048], value[64];
     do {
-        if (!read_line(fd, line, sizeof(line))) {
-            answer.is_cut = true;
-            return answer;
-        }
-        strcat(answer.headers, line);
+        if (!read_line(fd, line, sizeof(line))) return false;
+        strcat(answer->headers, line);
     } while (strcmp(line, "\r\n") != 0);
-    sscanf(answer.headers, "HTTP/1.%*d %u", &answer.status);
-    if (raw_header(&answer, "Content-Length", value, sizeof(value)) != NULL) {
-        answer.is_cut = !read_body(fd, &answer, (size_t)atol(value));
-        return answer;
+    sscanf(answer->headers, "HTTP/1.%*d %u", &answer->status);
+    if (raw_header(answer, "Content-Length", value, sizeof(value)) != NULL) {
+        return read_body(fd, answer, (size_t)atol(value));
     }
     for (;;) {
-        if (!read_line(fd, line, sizeof(line))) break;
+        if (!read_line(fd, line, sizeof(line))) return false;
         size_t chunk = strtoul(line, NULL, 16);
-        if (!read_body(fd, &answer, chunk) || !read_line(fd, line, sizeof(line))) break;
-        if (chunk == 0) return answer;
+        if (!read_body(fd, answer, chunk) || !read_line(fd, line, sizeof(line))) return false;
+        if (chunk == 0) return true;
     }
-    answer.is_cut = true;
+}
+
+raw_answer raw_receive(int fd) {
+    raw_answer answer = {.headers = calloc(1, 16384), .body = calloc(1, 1)};
+    answer.is_cut = !receive(fd, &answer);
     return answer;
 }
 
