@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "kernels/device.h"
 #include "model/architecture.h"
 
 /* Code, tokenizer, request bodies on their way, and a share for what the kernel keeps for us. */
@@ -125,6 +126,9 @@ static void log_configuration(const node_options *options, const node *n) {
            hd_log_quote(size[0], size[1], sizeof(size[1])), hd_log_quote(limit[0], limit[1], sizeof(limit[1])),
            options->selection, n->kernels->name, hd_pool_thread_count(n->pool),
            (unsigned long long)options->max_batch_tokens, n->running_max, (unsigned long long)options->max_requests);
+    kernel_device_report devices;
+    kernel_device_report_make(&devices);
+    hd_log(HD_LOG_INFO, "devices", "%s", devices.text);
     /* The bound of one request, and what all of them together can hold. */
     hd_log(HD_LOG_INFO, "context", "tokens_max=%llu tokens_fit=%llu model_positions=%llu",
            (unsigned long long)(context < fits ? context : fits), (unsigned long long)fits,

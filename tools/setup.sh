@@ -4,6 +4,7 @@
 #   build   compilers, CMake and libraries         needle  Python packages that write the needle model
 #   lint    clang-tidy, clang-format               api     the official OpenAI clients for Python and Node
 #   fuzz    clang with libFuzzer                   fuzz and lint include build's packages
+#   cuda    a CUDA toolkit in var/cuda, where HADAL_CUDA_HOME names none
 #
 # What dpkg and the stamps beside the Python and npm packages say is believed, so a second call changes nothing and takes a
 # few hundredths of a second. HADAL_SETUP=skip trusts that everything is there (a system that is not Debian).
@@ -81,8 +82,21 @@ install_node() {
     printf '%s\n' "$node_version" >"$stamp"
 }
 
+# The toolkit's versions are in the script that assembles it, so the stamp is that script.
+install_cuda() {
+    [ -z "${HADAL_CUDA_HOME:-}" ] || return 0
+    stamp=var/cuda/cuda_toolkit.sh
+    cmp -s tools/cuda_toolkit.sh "$stamp" && return 0
+    # shellcheck disable=SC2086
+    install_packages $python_packages
+    say "assembling a CUDA toolkit in var/cuda (1.1 GB)"
+    mkdir -p var
+    sh tools/cuda_toolkit.sh "$PWD/var/cuda" || fail "no CUDA toolkit could be assembled; HADAL_CUDA_HOME=DIR names one that is there"
+    cp tools/cuda_toolkit.sh "$stamp"
+}
+
 [ "${HADAL_SETUP:-}" = skip ] && exit 0
-[ $# -gt 0 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2; }
 mkdir -p build
 for group in "$@"; do
     # shellcheck disable=SC2086
@@ -92,6 +106,7 @@ for group in "$@"; do
     fuzz) install_packages $fuzz_packages ;;
     needle) install_python requirements-needle.txt ;;
     api) install_python requirements-api.txt; install_node ;;
-    *) fail "no group '$group'; there are: build lint fuzz needle api" ;;
+    cuda) install_cuda ;;
+    *) fail "no group '$group'; there are: build lint fuzz needle api cuda" ;;
     esac
 done
