@@ -11,30 +11,32 @@
 
 #include "kernels/cuda/attend_common.h"
 
+/* clang-format off */
 #define ATTEND_DIM 64
-#include "kernels/cuda/attend_block.h"
 #include "kernels/cuda/attend_products.h"
 #include "kernels/cuda/attend_split.h"
+#include "kernels/cuda/attend_block.h"
 #undef ATTEND_DIM
 #define ATTEND_DIM 80
-#include "kernels/cuda/attend_block.h"
 #include "kernels/cuda/attend_products.h"
 #include "kernels/cuda/attend_split.h"
+#include "kernels/cuda/attend_block.h"
 #undef ATTEND_DIM
 #define ATTEND_DIM 96
-#include "kernels/cuda/attend_block.h"
 #include "kernels/cuda/attend_products.h"
 #include "kernels/cuda/attend_split.h"
+#include "kernels/cuda/attend_block.h"
 #undef ATTEND_DIM
 #define ATTEND_DIM 128
-#include "kernels/cuda/attend_block.h"
 #include "kernels/cuda/attend_products.h"
 #include "kernels/cuda/attend_split.h"
+#include "kernels/cuda/attend_block.h"
 #undef ATTEND_DIM
 #define ATTEND_DIM 256
-#include "kernels/cuda/attend_block.h"
 #include "kernels/cuda/attend_products.h"
 #include "kernels/cuda/attend_split.h"
+#include "kernels/cuda/attend_block.h"
 #undef ATTEND_DIM
+/* clang-format on */
 
 #endif

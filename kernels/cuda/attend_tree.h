@@ -27,8 +27,8 @@ SIMT_FUNCTION float attend_merge_value(float into, float from, attend_factors fa
 }
 
 /* The walk of a node that has just been completed up its tree, of which nodes before `first` (at level 0) are not
- * there: while it is its parent's right child it goes up, merged with its left sibling if that waits there, and then waits
- * itself, at c.level. */
+ * there: while it is its parent's right child it goes up, merged with its left sibling if that waits there,
+ * and then waits itself, at c.level. */
 typedef struct attend_climb {
     uint64_t index;
     uint32_t level;
