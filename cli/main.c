@@ -8,7 +8,7 @@
 #include "cli/signals.h"
 
 const cli_command *const cli_commands[] = {&serve_command,        &generate_command,      &bench_serve_command,
-                                           &bench_decode_command, &bench_kernels_command, NULL};
+                                           &bench_decode_command, &bench_kernels_command, &bench_device_command, NULL};
 
 cli_exit cli_fail(const hd_error *error) {
     fprintf(stderr, "hadal: %s\n", error->text);

@@ -32,8 +32,8 @@
     X(page_score, page_score_arguments, 256, 4)                                                                        \
     X(logits_summary, logits_summary_arguments, 256, 4)                                                                \
     X(sample, sample_arguments, 512, 1)                                                                                \
-    X(unpack, unpack_arguments, 256, 4)
-
+    X(unpack, unpack_arguments, 256, 4)                                                                                \
+    X(read_all, read_all_arguments, 256, 4)
 #define CUDA_KERNELS(X) CUDA_ATTEND_KERNELS(X) CUDA_ROW_KERNELS(X)
 
 #define CUDA_KERNEL_NAME(name, arguments, threads, blocks) CUDA_##name,

@@ -273,7 +273,7 @@ hd_status matmul_lt_prepare(matmul_lt *m, const uint16_t *weights, uint32_t n, u
     trial_fini(&t);
     if (!is_same) return HD_UNSUPPORTED;
     m->shape_count++;
-    hd_log(HD_LOG_DEBUG, "matmul", "n=%u k=%u candidates=%u many_rows=%s", n, k, few_count + many_count,
+    hd_log(HD_LOG_INFO, "matmul", "n=%u k=%u candidates=%u many_rows=%s", n, k, few_count + many_count,
            is_found ? "own_algorithm" : "as_few");
     return HD_OK;
 }

@@ -69,6 +69,10 @@ hd_status device_unpack(kernel_queue *queue, const unpack_arguments *call) {
     return launch(queue, CUDA_unpack, blocks_for(count, ROW_THREADS), ROW_THREADS, 0, call);
 }
 
+hd_status device_read_all(kernel_queue *queue, const read_all_arguments *call) {
+    return launch(queue, CUDA_read_all, blocks_for(call->bytes, ROW_THREADS * 16), ROW_THREADS, 0, call);
+}
+
 /* ---- Attention ---- */
 
 typedef struct attend_kernels {

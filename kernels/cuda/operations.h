@@ -20,6 +20,7 @@ hd_status device_page_score(kernel_queue *queue, const page_score_arguments *cal
 hd_status device_logits_summary(kernel_queue *queue, const logits_summary_arguments *call);
 hd_status device_sample(kernel_queue *queue, const sample_arguments *call);
 hd_status device_unpack(kernel_queue *queue, const unpack_arguments *call);
+hd_status device_read_all(kernel_queue *queue, const read_all_arguments *call);
 
 /* One layer's attention over tables that are on the device already. */
 typedef struct device_attend {

@@ -98,4 +98,11 @@ typedef struct unpack_arguments {
     uint64_t row_stride;
 } unpack_arguments;
 
+/* Reads memory and keeps nothing of it, in 16-byte pieces: what bandwidth is measured with. */
+typedef struct read_all_arguments {
+    const void *from;
+    uint64_t bytes;   /* a multiple of 16 */
+    uint32_t *result; /* written only if all words together make a number that they hardly make */
+} read_all_arguments;
+
 #endif

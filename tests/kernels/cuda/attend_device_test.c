@@ -214,7 +214,7 @@ static void answers_are_right_for_every_head_size(void **state) {
     for (size_t d = 0; d < 5; d++) {
         for (uint32_t rows = 1; rows <= 21; rows += 20) {
             world w = make_world(1, 4, dims[d], 10, &seed);
-            tokens t = {.count = (is_emulated ? 270 : 1100) + (uint32_t)d};
+            tokens t = {.count = (is_quick ? 270 : 1100) + (uint32_t)d};
             attend_span span = full_span(&w, &t, 0, rows);
             uint16_t *queries = make_queries(&w, rows, &seed);
             answer r = run(&w, &span, 1, rows, queries, (run_options){0});
@@ -233,7 +233,7 @@ static void answers_are_right_for_every_group_size_window_cap_and_length(void **
     uint64_t seed = 2;
     for (size_t g = 0; g < 8; g++) {
         for (size_t l = 0; l < 10; l++) {
-            if (is_emulated && (g + l) % 7 != 0) continue;
+            if (is_quick && (g + l) % 7 != 0) continue;
             world w = make_world(1 + (uint32_t)l % 2, groups[g], 64, 9, &seed);
             w.window = windows[(g * 3 + l) % 5];
             w.soft_cap = (g + l) % 3 == 0 ? 1.5f : 0.0f;
@@ -252,7 +252,7 @@ static void answers_are_right_for_every_group_size_window_cap_and_length(void **
 static void batches_of_decode_and_prefill_rows_are_right(void **state) {
     uint64_t seed = 3;
     world w = make_world(2, 4, 64, 60, &seed);
-    tokens sequences[] = {{0, is_emulated ? 1300 : 2500}, {20, 1}, {21, 300}, {24, 1024}, {32, 260}, {35, 130}};
+    tokens sequences[] = {{0, is_quick ? 1300 : 2500}, {20, 1}, {21, 300}, {24, 1024}, {32, 260}, {35, 130}};
     uint32_t rows[] = {1, 1, 70, 1, 2, 5}, row_count = 0;
     attend_span spans[6];
     for (int i = 0; i < 6; i++) {
@@ -283,15 +283,15 @@ static uint16_t *row_queries(const world *w, const uint16_t *queries, uint32_t r
 
 static void a_row_has_the_same_bits_in_either_kernel_and_in_any_batch(void **state) {
     uint64_t seed = 4;
-    for (size_t d = 0; d < 5; d += is_emulated ? 3 : 1) { /* 64 and 128; on a device all */
-        world w = make_world(1, 4, dims[d], is_emulated ? 24 : 40, &seed);
+    for (size_t d = 0; d < 5; d += is_quick ? 3 : 1) { /* 64 and 128; on a device all */
+        world w = make_world(1, 4, dims[d], is_quick ? 24 : 40, &seed);
         w.window = d % 2 != 0 ? 900 : 0;
-        tokens sequences[] = {{0, 1100}, {15, is_emulated ? 1040 : 2200}};
+        tokens sequences[] = {{0, 1100}, {15, is_quick ? 1040 : 2200}};
         uint32_t rows[] = {40, 1};
         attend_span spans[2] = {full_span(&w, &sequences[0], 0, 40), full_span(&w, &sequences[1], 40, 1)};
         uint16_t *queries = make_queries(&w, 41, &seed);
         answer together = run(&w, spans, 2, 41, queries, (run_options){0});
-        for (uint32_t row = 0; row < 41; row += is_emulated ? 20 : 13) {
+        for (uint32_t row = 0; row < 41; row += is_quick ? 20 : 13) {
             uint32_t s = row < rows[0] ? 0 : 1;
             tokens seen = sequences[s];
             if (s == 0) seen.count = sequences[0].count - 39 + row; /* what came later is not even there */
@@ -308,7 +308,7 @@ static void cuts_leave_bits_alone(void **state) {
     uint64_t seed = 5;
     world w = make_world(1, 2, 64, 50, &seed);
     w.window = 2500;
-    tokens t = {.count = is_emulated ? 3300 : 6300};
+    tokens t = {.count = is_quick ? 3300 : 6300};
     for (uint32_t rows = 1; rows <= 20; rows += 19) {
         attend_span span = full_span(&w, &t, 0, rows);
         uint16_t *queries = make_queries(&w, rows, &seed);
@@ -419,7 +419,7 @@ static void huge_scores_stay_finite(void **state) {
 
 static void long_contexts_are_right(void **state) {
     uint64_t seed = 10;
-    uint32_t count = is_emulated ? 4200 : 300000;
+    uint32_t count = is_quick ? 4200 : 300000;
     world w = make_world(1, 4, 64, count / PAGE + 1, &seed);
     tokens t = {.count = count};
     attend_span span = full_span(&w, &t, 0, 1);

@@ -7,7 +7,7 @@
 
 kernel_device *device;
 kernel_queue *queue;
-bool is_emulated;
+bool is_quick;
 
 #define TAKEN_MAX 4096
 static void *taken[TAKEN_MAX];
@@ -65,24 +65,29 @@ static int run_on(const char *name, const struct CMUnitTest *tests, size_t test_
     return failures;
 }
 
-int device_cases_run(const struct CMUnitTest *tests, size_t test_count) {
-    int failures = 0;
+static int run_emulated(const struct CMUnitTest *tests, size_t test_count) {
     static const struct {
         const char *name;
         emulator_order order;
     } orders[] = {{"emulated, late copies", {false, false}}, {"emulated, early copies, backwards", {true, true}}};
-    is_emulated = true;
+    int failures = 0;
+    is_quick = true;
     for (size_t i = 0; i < 2; i++) {
-        if (getenv("HADAL_DEVICE_TESTS") != NULL && strcmp(getenv("HADAL_DEVICE_TESTS"), "cuda") == 0) break;
         emulator_set_order(orders[i].order);
         if (kernel_device_emulated_open(&device) != HD_OK) return 1;
         failures += run_on(orders[i].name, tests, test_count);
     }
+    return failures;
+}
+
+int device_cases_run(const struct CMUnitTest *tests, size_t test_count) {
+    const char *wanted = getenv("HADAL_DEVICE_TESTS");
+    int failures = wanted == NULL ? run_emulated(tests, test_count) : 0;
     hd_error error;
-    is_emulated = false;
     if (kernel_device_cuda_open(0, &device, &error) != HD_OK) {
         print_message("cuda: left out: %s\n", error.text);
-        return failures;
+        return wanted == NULL ? failures : 1;
     }
+    is_quick = wanted != NULL && strcmp(wanted, "cuda-quick") == 0;
     return failures + run_on(device->facts.name, tests, test_count);
 }

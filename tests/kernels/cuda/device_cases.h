@@ -1,7 +1,8 @@
 /* device_cases.h - what the tests of device kernels share: the device under test, and its memory.
  *
  * Every test runs on the emulated device, in two orders of what hardware leaves open; and on a CUDA device where this
- * build and this machine have one, else its group says that it was left out. */
+ * build and this machine have one, else its group says that it was left out. HADAL_DEVICE_TESTS=cuda asks for the CUDA
+ * device alone and fails without one; cuda-quick likewise, with small sizes. */
 #ifndef TESTS_KERNELS_CUDA_DEVICE_CASES_H
 #define TESTS_KERNELS_CUDA_DEVICE_CASES_H
 
@@ -10,7 +11,7 @@
 
 extern kernel_device *device; /* the one under test */
 extern kernel_queue *queue;
-extern bool is_emulated; /* sizes stay small */
+extern bool is_quick; /* sizes stay small: emulated, or under a tool that looks at every access */
 
 int device_cases_run(const struct CMUnitTest *tests, size_t test_count);
 

@@ -334,7 +334,7 @@ static void packed_weights_become_rows(void **state) {
 /* Also the promise of device.h: a row's bits, whatever the number of rows. */
 static void products_are_right_and_the_same_for_any_number_of_rows(void **state) {
     uint64_t seed = 10;
-    uint32_t n = is_emulated ? 40 : 1536, k = is_emulated ? 64 : 2048, rows = is_emulated ? 20 : 700;
+    uint32_t n = is_quick ? 40 : 1536, k = is_quick ? 64 : 2048, rows = is_quick ? 20 : 700;
     uint16_t *weights = random_halves((size_t)n * k, 1.0f / sqrtf((float)k), &seed);
     uint16_t *input = random_halves((size_t)rows * k, 1.0f, &seed);
     float *bias = random_floats(n, 1.0f, &seed), *before = random_floats((size_t)rows * n, 1.0f, &seed);
@@ -410,7 +410,7 @@ static void one_queue_follows_another(void **state) {
     assert_ok(device->ops->queue_open(device, &other));
     assert_ok(device->ops->event_open(device, &event));
     add_bias_arguments call = {.output = memory, .output_stride = 1, .row_count = count, .width = 1, .bias = bias};
-    int rounds = is_emulated ? 1 : 50;
+    int rounds = is_quick ? 1 : 50;
     for (int i = 0; i < rounds; i++) assert_ok(device_add_bias(other, &call));
     assert_ok(device->ops->mark(other, event));
     assert_ok(device->ops->follow(queue, event));
