@@ -9,6 +9,7 @@
 #define WAIT_NS 20000000u         /* for a write to end, before looking again */
 #define PATIENCE_NS 10000000000u  /* for any write to end, before memory counts as full */
 #define SPILLED_AT_ONCE EXTENT_BLOCKS
+#define VISITED_BYTES_MAX (256u << 10) /* of a stack: a page of 256 elements in f32 is 128 KiB */
 
 static uint64_t aligned(uint64_t bytes) {
     return HD_ALIGN_UP(bytes, (uint64_t)HD_CACHE_LINE);
@@ -120,6 +121,7 @@ static uint32_t spill_some(block_store *store) {
  * taken together again. */
 static uint32_t drop_frames(block_store *store, uint32_t count, bool is_retired_only) {
     uint32_t dropped = 0, frames = store->pool.frames.slot_count;
+    pthread_rwlock_wrlock(&store->frames_lock);
     for (uint32_t i = 0; i < frames && dropped < count; i++) {
         uint32_t frame = store->hand;
         store->hand = (store->hand + 1) % frames;
@@ -131,6 +133,7 @@ static uint32_t drop_frames(block_store *store, uint32_t count, bool is_retired_
         block_pool_drop_frame(&store->pool, (block_name){block, record->generation});
         dropped++;
     }
+    pthread_rwlock_unlock(&store->frames_lock);
     store->dropped_frames += dropped;
     return dropped;
 }
@@ -169,11 +172,35 @@ hd_status block_store_load(block_store *store, block_name block) {
     if (block_pool_is_resident(&store->pool, block.index)) return HD_OK;
     hd_status status = block_store_make_room(store, 1);
     if (status != HD_OK) return status;
+    pthread_rwlock_wrlock(&store->frames_lock);
     block_pool_give_frame(&store->pool, block);
     status = cold_store_load(&store->cold, place->slot, &block_pool_get(&store->pool, block)->id,
                              store->pool.frame_of[block.index]);
     if (status != HD_OK) block_pool_drop_frame(&store->pool, block);
+    pthread_rwlock_unlock(&store->frames_lock);
     if (status == HD_CORRUPT) block_store_condemn(store, block);
+    return status;
+}
+
+hd_status block_store_visit(block_store *store, uint32_t block, uint32_t stream, uint32_t head,
+                            block_store_visitor *visit, void *context) {
+    if (!store->has_cold) {
+        visit(context, block_pool_page(&store->pool, block, stream, head));
+        return HD_OK;
+    }
+    pthread_rwlock_rdlock(&store->frames_lock);
+    bool is_resident = block_pool_is_resident(&store->pool, block);
+    block_place place = store->places[block];
+    identity id = store->pool.records[block].id;
+    if (is_resident) visit(context, block_pool_page(&store->pool, block, stream, head));
+    pthread_rwlock_unlock(&store->frames_lock);
+    if (is_resident) return HD_OK;
+    if (place.state != COLD_WRITTEN) return HD_STALE;
+    const stream_place *at = &store->pool.layout.streams[stream];
+    _Alignas(COLD_CHUNK_BYTES) unsigned char page[VISITED_BYTES_MAX];
+    hd_status status =
+        cold_store_read(&store->cold, place.slot, at->first_unit + head, &id, at->page_offset, at->page_bytes, page);
+    if (status == HD_OK) visit(context, page);
     return status;
 }
 
@@ -318,6 +345,12 @@ static hd_status open_tiers(block_store *store, const attention_layer_table *tab
         if (store->pool.layout.units[i].bytes % COLD_CHUNK_BYTES == 0) continue;
         return hd_error_set(error, HD_UNSUPPORTED, "a cold tier needs pages of whole 4 KiB, which this model's are not");
     }
+    for (uint32_t i = 0; i < table->stream_count; i++) {
+        if (store->pool.layout.streams[i].page_bytes <= VISITED_BYTES_MAX) continue;
+        return hd_error_set(error, HD_UNSUPPORTED, "a cold tier takes pages of at most %u KiB, and this model's are larger",
+                            VISITED_BYTES_MAX >> 10);
+    }
+    if (pthread_rwlock_init(&store->frames_lock, NULL) != 0) return hd_error_set(error, HD_NO_MEMORY, "no memory");
     store->places = hd_arena_take(arena, store->pool.block_count * sizeof(*store->places));
     assert(store->places != NULL);
     for (uint32_t i = 0; i < store->pool.block_count; i++) store->places[i] = (block_place){.state = COLD_NOT};
@@ -349,6 +382,7 @@ hd_status block_store_init(block_store *store, const attention_layer_table *tabl
 void block_store_fini(block_store *store) {
     if (store->pool.payload == NULL) return;
     page_cache_fini(&store->pages);
+    if (store->has_cold) pthread_rwlock_destroy(&store->frames_lock);
     cold_store_close(&store->cold);
     block_pool_fini(&store->pool);
 }

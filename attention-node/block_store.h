@@ -12,7 +12,7 @@
  *     RESIDENT --spill--> RESIDENT, being written --poll--> RESIDENT and COLD --make_room--> COLD --load--> both
  * Attention reads what is cold through the page cache (page_cache.h). When the disk takes no more, what is resident stays
  * so, sequences grow as far as frames go, and nothing new is promised.
- * Threads: one. */
+ * Threads: one, but for visit. */
 #ifndef ATTENTION_NODE_BLOCK_STORE_H
 #define ATTENTION_NODE_BLOCK_STORE_H
 
@@ -43,6 +43,7 @@ typedef struct block_store {
     page_cache pages;
     block_place *places; /* [block_count], with a cold tier */
     uint32_t hand;       /* the frame that the next search begins at */
+    pthread_rwlock_t frames_lock; /* with a cold tier: held to read a frame off the step thread, and to drop one */
     uint32_t held, reserved;
     uint64_t evicted; /* since init */
     uint32_t dropped_frames;
@@ -88,6 +89,12 @@ void block_store_poll(block_store *store); /* what has been written since the la
 hd_status block_store_load(block_store *store, block_name block);
 /* A held block whose bytes on disk are bad: nobody finds it any more. */
 void block_store_condemn(block_store *store, block_name block);
+
+/* Shows a page of a held block to `visit`, wherever it is; any thread, also beside the owner's calls. What is on disk is
+ * read for this once. HD_IO, HD_CORRUPT; HD_STALE: the block was given up. */
+typedef void block_store_visitor(void *context, const void *page);
+hd_status block_store_visit(block_store *store, uint32_t block_index, uint32_t stream, uint32_t head,
+                            block_store_visitor *visit, void *context);
 
 /* Where a block's bytes are on the cold tier; they are there for a block without a frame. */
 static inline uint32_t block_store_cold_slot(const block_store *store, uint32_t block_index) {

@@ -50,30 +50,40 @@ static uint64_t *unit_sums(const cold_store *c, uint32_t slot, uint32_t unit) {
     return c->sums + (uint64_t)slot * c->chunk_count + c->pool->layout.units[unit].offset / COLD_CHUNK_BYTES;
 }
 
-hd_status cold_store_verify(cold_store *c, uint32_t slot, uint32_t unit, const identity *id, const void *bytes) {
+static hd_status verify_chunks(cold_store *c, uint32_t slot, uint32_t unit, const identity *id, uint32_t first,
+                               uint32_t count, const unsigned char *bytes) {
     const uint64_t *sums = unit_sums(c, slot, unit);
-    uint32_t chunks = (uint32_t)(c->pool->layout.units[unit].bytes / COLD_CHUNK_BYTES);
     if (fault_strikes(FAULT_VERIFY)) return HD_OK;
-    for (uint32_t i = 0; i < chunks; i++) {
-        if (chunk_sum(id, unit, i, (const unsigned char *)bytes + i * COLD_CHUNK_BYTES) == sums[i]) continue;
+    for (uint32_t i = 0; i < count; i++) {
+        if (chunk_sum(id, unit, first + i, bytes + (uint64_t)i * COLD_CHUNK_BYTES) == sums[first + i]) continue;
         atomic_fetch_add_explicit(&c->verify_failures, 1, memory_order_relaxed);
-        hd_log(HD_LOG_ERROR, "cold_page_corrupt", "slot=%u unit=%u chunk=%u", slot, unit, i);
+        hd_log(HD_LOG_ERROR, "cold_page_corrupt", "slot=%u unit=%u chunk=%u", slot, unit, first + i);
         return HD_CORRUPT;
     }
     return HD_OK;
 }
 
+hd_status cold_store_verify(cold_store *c, uint32_t slot, uint32_t unit, const identity *id, const void *bytes) {
+    uint32_t chunks = (uint32_t)(c->pool->layout.units[unit].bytes / COLD_CHUNK_BYTES);
+    return verify_chunks(c, slot, unit, id, 0, chunks, bytes);
+}
+
+hd_status cold_store_read(cold_store *c, uint32_t slot, uint32_t unit, const identity *id, uint64_t offset,
+                          uint64_t count, void *bytes) {
+    off_t at = (off_t)(cold_page_offset(&c->pool->layout, slot, unit) + offset);
+    bool has_failed = fault_strikes(FAULT_READ);
+    if (has_failed || pread(c->directory.pages, bytes, (size_t)count, at) != (ssize_t)count) return HD_IO;
+    return verify_chunks(c, slot, unit, id, (uint32_t)(offset / COLD_CHUNK_BYTES), (uint32_t)(count / COLD_CHUNK_BYTES),
+                         bytes);
+}
+
 hd_status cold_store_load(cold_store *c, uint32_t slot, const identity *id, uint32_t frame) {
-    for (uint32_t unit = 0; unit < c->pool->layout.unit_count; unit++) {
-        void *bytes = block_pool_unit(c->pool, frame, unit);
-        size_t count = (size_t)c->pool->layout.units[unit].bytes;
-        off_t offset = (off_t)cold_page_offset(&c->pool->layout, slot, unit);
-        bool has_failed = fault_strikes(FAULT_READ);
-        if (has_failed || pread(c->directory.pages, bytes, count, offset) != (ssize_t)count) return HD_IO;
-        hd_status status = cold_store_verify(c, slot, unit, id, bytes);
-        if (status != HD_OK) return status;
+    hd_status status = HD_OK;
+    for (uint32_t unit = 0; unit < c->pool->layout.unit_count && status == HD_OK; unit++) {
+        status = cold_store_read(c, slot, unit, id, 0, c->pool->layout.units[unit].bytes,
+                                 block_pool_unit(c->pool, frame, unit));
     }
-    return HD_OK;
+    return status;
 }
 
 /* ---- The writer ---- */

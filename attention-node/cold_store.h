@@ -78,6 +78,10 @@ bool cold_store_is_failing(const cold_store *c);
 
 /* HD_CORRUPT: these are not the bytes of that unit page. Counted. */
 hd_status cold_store_verify(cold_store *c, uint32_t slot, uint32_t unit, const identity *id, const void *bytes);
+/* A part of a unit page, whole chunks, read and verified by the caller's thread; bytes is aligned as O_DIRECT wants it.
+ * Any thread, for a slot that is not freed meanwhile. HD_IO, HD_CORRUPT. */
+hd_status cold_store_read(cold_store *c, uint32_t slot, uint32_t unit, const identity *id, uint64_t offset,
+                          uint64_t count, void *bytes);
 /* All unit pages of a slot into a frame, verified; blocks the caller. HD_IO, HD_CORRUPT. */
 hd_status cold_store_load(cold_store *c, uint32_t slot, const identity *id, uint32_t frame);
 

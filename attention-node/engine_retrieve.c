@@ -69,13 +69,17 @@ hd_status engine_retrieve_open(engine *e, uint64_t index_bytes, unsigned builder
     uint32_t thread_count = hd_pool_thread_count(e->pool);
     size_t lines = 6 * HD_CACHE_LINE;
     size_t each = sizes.scratch + sizes.tokens + sizes.keys + sizes.values + sizes.queries + sizes.rest + lines;
-    if (each * thread_count >= index_bytes) {
+    uint32_t found_count = e->home.store.has_cold ? ENGINE_FOUNDS : 0;
+    size_t found_bytes = sizes.tokens + sizes.rest + 2 * HD_CACHE_LINE;
+    size_t all = each * thread_count + found_bytes * found_count;
+    if (all >= index_bytes) {
         return hd_error_set(error, HD_INVALID, "%llu KiB for indexes are too few: searches alone need %llu KiB",
-                            (unsigned long long)index_bytes >> 10, (unsigned long long)(each * thread_count) >> 10);
+                            (unsigned long long)index_bytes >> 10, (unsigned long long)all >> 10);
     }
     e->finders = hd_alloc_zeroed(thread_count * sizeof(*e->finders), HD_CACHE_LINE);
-    e->finder_memory = hd_alloc_zeroed(each * thread_count, HD_CACHE_LINE);
-    if (e->finders == NULL || e->finder_memory == NULL) return hd_error_set(error, HD_NO_MEMORY, "out of memory");
+    e->finder_memory = hd_alloc_zeroed(all, HD_CACHE_LINE);
+    if (found_count > 0) e->founds = hd_alloc_zeroed(found_count * sizeof(*e->founds), HD_CACHE_LINE);
+    if (e->finders == NULL || e->finder_memory == NULL || (found_count > 0 && e->founds == NULL)) return hd_error_set(error, HD_NO_MEMORY, "out of memory");
     unsigned char *next = e->finder_memory;
     for (uint32_t i = 0; i < thread_count; i++) {
         e->finders[i] = (engine_finder){.scratch = part(&next, sizes.scratch),
@@ -84,10 +88,11 @@ hd_status engine_retrieve_open(engine *e, uint64_t index_bytes, unsigned builder
                                         .values = part(&next, sizes.values),
                                         .queries = part(&next, sizes.queries)};
     }
+    for (uint32_t i = 0; i < found_count; i++) e->founds[i] = found_at(e, &next, &sizes);
     index_home_config config = {.table = &e->table,
-                                .pool = &e->home.store.pool,
+                                .store = &e->home.store,
                                 .kernels = e->kernels,
-                                .budget_bytes = index_bytes - each * thread_count,
+                                .budget_bytes = index_bytes - all,
                                 .builder_count = builder_count};
     hd_status status = index_home_open(&config, &e->indexes);
     return status == HD_OK ? HD_OK : hd_error_set(error, status, "cannot start the threads that build indexes");
@@ -101,6 +106,7 @@ void engine_retrieve_close(engine *e) {
     }
     index_home_close(e->indexes);
     hd_free(e->finder_memory);
+    hd_free(e->founds);
     hd_free(e->finders);
 }
 
@@ -155,11 +161,6 @@ hd_status engine_indexes_open(engine *e, sequence *s, hd_error *error) {
         return hd_error_set(error, HD_INVALID,
                             "this server keeps no indexes, which selection 'retrieval' needs; start it with "
                             "--index-memory, or choose another selection");
-    }
-    if (e->home.store.has_cold) {
-        return hd_error_set(error, HD_UNSUPPORTED,
-                            "selection 'retrieval' searches what is in memory alone; start this server without "
-                            "--cold-dir, or choose another selection");
     }
     uint64_t reusable = index_set_reusable(e->indexes, s);
     hd_status status = reusable < s->length ? sequence_truncate(&e->home, s, reusable) : HD_OK;
@@ -241,7 +242,9 @@ hd_status engine_await_indexes(engine *e, const engine_layer *layer) {
         if (!answer.is_searched) continue;
         index_extent extent = index_set_extent(row->sequence->indexes, answer.recent_first);
         hd_status status = index_set_wait(row->sequence->indexes, e->step.call.layer, &extent);
-        if (status != HD_OK) return status;
+        /* Its builder may have met bad bytes on disk, which is nobody else's concern. */
+        if (status != HD_OK && e->home.store.has_cold) engine_lose(e, row->sequence->runs, HD_IO);
+        else if (status != HD_OK) return status;
     }
     return HD_OK;
 }
@@ -252,6 +255,8 @@ void engine_find(engine *e, const engine_layer *layer, unsigned thread, const en
     const engine_finder *finder = &e->finders[thread];
     engine_search_counts *counts = &e->threads[thread].searched;
     uint64_t start = hd_now_ns();
+    found->count = 0;
+    if (engine_has_lost(e, s->runs)) return;
     index_search search = {.queries = bf16_queries(e, layer, finder, row->row, head),
                            .query_stride = layer->query_dim,
                            .query_count = layer->plan.group_size,
@@ -286,11 +291,11 @@ typedef struct found_token {
 
 static found_token place_token(const engine *e, const engine_layer *layer, const sequence *s, uint32_t head,
                                uint64_t token) {
-    const block_pool *pool = &e->home.store.pool;
     const kv_run *run = &s->runs[sequence_run_at(s->runs, s->run_count, token)];
+    uint32_t block = run->block.index;
     found_token place = {.key_row = index_set_key(s->indexes, e->step.call.layer, head, token),
-                         .keys = block_pool_page(pool, run->block.index, layer->table.key_stream, head),
-                         .values = block_pool_page(pool, run->block.index, layer->table.value_stream, head),
+                         .keys = engine_page(e, s->runs, block, layer->table.key_stream, head),
+                         .values = engine_page(e, s->runs, block, layer->table.value_stream, head),
                          .slot = run->first + (uint32_t)(token - run->position)};
     for (uint32_t byte = 0; place.key_row != NULL && byte < layer->shape.key_dim * sizeof(uint16_t);
          byte += HD_CACHE_LINE)
@@ -318,8 +323,8 @@ static uint32_t gather_page(const engine *e, const engine_layer *layer, const se
 }
 
 void engine_attend_found(engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,
-                         uint32_t head, const engine_found *found, kernel_attend *call,
-                         const kernel_partial *result) {
+                         uint32_t head, const engine_found *found, kernel_attend *call, const kernel_partial *result,
+                         bool is_alone) {
     const sequence *s = row->sequence;
     const engine_finder *finder = &e->finders[thread];
     uint32_t group_size = layer->plan.group_size, value_dim = layer->shape.value_dim;
@@ -327,11 +332,16 @@ void engine_attend_found(engine *e, const engine_layer *layer, unsigned thread, 
     call->partial = engine_scratch_partial(e, &e->threads[thread], 1);
     call->span_count = 1;
     for (uint32_t done = 0, count; done < found->count; done += count) {
-        count = gather_page(e, layer, s, head, found->first + done, found->count - done, finder);
+        uint32_t left = found->count - done;
+        if (is_alone) {
+            uint32_t next = left < HD_BLOCK_TOKENS ? left : HD_BLOCK_TOKENS;
+            engine_pin_tokens_alone(e, layer, row, found->first + done, next, head);
+        }
+        count = gather_page(e, layer, s, head, found->first + done, left, finder);
         call->spans = &(kernel_span){.keys = finder->keys, .values = finder->values, .count = count};
         e->kernels->attend(call);
         e->kernels->merge(result, &call->partial, group_size, value_dim);
     }
-    if (index_set_has_rest(s->indexes)) e->kernels->merge(result, &found->rest, group_size, value_dim);
+    if (index_set_has_rest(s->indexes) && !engine_has_lost(e, s->runs)) e->kernels->merge(result, &found->rest, group_size, value_dim);
     e->threads[thread].searched.attend_ns += hd_now_ns() - start;
 }

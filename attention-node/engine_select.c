@@ -109,8 +109,16 @@ bool engine_pin_sparse(engine *e, const engine_layer *layer, const engine_sparse
     return true;
 }
 
+void engine_find_sparse(engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,
+                        uint32_t head, engine_found *found) {
+    selection_answer answer;
+    engine_ask_selection(e, layer, row->sequence, row->position, head, &answer);
+    found->count = 0;
+    if (answer.is_searched) engine_find(e, layer, thread, row, head, &answer, found);
+}
+
 void engine_attend_sparse(engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,
-                          uint32_t head, bool is_alone) {
+                          uint32_t head, const engine_found *known, bool is_alone) {
     const engine_thread *t = &e->threads[thread];
     uint32_t group_size = layer->plan.group_size;
     for (uint32_t g = 0; g < group_size; g++) t->positions[g] = row->position;
@@ -148,8 +156,8 @@ void engine_attend_sparse(engine *e, const engine_layer *layer, unsigned thread,
     (void)has_seen;
     if (answer.is_searched) {
         engine_found *found = &e->finders[thread].found;
-        engine_find(e, layer, thread, row, head, &answer, found);
-        engine_attend_found(e, layer, thread, row, head, found, &call, &result);
+        if (known == NULL) engine_find(e, layer, thread, row, head, &answer, found);
+        engine_attend_found(e, layer, thread, row, head, known != NULL ? known : found, &call, &result, is_alone);
     }
     engine_write_output(e, layer, row->row, 1, head, &result);
 }

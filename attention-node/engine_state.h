@@ -47,6 +47,8 @@ typedef struct engine_thread {
     engine_search_counts searched; /* since the engine opened; the thread alone writes */
 } engine_thread;
 
+#define ENGINE_FOUNDS 32u
+
 /* What a row's queries of one KV head have found. */
 typedef struct engine_found {
     uint32_t *tokens;      /* room for all query heads of a group */
@@ -80,6 +82,9 @@ typedef struct engine_step {
     _Atomic size_t ticket;
     size_t ticket_end;
     bool is_storing;         /* this run of the pool is the layer's first */
+    bool is_finding;         /* sparse tickets only search, for founds[ticket - found_first] and on */
+    bool has_found;          /* they have, and now attend */
+    size_t found_first;
     bool is_cold;            /* blocks of its sequences are not in memory */
     uint32_t dropped_frames; /* by then: is_cold has to be looked at again when it has grown */
     _Atomic bool has_lost;   /* pages of one of its sequences: sequence.step_status */
@@ -125,6 +130,7 @@ typedef struct engine {
 
     index_home *indexes;    /* NULL: none are kept */
     engine_finder *finders; /* [threads] */
+    engine_found *founds;   /* [ENGINE_FOUNDS]: with a cold tier, whose pages have to come before tokens are attended to */
     void *finder_memory;
 
     struct {
@@ -184,16 +190,20 @@ hd_status engine_await_indexes(engine *e, const engine_layer *layer);
 void engine_find(engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row, uint32_t head,
                  const selection_answer *answer, engine_found *found);
 void engine_attend_found(engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,
-                         uint32_t head, const engine_found *found, kernel_attend *call, const kernel_partial *result);
+                         uint32_t head, const engine_found *found, kernel_attend *call, const kernel_partial *result,
+                         bool is_alone);
 
 /* engine_select.c: parts the rows of a step, by what each sequence's selection answers for the layer, and attends for
  * the sparse ones. True: the full ones are those of the layer before. */
 bool engine_select_rows(engine *e, const engine_layer *layer);
 void engine_ask_selection(const engine *e, const engine_layer *layer, const sequence *s, uint64_t position,
                           uint32_t head, selection_answer *answer);
-/* is_alone: on the step thread, which sees to it group by group that the pages are in memory. */
+/* known: what it has found already; NULL: it searches. is_alone: on the step thread, which sees to it group by group that
+ * the pages are in memory. */
 void engine_attend_sparse(engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,
-                          uint32_t head, bool is_alone);
+                          uint32_t head, const engine_found *known, bool is_alone);
+void engine_find_sparse(engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,
+                        uint32_t head, engine_found *found);
 
 /* engine_stream.c: pages that are not in memory. */
 /* One run of the pool after the other, each with its pages pinned, the pages of the next one read meanwhile. */
@@ -202,7 +212,11 @@ void engine_stream_layer(engine *e, const engine_layer *layer);
 bool engine_pin_spans(engine *e, const engine_layer *layer, const kv_run *runs, uint32_t run_count, uint64_t begin,
                       uint64_t end, uint32_t head, uint64_t round, bool is_scan);
 bool engine_pin_sparse(engine *e, const engine_layer *layer, const engine_sparse_row *row, uint32_t head,
-                       uint64_t round); /* the same for all that engine_attend_sparse will read; engine_select.c */
+                       uint64_t round); /* the same for what a sparse row sees by position; engine_select.c */
+bool engine_pin_tokens(engine *e, const engine_layer *layer, const engine_sparse_row *row, const uint32_t *tokens,
+                       uint32_t count, uint32_t head, uint64_t round); /* the same for tokens that were found */
+void engine_pin_tokens_alone(engine *e, const engine_layer *layer, const engine_sparse_row *row, const uint32_t *tokens,
+                             uint32_t count, uint32_t head);
 void engine_pin_alone(engine *e, const engine_layer *layer, const engine_sparse_row *row, const uint64_t at[4],
                       uint32_t head); /* [at[0], at[1]) and [at[2], at[3]), and lets go of everything else */
 /* The page of a block, wherever it is; where it cannot be had, zeros, and the sequence with these runs has lost its

@@ -389,13 +389,16 @@ void engine_run_layer(void *context, unsigned thread, unsigned thread_count) {
         store_share(e, layer, thread, thread_count);
         hd_pool_barrier(e->pool);
     }
-    if (e->indexes != NULL) engine_learn(e, layer, thread, thread_count);
+    if (e->indexes != NULL && e->step.is_storing) engine_learn(e, layer, thread, thread_count);
     uint32_t heads = layer->plan.kv_heads, head;
     size_t sparse = (size_t)e->step.sparse_count * heads, count = e->step.ticket_end;
     for (size_t ticket; (ticket = hd_ticket_take(&e->step.ticket, count)) < count;) {
         if (ticket < sparse) {
             head = (uint32_t)(ticket % heads);
-            engine_attend_sparse(e, layer, thread, &e->step.sparse_rows[ticket / heads], head, false);
+            const engine_sparse_row *row = &e->step.sparse_rows[ticket / heads];
+            engine_found *found = e->step.is_finding || e->step.has_found ? &e->founds[ticket - e->step.found_first] : NULL;
+            if (e->step.is_finding) engine_find_sparse(e, layer, thread, row, head, found);
+            else engine_attend_sparse(e, layer, thread, row, head, found, false);
             continue;
         }
         const plan_item *item = attend_plan_item(&e->plan, ticket - sparse, &head);
@@ -495,7 +498,7 @@ hd_status engine_step_end(attention *self) {
         lost = worse(lost, status);
         if (is_done && status == HD_OK) sequence_commit(&e->home, s);
         else sequence_rollback(&e->home, s);
-        if (s->indexes != NULL && !is_done) index_set_truncate(s->indexes, s->length);
+        if (s->indexes != NULL && (!is_done || status != HD_OK)) index_set_truncate(s->indexes, s->length);
         if (s->indexes != NULL) index_set_grow(s->indexes, s);
     }
     if (lost == HD_CORRUPT) condemn_corrupt(e);

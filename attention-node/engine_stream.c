@@ -67,6 +67,19 @@ bool engine_pin_spans(engine *e, const engine_layer *layer, const kv_run *runs, 
     return true;
 }
 
+bool engine_pin_tokens(engine *e, const engine_layer *layer, const engine_sparse_row *row, const uint32_t *tokens,
+                       uint32_t count, uint32_t head, uint64_t round) {
+    const sequence *s = row->sequence;
+    uint64_t end = 0; /* of the run that was pinned last */
+    for (uint32_t i = 0; i < count; i++) {
+        if (tokens[i] < end) continue;
+        const kv_run *run = &s->runs[sequence_run_at(s->runs, s->run_count, tokens[i])];
+        end = run->position + run->count;
+        if (!engine_pin_spans(e, layer, s->runs, s->run_count, tokens[i], end, head, round, false)) return false;
+    }
+    return true;
+}
+
 void engine_look_for_cold(engine *e) {
     engine_step *step = &e->step;
     const block_store *store = &e->home.store;
@@ -90,49 +103,54 @@ static bool pin_item(engine *e, const engine_layer *layer, const plan_item *item
                             round, true);
 }
 
-static size_t ticket_count(const engine *e, const engine_layer *layer) {
-    return (size_t)e->step.sparse_count * layer->plan.kv_heads + attend_plan_ticket_count(&e->plan);
+static engine_found *found_of(const engine *e, size_t ticket) {
+    return e->step.has_found ? &e->founds[ticket - e->step.found_first] : NULL;
+}
+
+static bool pin_sparse(engine *e, const engine_layer *layer, size_t ticket, uint64_t round) {
+    uint32_t heads = layer->plan.kv_heads, head = (uint32_t)(ticket % heads);
+    const engine_sparse_row *row = &e->step.sparse_rows[ticket / heads];
+    const engine_found *found = found_of(e, ticket);
+    return engine_pin_sparse(e, layer, row, head, round) &&
+           (found == NULL || engine_pin_tokens(e, layer, row, found->first, found->count, head, round));
 }
 
 static bool pin_ticket(engine *e, const engine_layer *layer, size_t ticket, uint64_t round) {
-    uint32_t heads = layer->plan.kv_heads, head;
-    size_t sparse = (size_t)e->step.sparse_count * heads;
-    if (ticket < sparse) {
-        return engine_pin_sparse(e, layer, &e->step.sparse_rows[ticket / heads], (uint32_t)(ticket % heads), round);
-    }
+    size_t sparse = (size_t)e->step.sparse_count * layer->plan.kv_heads;
+    if (ticket < sparse) return pin_sparse(e, layer, ticket, round);
+    uint32_t head;
     const plan_item *item = attend_plan_item(&e->plan, ticket - sparse, &head);
     return pin_item(e, layer, item, head, round);
 }
 
-/* Pins the pages of the tickets from `first` on, for as many as a round has room for, and returns the ticket behind
+/* Pins the pages of the tickets [first, end), for as many as a round has room for, and returns the ticket behind
  * them. */
-static size_t pin_round(engine *e, const engine_layer *layer, size_t first, uint64_t round) {
+static size_t pin_round(engine *e, const engine_layer *layer, size_t first, size_t end, uint64_t round) {
     page_cache *pages = &e->home.store.pages;
     uint64_t most = ROUND_BYTES_MAX / pages->slot_bytes;
     if (most > pages->slot_count / 2) most = pages->slot_count / 2;
-    size_t ticket = first, count = ticket_count(e, layer);
+    size_t ticket = first;
     pages->pinned_count = 0;
-    while (ticket < count && pages->pinned_count < most && pin_ticket(e, layer, ticket, round)) ticket++;
+    while (ticket < end && pages->pinned_count < most && pin_ticket(e, layer, ticket, round)) ticket++;
     page_cache_submit(pages);
     return ticket;
 }
 
-/* Nothing else is pinned and still there is no room. A sparse row that sees more than the cache holds is worked on here,
- * group by group: true. An item fits by how it was cut, so what holds the room are reads that do not end: its sequences
- * lose the step, and it is still to be run. */
-static bool do_alone(engine *e, const engine_layer *layer, size_t ticket) {
-    uint32_t heads = layer->plan.kv_heads, head;
-    size_t sparse = (size_t)e->step.sparse_count * heads;
-    if (ticket < sparse) {
-        engine_attend_sparse(e, layer, 0, &e->step.sparse_rows[ticket / heads], (uint32_t)(ticket % heads),
-                             true);
-        return true;
-    }
-    const plan_item *item = attend_plan_item(&e->plan, ticket - sparse, &head);
+/* Nothing else is pinned and still there is no room. An item fits by how it was cut, so what holds the room are reads
+ * that do not end: its sequences lose the step, and it is still to be run. */
+static void give_up_item(engine *e, const plan_item *item) {
     for (uint32_t i = 0; i < item->tile_count; i++) {
         engine_lose(e, e->plan.spans[e->plan.tiles[item->first_tile + i].span].runs, HD_TIMED_OUT);
     }
-    return false;
+}
+
+void engine_pin_tokens_alone(engine *e, const engine_layer *layer, const engine_sparse_row *row, const uint32_t *tokens,
+                             uint32_t count, uint32_t head) {
+    page_cache *pages = &e->home.store.pages;
+    page_cache_release(pages, e->round);
+    bool has_room = engine_pin_tokens(e, layer, row, tokens, count, head, ++e->round);
+    page_cache_submit(pages);
+    if (!has_room) engine_lose(e, row->sequence->runs, HD_TIMED_OUT);
 }
 
 void engine_pin_alone(engine *e, const engine_layer *layer, const engine_sparse_row *row, const uint64_t at[4],
@@ -153,7 +171,7 @@ static void read_ahead(engine *e, const engine_layer *layer, uint64_t round) {
     if (next == e->layers + e->table.layer_count || e->step.sparse_count > 0 || !next->is_computable) return;
     bool is_alike = next->plan.kv_heads == layer->plan.kv_heads && next->plan.window == layer->plan.window &&
                     next->plan.group_size == layer->plan.group_size;
-    if (is_alike) pin_round(e, next, 0, round);
+    if (is_alike) pin_round(e, next, 0, attend_plan_ticket_count(&e->plan), round);
 }
 
 /* Tickets [begin, end) on every thread. */
@@ -164,23 +182,62 @@ static void run_tickets(engine *e, size_t begin, size_t end, bool is_storing) {
     hd_pool_run(e->pool, engine_run_layer, e);
 }
 
+/* Sparse tickets [begin, end), whose tokens are found. A row that sees more than the cache holds is worked on by this
+ * thread alone, group by group. */
+static void attend_sparse(engine *e, const engine_layer *layer, size_t begin, size_t end) {
+    page_cache *pages = &e->home.store.pages;
+    uint32_t heads = layer->plan.kv_heads;
+    while (begin < end) {
+        size_t next = pin_round(e, layer, begin, end, ++e->round);
+        if (next > begin) {
+            run_tickets(e, begin, next, false);
+        } else {
+            engine_attend_sparse(e, layer, 0, &e->step.sparse_rows[begin / heads], (uint32_t)(begin % heads),
+                                 found_of(e, begin), true);
+            next = begin + 1;
+        }
+        page_cache_release(pages, e->round);
+        begin = next;
+    }
+}
+
+/* First they search, as many as there is room for what they find; then the pages come that they found something in. */
+static void stream_sparse(engine *e, const engine_layer *layer, size_t count) {
+    for (size_t begin = 0; begin < count;) {
+        size_t end = e->founds == NULL || count - begin < ENGINE_FOUNDS ? count : begin + ENGINE_FOUNDS;
+        if (e->founds != NULL) {
+            e->step.found_first = begin;
+            e->step.is_finding = true;
+            run_tickets(e, begin, end, false);
+            e->step.is_finding = false;
+            e->step.has_found = true;
+        }
+        attend_sparse(e, layer, begin, end);
+        e->step.has_found = false;
+        begin = end;
+    }
+}
+
 void engine_stream_layer(engine *e, const engine_layer *layer) {
     page_cache *pages = &e->home.store.pages;
-    size_t count = ticket_count(e, layer), begin = 0, end = pin_round(e, layer, 0, ++e->round);
+    size_t sparse = (size_t)e->step.sparse_count * layer->plan.kv_heads;
+    size_t count = sparse + attend_plan_ticket_count(&e->plan);
+    size_t begin = sparse, end = begin;
+    if (sparse == 0) end = pin_round(e, layer, begin, count, ++e->round);
     run_tickets(e, 0, 0, true);
+    stream_sparse(e, layer, sparse);
     while (begin < count) {
         if (end == begin) {
             page_cache_release(pages, e->round);
-            end = pin_round(e, layer, begin, ++e->round);
+            end = pin_round(e, layer, begin, count, ++e->round);
         }
-        if (end == begin && do_alone(e, layer, begin)) {
-            end = ++begin;
-            continue;
+        if (end == begin) {
+            uint32_t head;
+            give_up_item(e, attend_plan_item(&e->plan, end++ - sparse, &head));
         }
-        if (end == begin) end++;
         uint64_t round = e->round++;
         size_t next = end;
-        if (end < count) next = pin_round(e, layer, end, e->round);
+        if (end < count) next = pin_round(e, layer, end, count, e->round);
         else read_ahead(e, layer, e->round);
         run_tickets(e, begin, end, false);
         page_cache_release(pages, round);

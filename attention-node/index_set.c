@@ -14,9 +14,21 @@
 
 /* ---- Where rows are ---- */
 
+typedef struct {
+    const kernel_page_shape *shape;
+    bool is_keys;
+    uint32_t first, count;
+    uint16_t *room;
+} page_rows;
+
+static void copy_rows(void *context, const void *page) {
+    const page_rows *rows = context;
+    kernel_page_rows(rows->shape, page, rows->is_keys, rows->first, rows->count, rows->room);
+}
+
 static const uint16_t *rows_at(const index_source_context *context, bool is_keys, uint64_t first, uint32_t count,
                                uint16_t *room) {
-    const index_set *set = context->set;
+    index_set *set = context->set;
     const index_layer *layer = context->layer;
     uint32_t stream = is_keys ? layer->key_stream : layer->value_stream;
     uint32_t dim = is_keys ? layer->shape.key_dim : layer->shape.value_dim;
@@ -25,8 +37,11 @@ static const uint16_t *rows_at(const index_source_context *context, bool is_keys
         assert(i < set->sealed_count);
         uint32_t skipped = (uint32_t)(first + done - run->position), rows = run->count - skipped;
         if (rows > count - done) rows = count - done;
-        const void *page = block_pool_page(set->home->config.pool, run->block.index, stream, context->head);
-        kernel_page_rows(&layer->shape, page, is_keys, run->first + skipped, rows, room + (size_t)done * dim);
+        page_rows copied = {&layer->shape, is_keys, run->first + skipped, rows, room + (size_t)done * dim};
+        hd_status status = block_store_visit(set->home->config.store, run->block.index, stream, context->head,
+                                             copy_rows, &copied);
+        if (status != HD_OK) memset(copied.room, 0, (size_t)rows * dim * sizeof(*room));
+        if (status != HD_OK && status != HD_STALE) index_set_fail(set); /* what is given up is asked for no more */
         done += rows;
     }
     return room;
@@ -98,7 +113,7 @@ static void measure(const index_home *home, const selection *chosen, index_set *
 /* ---- Whom to begin with ---- */
 
 static const identity *id_of(const index_home *home, const kv_run *run) {
-    return &block_pool_get(home->config.pool, run->block)->id;
+    return &block_pool_get(&home->config.store->pool, run->block)->id;
 }
 
 /* Blocks that a set and the beginning of a sequence have in common. */

@@ -30,7 +30,7 @@ typedef struct index_set index_set;
 
 typedef struct index_home_config {
     const attention_layer_table *table; /* borrowed; all that is given here outlives the home */
-    const block_pool *pool;
+    block_store *store;
     const kernel_ops *kernels;
     uint64_t budget_bytes; /* of all sets together */
     unsigned builder_count;

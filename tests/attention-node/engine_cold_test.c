@@ -54,6 +54,8 @@ static void check_same_bits(uint64_t window, const char *selection, unsigned thr
     toy_init(&hot, &rig.toy.shape);
     hot.config.kernels = rig.toy.config.kernels;
     hot.config.hot_bytes = 32u << 20;
+    hot.config.index_bytes = rig.toy.config.index_bytes = 16u << 20;
+    hot.config.index_builders = rig.toy.config.index_builders = 1;
     toy_open(&hot, 1);
     outputs expected = run_two(&hot, selection);
     toy_fini(&hot);
@@ -81,6 +83,11 @@ static void a_window_over_cold_pages_gives_the_same_bits(void **state) {
     check_same_bits(0, "window,sinks=200,recent=3000", 2);
 }
 
+/* What a search finds is on disk for the most part, and so is what its index is built from. */
+static void retrieval_from_cold_pages_gives_the_same_bits(void **state) {
+    check_same_bits(0, "retrieval,index=exact,tokens=300", 2);
+}
+
 static void without_io_uring_the_bits_are_the_same(void **state) {
     fault_hold(FAULT_URING);
     check_same_bits(0, NULL, 2);
@@ -91,6 +98,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(full_over_any_split_of_tiers_gives_the_bits_of_all_hot),
         cmocka_unit_test(a_window_over_cold_pages_gives_the_same_bits),
+        cmocka_unit_test(retrieval_from_cold_pages_gives_the_same_bits),
         cmocka_unit_test(without_io_uring_the_bits_are_the_same),
     };
     return cmocka_run_group_tests_name("engine_cold", tests, NULL, NULL);
