@@ -245,6 +245,45 @@ static json_t *searches_json(const bench *b, const step_times *times, size_t ste
                      "index_bytes", (json_int_t)found.index_bytes, "ready_s", times->ready_s);
 }
 
+/* What came from the cold tier in the timed steps, and what of its pages was in memory. */
+typedef struct {
+    double hit_rate, read_bytes, read_rate; /* bytes a step, and a second of attention */
+    double hot_bytes, warm_bytes, cold_bytes;
+    bool is_there;
+} tier_figures;
+
+static tier_figures tiers_of(const bench *b, const step_times *times, size_t steps, double attention_ms) {
+    attention_stats now;
+    const attention *a = b->config->attention;
+    a->ops->stats(a, &now);
+    if (now.cold_bytes == 0) return (tier_figures){.is_there = false};
+    uint64_t hits = now.page_hits - times->before.page_hits, misses = now.page_misses - times->before.page_misses;
+    double read = (double)(now.cold_read_bytes - times->before.cold_read_bytes) / (double)steps;
+    return (tier_figures){.is_there = true,
+                          .hit_rate = hits + misses > 0 ? (double)hits / (double)(hits + misses) : 1.0,
+                          .read_bytes = read,
+                          .read_rate = read / (attention_ms * 1e-3),
+                          .hot_bytes = (double)now.hot_used_bytes,
+                          .warm_bytes = (double)now.warm_used_bytes,
+                          .cold_bytes = (double)now.cold_used_bytes};
+}
+
+static void print_tiers(bench *b, const tier_figures *t) {
+    if (!t->is_there) return;
+    fprintf(b->table,
+            "%16s  a step: %.1f MiB read from disk at %.2f GB/s; of the pages of cold blocks %.1f %% were in memory; hot "
+            "%.0f MiB, warm %.0f MiB, cold %.0f MiB; resident %.0f MiB\n",
+            "", t->read_bytes / (1 << 20), t->read_rate * 1e-9, 100 * t->hit_rate, t->hot_bytes / (1 << 20),
+            t->warm_bytes / (1 << 20), t->cold_bytes / (1 << 20), (double)hd_memory_resident_bytes() / (1 << 20));
+}
+
+static json_t *tiers_json(const tier_figures *t) {
+    if (!t->is_there) return json_null();
+    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "page_hit_rate", t->hit_rate, "read_bytes", t->read_bytes,
+                     "read_bytes_per_s", t->read_rate, "hot_bytes", t->hot_bytes, "warm_bytes", t->warm_bytes,
+                     "cold_bytes", t->cold_bytes, "resident_bytes", (double)hd_memory_resident_bytes());
+}
+
 static void report_decode(bench *b, uint64_t depth, bool is_synthetic, step_times *times) {
     const bench_decode_config *c = b->config;
     sample_summary total = sample_summarise(&times->total_ms), attention_ms = sample_summarise(&times->attention_ms),
@@ -258,6 +297,8 @@ static void report_decode(bench *b, uint64_t depth, bool is_synthetic, step_time
             total.p90, 1e3 * c->batch / total.median, attention_ms.median, begin_ms.median, other_ms, rate * 1e-9,
             kv_rate * 1e-9, bandwidth.median * 1e-9, 100 * share);
     print_searches(b, times, total.count);
+    tier_figures tiers = tiers_of(b, times, total.count, attention_ms.median);
+    print_tiers(b, &tiers);
     fflush(b->table);
     json_t *row = json_pack("{s:I, s:i, s:b, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "depth", (json_int_t)depth,
                             "batch", (int)c->batch, "synthetic_kv", (int)is_synthetic, "steps",
@@ -270,6 +311,7 @@ static void report_decode(bench *b, uint64_t depth, bool is_synthetic, step_time
     json_object_update(row, limits);
     json_decref(limits);
     json_object_set_new(row, "searches", searches_json(b, times, total.count));
+    json_object_set_new(row, "tiers", tiers_json(&tiers));
     json_array_append_new(b->decode, row);
 }
 
