@@ -13,7 +13,7 @@
 #include "base/flags.h"
 #include "base/status.h"
 
-#define CLI_FLAGS_MAX 48u
+#define CLI_FLAGS_MAX 64u
 #define CLI_POSITIONALS_MAX 2u
 
 typedef enum { CLI_DONE = 0, CLI_FAILED = 1, CLI_MISUSED = 2 } cli_exit;
@@ -37,6 +37,8 @@ typedef struct cli_command {
 /* Every command, in the order of help; the end is NULL. */
 extern const cli_command *const cli_commands[];
 
+extern const cli_command coordinator_command, worker_command, nodes_command, sequences_command, drain_command,
+    undrain_command, cancel_command;
 extern const cli_command serve_command, generate_command, bench_serve_command, bench_decode_command,
     bench_kernels_command, bench_device_command;
 

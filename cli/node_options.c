@@ -63,7 +63,7 @@ static hd_status choose_kv(const char *name, hd_dtype *dtype, hd_error *error) {
     return HD_OK;
 }
 
-static hd_status choose_log_level(const char *name, hd_error *error) {
+hd_status node_options_log_level(const char *name, hd_error *error) {
     static const char *const names[] = {
         [HD_LOG_DEBUG] = "debug", [HD_LOG_INFO] = "info", [HD_LOG_WARN] = "warn", [HD_LOG_ERROR] = "error"};
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
@@ -101,7 +101,7 @@ static void name_of_directory(const char *path, char *name, size_t name_bytes) {
 
 hd_status node_options_check(const node_options *o, node_settings *settings, hd_error *error) {
     const kernel_ops *kernels;
-    hd_status status = choose_log_level(o->log_level, error);
+    hd_status status = node_options_log_level(o->log_level, error);
     if (status == HD_OK) status = choose_weights(o->weights, &settings->weights_dtype, error);
     if (status == HD_OK) status = choose_kv(o->kv_dtype, &settings->kv_dtype, error);
     if (status == HD_OK) status = check_selection(o->selection, error);

@@ -35,6 +35,7 @@ typedef struct node_settings { /* the same as values */
     char model_name[256];
 } node_settings;
 
+hd_status node_options_log_level(const char *name, hd_error *error); /* sets it */
 /* Refuses values that can never be right, naming the flag; sets the log level. */
 hd_status node_options_check(const node_options *options, node_settings *settings, hd_error *error);
 

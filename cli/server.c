@@ -48,12 +48,9 @@ static uint32_t connections_max(uint32_t wanted) {
     return files < wanted ? (uint32_t)files : wanted;
 }
 
-hd_status server_open(const server_options *o, const node *n, coordinator **out, hd_error *error) {
+static coordinator_config config_of(const server_options *o, hd_metrics *metrics) {
     coordinator_config config = COORDINATOR_CONFIG_DEFAULTS;
     config.listen_address = o->listen;
-    config.worker = worker_rpc_of(n->worker);
-    config.text = n->text;
-    config.model_name = n->settings.model_name;
     config.api_keys_file = o->api_keys;
     config.body_bytes_max = o->max_body;
     config.default_max_tokens = o->default_max_tokens;
@@ -63,6 +60,23 @@ hd_status server_open(const server_options *o, const node *n, coordinator **out,
     config.keep_alive_ms = o->keep_alive;
     config.http_threads = (unsigned)o->http_threads;
     config.connections_max = connections_max(config.connections_max);
-    config.metrics = n->metrics;
+    config.metrics = metrics;
+    return config;
+}
+
+hd_status server_open(const server_options *o, const node *n, coordinator **out, hd_error *error) {
+    coordinator_config config = config_of(o, n->metrics);
+    config.worker = worker_rpc_of(n->worker);
+    config.text = n->text;
+    config.model_name = n->settings.model_name;
+    return coordinator_open(&config, out, error);
+}
+
+hd_status server_open_cluster(const server_options *o, router *routes, const model_set *models, const char *operator_listen,
+                              hd_metrics *metrics, coordinator **out, hd_error *error) {
+    coordinator_config config = config_of(o, metrics);
+    config.router = routes;
+    config.models = models;
+    config.operator_address = operator_listen;
     return coordinator_open(&config, out, error);
 }

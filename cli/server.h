@@ -27,5 +27,8 @@ hd_status server_options_check(const server_options *options, hd_error *error);
 
 /* node has a worker. The caller closes the coordinator before the node. */
 hd_status server_open(const server_options *options, const node *node, coordinator **out, hd_error *error);
+/* In front of a cluster. operator_listen may be NULL. The caller closes the coordinator before the router. */
+hd_status server_open_cluster(const server_options *options, router *routes, const model_set *models,
+                              const char *operator_listen, hd_metrics *metrics, coordinator **out, hd_error *error);
 
 #endif

@@ -8,14 +8,13 @@
 #include "coordinator/sse.h"
 
 void answer_begin(generation *g, const char *request_id) {
-    const api *a = g->api;
     text_buffer *head = &g->head;
     text_buffer_text(head, "{\"id\":\"");
     text_buffer_format(head, "%s-%s\",\"object\":\"%s\",\"created\":%" PRIu64 ",\"model\":", g->format->id_prefix, request_id,
                        g->request.is_stream ? g->format->chunk_object : g->format->object, g->created_s);
-    text_buffer_json_text(head, a->limits.model_name);
+    text_buffer_json_text(head, g->model->limits.model_name);
     text_buffer_text(head, ",\"system_fingerprint\":");
-    text_buffer_json_text(head, a->fingerprint);
+    text_buffer_json_text(head, g->model->fingerprint);
     text_buffer_text(head, ",\"choices\":[");
 }
 
@@ -183,7 +182,7 @@ void answer_token_text(const generation *g, uint32_t id, text_buffer *out) {
     char *text;
     unsigned char *bytes;
     size_t byte_count;
-    if (text_token(g->api->text, id, &text, &bytes, &byte_count) != HD_OK) {
+    if (text_token(g->model->text, id, &text, &bytes, &byte_count) != HD_OK) {
         text_buffer_text(out, "\"\"");
         return;
     }
@@ -196,7 +195,7 @@ void answer_token_text_and_bytes(const generation *g, uint32_t id, text_buffer *
     char *text = NULL;
     unsigned char *bytes = NULL;
     size_t byte_count = 0;
-    if (text_token(g->api->text, id, &text, &bytes, &byte_count) != HD_OK) byte_count = 0;
+    if (text_token(g->model->text, id, &text, &bytes, &byte_count) != HD_OK) byte_count = 0;
     text_buffer_text(out, "\"token\":");
     if (g->request.tokens_as_ids) text_buffer_format(out, "\"token_id:%u\"", id);
     else text_buffer_json_text(out, text != NULL ? text : "");

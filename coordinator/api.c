@@ -51,6 +51,18 @@ void api_call_fail(api_call *call, const api_error *error) {
     api_call_json(call, error->status, &body);
 }
 
+bool api_call_choose_model(api_call *call) {
+    size_t body_bytes;
+    const char *body = http_exchange_body(call->exchange, &body_bytes);
+    call->model = model_set_of_body(call->api->models, body, body_bytes);
+    if (call->model != NULL) return true;
+    api_error error;
+    api_error_set(&error, 503, "service_unavailable", "no_model", "no worker has joined yet, so no model is served; try again");
+    error.retry_after_s = 5;
+    api_call_fail(call, &error);
+    return false;
+}
+
 unsigned api_retry_after_s(const api *a) {
     uint64_t gap_s = atomic_load_explicit(&a->mean_gap_ns, memory_order_relaxed) / 1000000000u + 1;
     return gap_s > RETRY_AFTER_MAX_S ? RETRY_AFTER_MAX_S : (unsigned)gap_s;

@@ -14,6 +14,7 @@
 #include "coordinator/api_keys.h"
 #include "coordinator/http_server.h"
 #include "coordinator/request.h"
+#include "coordinator/router.h"
 #include "coordinator/sequence_table.h"
 #include "coordinator/serving_metrics.h"
 #include "coordinator/work_pool.h"
@@ -24,10 +25,8 @@
 
 typedef struct api {
     http_server *http;
-    worker_rpc *worker;
-    worker_info info;
-    const text_model *text;
-    request_limits limits;
+    const model_set *models;     /* grows while workers with others join */
+    router *router;              /* NULL: no cluster */
     api_keys *keys;              /* NULL: everybody may, from this machine */
     work_pool *request_pool;     /* parsing, templates, tokenising */
     work_pool *reply_pool;       /* detokenising, serialising; one item a generation */
@@ -39,8 +38,6 @@ typedef struct api {
     uint64_t default_max_tokens;
     uint64_t request_timeout_ms, queue_timeout_ms; /* 0: none */
     uint64_t keep_alive_ms;
-    uint64_t created_s;          /* when the model was made ready */
-    char fingerprint[160];       /* what decides an answer's bits: version, kernels, number formats */
     _Atomic bool is_ending;
     _Atomic uint64_t next_id;    /* of worker requests */
     _Atomic uint64_t last_end_ns, mean_gap_ns; /* between the ends of requests, for Retry-After */
@@ -48,11 +45,20 @@ typedef struct api {
 
 typedef struct api_route api_route;
 
+/* A port, and what is answered there: everything, or with an operator's port beside it the clients' part and the
+ * operators' part. */
+typedef enum { API_ALL, API_CLIENTS, API_OPERATORS } api_view;
+typedef struct api_port {
+    api *api;
+    api_view view;
+} api_port;
+
 typedef struct api_call {
     work_item work;
     api *api;
     http_exchange *exchange;
     const api_route *route;
+    const served_model *model; /* of endpoints that concern one */
     api_tenant tenant;
     char request_id[API_REQUEST_ID_BYTES]; /* x-request-id, or one of ours */
     uint64_t arrived_ns;
@@ -71,8 +77,11 @@ void api_count_end(api *a);
 hd_status api_error_ending(const api *a, api_error *error);
 hd_status api_error_full(const api *a, api_error *error, const char *what);
 
-/* The HTTP server's callbacks; their context is the api. */
-void api_router_callbacks(api *a, http_callbacks *callbacks);
+/* The HTTP server's callbacks; their context is the port. */
+void api_router_callbacks(api_port *port, http_callbacks *callbacks);
+
+/* The model that the call's body names, or the first; false: there is none, and the call has been answered. */
+bool api_call_choose_model(api_call *call);
 
 /* The endpoints, by file. */
 void api_serve_chat(api_call *call);       /* api_generate.c */
@@ -86,5 +95,10 @@ void api_serve_ready(api_call *call);
 void api_serve_version(api_call *call);
 void api_serve_metrics(api_call *call);
 void api_serve_cache_reset(api_call *call);
+void api_serve_nodes(api_call *call);      /* api_operator.c */
+void api_serve_sequences(api_call *call);
+void api_serve_drain(api_call *call);
+void api_serve_undrain(api_call *call);
+void api_serve_cancel(api_call *call);
 
 #endif

@@ -5,17 +5,18 @@
 typedef hd_status parse_function(request *r, const request_limits *limits, const char *body, size_t body_bytes, api_error *error);
 
 static void serve(api_call *call, request_kind kind, parse_function *parse) {
-    const api *a = call->api;
+    if (!api_call_choose_model(call)) return;
+    const served_model *model = call->model;
     api_error error;
     request r;
-    request_init(&r, kind, &a->limits);
+    request_init(&r, kind, &model->limits);
     size_t body_bytes;
     const char *body = http_exchange_body(call->exchange, &body_bytes);
-    hd_status status = parse(&r, &a->limits, body, body_bytes, &error);
+    hd_status status = parse(&r, &model->limits, body, body_bytes, &error);
     http_exchange_drop_body(call->exchange);
     prompt *prompts = NULL;
-    if (status == HD_OK) status = prompts_build(a->text, &r, &prompts, &error);
-    if (status == HD_OK) status = prompts_check(prompts, &r, a->limits.vocabulary_size, &error);
+    if (status == HD_OK) status = prompts_build(model->text, &r, &prompts, &error);
+    if (status == HD_OK) status = prompts_check(prompts, &r, model->limits.vocabulary_size, &error);
     request_drop_body(&r);
     if (status == HD_OK) {
         generation_start(call, &r, prompts);

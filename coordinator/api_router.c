@@ -9,7 +9,7 @@
 
 #define LARGE_BODY_BYTES (256u << 10) /* parsing and tokenising it takes some 100 ms: such bodies share the slow lane */
 
-typedef enum { ACCESS_OPEN, ACCESS_KEY, ACCESS_ADMIN } api_access;
+typedef enum { ACCESS_OPEN, ACCESS_KEY, ACCESS_ADMIN, ACCESS_OPERATOR } api_access; /* OPERATOR: ADMIN, on the operators' port */
 
 struct api_route {
     const char *path;
@@ -32,13 +32,27 @@ static const api_route routes[] = {
     {"/version", "GET", false, false, ACCESS_OPEN, api_serve_version},
     {"/metrics", "GET", false, false, ACCESS_KEY, api_serve_metrics},
     {"/reset_prefix_cache", "POST", false, false, ACCESS_ADMIN, api_serve_cache_reset},
+    {"/operator/nodes", "GET", false, false, ACCESS_OPERATOR, api_serve_nodes},
+    {"/operator/sequences", "GET", false, false, ACCESS_OPERATOR, api_serve_sequences},
+    {"/operator/drain", "POST", false, true, ACCESS_OPERATOR, api_serve_drain},
+    {"/operator/undrain", "POST", false, true, ACCESS_OPERATOR, api_serve_undrain},
+    {"/operator/cancel", "POST", false, true, ACCESS_OPERATOR, api_serve_cancel},
 };
 
-static const api_route *find_route(const char *path) {
+/* Whether it is answered on a port of this view: what only says how the process is, on each. */
+static bool is_in_view(const api_route *route, api_view view) {
+    if (view == API_ALL || route->serve == api_serve_health || route->serve == api_serve_ready ||
+        route->serve == api_serve_version || route->serve == api_serve_metrics)
+        return true;
+    return (route->access == ACCESS_OPERATOR) == (view == API_OPERATORS);
+}
+
+static const api_route *find_route(const char *path, api_view view) {
     for (size_t i = 0; i < sizeof(routes) / sizeof(routes[0]); i++) {
         const api_route *route = &routes[i];
         size_t length = strlen(route->path);
         if (strncmp(path, route->path, length) != 0) continue;
+        if (!is_in_view(route, view)) continue;
         if (route->is_prefix ? path[length] != '\0' : path[length] == '\0') return route;
     }
     return NULL;
@@ -79,7 +93,7 @@ static hd_status check_key(api_call *call, api_error *error) {
                              authorization == NULL ? "no API key was given: send the header 'Authorization: Bearer KEY'"
                                                    : "the API key in the header 'Authorization' is not known here");
     }
-    if (call->route->access == ACCESS_ADMIN && !call->tenant.is_admin) {
+    if (call->route->access >= ACCESS_ADMIN && !call->tenant.is_admin) {
         return api_error_set(error, 403, "invalid_request_error", "not_admin",
                              "this concerns all tenants and needs a key marked 'admin' in the keys file");
     }
@@ -97,10 +111,10 @@ static hd_status check_content_type(const api_call *call, api_error *error) {
     return HD_INVALID;
 }
 
-static hd_status check_headers(api_call *call, api_error *error) {
+static hd_status check_headers(api_call *call, api_view view, api_error *error) {
     const char *path = http_exchange_path(call->exchange), *method = http_exchange_method(call->exchange);
     char quoted[160];
-    call->route = find_route(path);
+    call->route = find_route(path, view);
     if (call->route == NULL) {
         return api_error_set(error, 404, "invalid_request_error", "unknown_url", "there is nothing at %s",
                              api_quote(path, strlen(path), quoted, sizeof(quoted)));
@@ -123,19 +137,20 @@ static bool on_headers(void *context, http_exchange *exchange) {
         http_exchange_respond(exchange, 503, "", NULL, 0);
         return false;
     }
-    call->api = context;
+    const api_port *port = context;
+    call->api = port->api;
     call->exchange = exchange;
     call->arrived_ns = api_now_ns(call->api);
     http_exchange_set_context(exchange, call, free);
     choose_request_id(call);
     api_error error;
-    if (check_headers(call, &error) == HD_OK) return true;
+    if (check_headers(call, port->view, &error) == HD_OK) return true;
     api_call_fail(call, &error);
     return false;
 }
 
 static void on_refuse(void *context, http_exchange *exchange, http_refusal refusal) {
-    api *a = context;
+    api *a = ((api_port *)context)->api;
     api_error error;
     if (refusal == HTTP_BODY_TOO_LARGE) {
         api_error_set(&error, 413, "invalid_request_error", "body_too_large", "the body is larger than %zu bytes, the most this server takes",
@@ -170,11 +185,11 @@ static void on_request(void *context, http_exchange *exchange) {
 }
 
 static void on_answer(void *context, unsigned status) {
-    api *a = context;
+    api *a = ((api_port *)context)->api;
     serving_metrics_count_answer(&a->metrics, status);
 }
 
-void api_router_callbacks(api *a, http_callbacks *callbacks) {
+void api_router_callbacks(api_port *port, http_callbacks *callbacks) {
     *callbacks = (http_callbacks){
-        .on_headers = on_headers, .on_refuse = on_refuse, .on_request = on_request, .on_answer = on_answer, .context = a};
+        .on_headers = on_headers, .on_refuse = on_refuse, .on_request = on_request, .on_answer = on_answer, .context = port};
 }

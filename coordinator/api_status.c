@@ -17,14 +17,17 @@ void api_serve_health(api_call *call) {
 
 void api_serve_ready(api_call *call) {
     bool is_ending = atomic_load(&call->api->is_ending);
-    answer_status(call, is_ending ? 503 : 200, is_ending ? "ending" : "ready");
+    bool has_model = atomic_load(&call->api->models->count) > 0;
+    answer_status(call, is_ending || !has_model ? 503 : 200, is_ending ? "ending" : has_model ? "ready" : "no model");
 }
 
 void api_serve_version(api_call *call) {
     text_buffer body;
     text_buffer_init(&body);
     text_buffer_text(&body, "{\"version\":\"" HADAL_VERSION "\",\"fingerprint\":");
-    text_buffer_json_text(&body, call->api->fingerprint);
+    const model_set *models = call->api->models;
+    bool has_model = atomic_load_explicit(&models->count, memory_order_acquire) > 0;
+    text_buffer_json_text(&body, has_model ? models->models[0]->fingerprint : "hadal-" HADAL_VERSION);
     text_buffer_text(&body, "}");
     api_call_json(call, 200, &body);
 }
@@ -42,7 +45,8 @@ void api_serve_metrics(api_call *call) {
 }
 
 void api_serve_cache_reset(api_call *call) {
-    worker_rpc *worker = call->api->worker;
-    worker->ops->cache_reset(worker);
+    const model_set *models = call->api->models;
+    uint32_t count = atomic_load_explicit(&models->count, memory_order_acquire);
+    for (uint32_t i = 0; i < count; i++) models->models[i]->worker->ops->cache_reset(models->models[i]->worker);
     answer_status(call, 200, "ok");
 }

@@ -5,8 +5,8 @@
 #include "coordinator/api.h"
 #include "coordinator/prompt.h"
 
-static hd_status write_tokens(const api *a, const prompt *p, bool wants_texts, text_buffer *out) {
-    text_buffer_format(out, "{\"count\":%zu,\"max_model_len\":%" PRIu64 ",\"tokens\":[", p->id_count, a->info.context_max);
+static hd_status write_tokens(const served_model *model, const prompt *p, bool wants_texts, text_buffer *out) {
+    text_buffer_format(out, "{\"count\":%zu,\"max_model_len\":%" PRIu64 ",\"tokens\":[", p->id_count, model->info.context_max);
     for (size_t i = 0; i < p->id_count; i++) text_buffer_format(out, i > 0 ? ",%u" : "%u", p->ids[i]);
     text_buffer_text(out, "],\"token_strs\":");
     if (!wants_texts) text_buffer_text(out, "null");
@@ -14,7 +14,7 @@ static hd_status write_tokens(const api *a, const prompt *p, bool wants_texts, t
         char *text;
         unsigned char *bytes;
         size_t byte_count;
-        hd_status status = text_token(a->text, p->ids[i], &text, &bytes, &byte_count);
+        hd_status status = text_token(model->text, p->ids[i], &text, &bytes, &byte_count);
         if (status != HD_OK) return status;
         text_buffer_text(out, i > 0 ? "," : "[");
         text_buffer_json_text(out, text);
@@ -26,20 +26,21 @@ static hd_status write_tokens(const api *a, const prompt *p, bool wants_texts, t
 }
 
 void api_serve_tokenize(api_call *call) {
-    const api *a = call->api;
+    if (!api_call_choose_model(call)) return;
+    const served_model *model = call->model;
     request r;
-    request_init(&r, REQUEST_COMPLETION, &a->limits);
+    request_init(&r, REQUEST_COMPLETION, &model->limits);
     api_error error;
     size_t body_bytes;
     const char *body = http_exchange_body(call->exchange, &body_bytes);
     bool wants_texts = false;
-    hd_status status = request_parse_tokenize(&r, &a->limits, body, body_bytes, &wants_texts, &error);
+    hd_status status = request_parse_tokenize(&r, &model->limits, body, body_bytes, &wants_texts, &error);
     http_exchange_drop_body(call->exchange);
     prompt *prompts = NULL;
-    if (status == HD_OK) status = prompts_build(a->text, &r, &prompts, &error);
+    if (status == HD_OK) status = prompts_build(model->text, &r, &prompts, &error);
     text_buffer out;
     text_buffer_init(&out);
-    if (status == HD_OK && write_tokens(a, &prompts[0], wants_texts, &out) != HD_OK) {
+    if (status == HD_OK && write_tokens(model, &prompts[0], wants_texts, &out) != HD_OK) {
         status = api_error_set(&error, 500, "server_error", NULL, "a token cannot be spelled");
     }
     if (status == HD_OK) {
@@ -53,16 +54,17 @@ void api_serve_tokenize(api_call *call) {
 }
 
 void api_serve_detokenize(api_call *call) {
-    const api *a = call->api;
+    if (!api_call_choose_model(call)) return;
+    const served_model *model = call->model;
     size_t body_bytes, id_count = 0, text_bytes = 0;
     const char *body = http_exchange_body(call->exchange, &body_bytes);
     uint32_t *ids = NULL;
     api_error error;
-    hd_status status = request_parse_detokenize(&a->limits, body, body_bytes, &ids, &id_count, &error);
+    hd_status status = request_parse_detokenize(&model->limits, body, body_bytes, &ids, &id_count, &error);
     http_exchange_drop_body(call->exchange);
     char *text = NULL;
     hd_error cause;
-    if (status == HD_OK && text_decode(a->text, ids, id_count, false, &text, &text_bytes, &cause) != HD_OK) {
+    if (status == HD_OK && text_decode(model->text, ids, id_count, false, &text, &text_bytes, &cause) != HD_OK) {
         status = api_error_invalid(&error, "tokens", NULL, "'tokens' cannot be decoded: %s", cause.text);
     }
     free(ids);

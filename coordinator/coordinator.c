@@ -22,10 +22,16 @@
 #define IDLE_TIMEOUT_S      120u
 #define FLUSH_MS            2000u       /* for the last answers to leave */
 #define BODIES_BYTES_MAX    (1ull << 30)
+#define OPERATOR_CONNECTIONS_MAX 64u
+#define OPERATOR_BODY_BYTES      (64u << 10)
 
 struct coordinator {
     api api;
-    char address[LISTEN_ADDRESS_BYTES];
+    model_set models; /* of a process with a worker of its own */
+    served_model model;
+    api_port port, operator_port;
+    http_server *operator_http; /* NULL: operators come to the clients' port */
+    char address[LISTEN_ADDRESS_BYTES], operator_address[LISTEN_ADDRESS_BYTES];
     pthread_t ticker;
     bool has_ticker;
     pthread_mutex_t lock; /* guards is_closing */
@@ -68,11 +74,8 @@ static unsigned threads_or(unsigned configured, unsigned minimum, unsigned share
     return threads < minimum ? minimum : threads > 8 ? 8 : threads;
 }
 
-static void init_api(api *a, const coordinator_config *config) {
-    worker_rpc *worker = config->worker;
-    worker->ops->info(worker, &a->info);
-    a->worker = worker;
-    a->text = config->text;
+static void init_api(coordinator *c, const coordinator_config *config) {
+    api *a = &c->api;
     a->registry = config->metrics;
     a->clock = config->clock != NULL ? *config->clock : hd_clock_system;
     a->body_bytes_max = config->body_bytes_max;
@@ -80,19 +83,15 @@ static void init_api(api *a, const coordinator_config *config) {
     a->request_timeout_ms = config->request_timeout_ms;
     a->queue_timeout_ms = config->queue_timeout_ms;
     a->keep_alive_ms = config->keep_alive_ms;
-    a->created_s = api_wall_s(a);
-    a->limits = (request_limits){
-        .model_name = config->model_name != NULL ? config->model_name : a->info.model_name,
-        .vocabulary_size = a->info.vocabulary_size,
-        .default_temperature = a->info.default_temperature,
-        .default_top_p = a->info.default_top_p,
-        .default_top_k = a->info.default_top_k,
-        .default_min_p = a->info.default_min_p,
-        .default_repetition_penalty = a->info.default_repetition_penalty,
-    };
     atomic_init(&a->next_id, 1);
-    snprintf(a->fingerprint, sizeof(a->fingerprint), "hadal-" HADAL_VERSION "-%s-%s-%s", a->info.kernels, a->info.weights_dtype,
-             a->info.kv_dtype);
+    a->models = config->models;
+    a->router = config->router;
+    if (config->worker == NULL) return;
+    worker_info info;
+    config->worker->ops->info(config->worker, &info);
+    served_model_init(&c->model, config->worker, &info, config->text, config->model_name, api_wall_s(a));
+    model_set_add(&c->models, &c->model);
+    a->models = &c->models;
 }
 
 static hd_status open_pools(api *a, const coordinator_config *config) {
@@ -134,9 +133,19 @@ static hd_status open_http(coordinator *c, const coordinator_config *config, hd_
         .body_bytes_max = config->body_bytes_max,
         .bodies_bytes_max = bodies_bytes_max(config),
     };
-    api_router_callbacks(&c->api, &http.callbacks);
-    hd_status status = listen_address_open(config->listen_address, c->api.keys == NULL, &http.listener, c->address, error);
-    return status == HD_OK ? http_server_open(&http, &c->api.http, error) : status;
+    bool must_be_loopback = c->api.keys == NULL, has_operators = config->operator_address != NULL;
+    c->port = (api_port){&c->api, has_operators ? API_CLIENTS : API_ALL};
+    api_router_callbacks(&c->port, &http.callbacks);
+    hd_status status = listen_address_open(config->listen_address, must_be_loopback, &http.listener, c->address, error);
+    if (status == HD_OK) status = http_server_open(&http, &c->api.http, error);
+    if (status != HD_OK || !has_operators) return status;
+    c->operator_port = (api_port){&c->api, API_OPERATORS};
+    http.thread_count = 1;
+    http.connections_max = OPERATOR_CONNECTIONS_MAX;
+    http.body_bytes_max = http.bodies_bytes_max = OPERATOR_BODY_BYTES;
+    api_router_callbacks(&c->operator_port, &http.callbacks);
+    status = listen_address_open(config->operator_address, must_be_loopback, &http.listener, c->operator_address, error);
+    return status == HD_OK ? http_server_open(&http, &c->operator_http, error) : status;
 }
 
 static hd_status start_ticker(coordinator *c) {
@@ -156,10 +165,10 @@ hd_status coordinator_open(const coordinator_config *config, coordinator **out, 
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
     pthread_cond_init(&c->closing, &attributes);
     pthread_condattr_destroy(&attributes);
-    init_api(&c->api, config);
+    init_api(c, config);
     hd_status status = HD_OK;
     if (config->api_keys_file != NULL) status = api_keys_open(config->api_keys_file, &c->api.keys, error);
-    if (status == HD_OK && serving_metrics_init(&c->api.metrics, config->metrics, &c->api.info) != HD_OK) {
+    if (status == HD_OK && serving_metrics_init(&c->api.metrics, config->metrics, config->worker != NULL ? &c->model.info : NULL) != HD_OK) {
         status = hd_error_set(error, HD_NO_MEMORY, "no memory for the metrics");
     }
     if (status == HD_OK && (open_pools(&c->api, config) != HD_OK || start_ticker(c) != HD_OK)) {
@@ -171,9 +180,11 @@ hd_status coordinator_open(const coordinator_config *config, coordinator **out, 
         return status;
     }
     char model[160];
-    hd_log(HD_LOG_INFO, "listening", "address=%s model=%s keys=%zu context_max=%llu body_bytes_max=%llu", c->address,
-           hd_log_quote(c->api.limits.model_name, model, sizeof(model)), c->api.keys != NULL ? api_keys_count(c->api.keys) : 0,
-           (unsigned long long)c->api.info.context_max, (unsigned long long)config->body_bytes_max);
+    const char *name = config->worker != NULL ? c->model.limits.model_name : "those of the cluster's workers";
+    hd_log(HD_LOG_INFO, "listening", "address=%s operators=%s model=%s keys=%zu context_max=%llu body_bytes_max=%llu", c->address,
+           c->operator_http != NULL ? c->operator_address : c->address, hd_log_quote(name, model, sizeof(model)),
+           c->api.keys != NULL ? api_keys_count(c->api.keys) : 0, (unsigned long long)c->model.info.context_max,
+           (unsigned long long)config->body_bytes_max);
     *out = c;
     return HD_OK;
 }
@@ -198,6 +209,10 @@ void coordinator_close(coordinator *c, uint64_t drain_ms) {
         drain(c, drain_ms);
         http_server_stop(c->api.http); /* before the pools: no request comes to them any more */
     }
+    if (c->operator_http != NULL) {
+        http_server_wait_idle(c->operator_http, FLUSH_MS);
+        http_server_stop(c->operator_http);
+    }
     work_pool_close(c->api.request_pool);
     if (c->api.sequences != NULL) sequence_table_wait_empty(c->api.sequences);
     pthread_mutex_lock(&c->lock);
@@ -207,6 +222,7 @@ void coordinator_close(coordinator *c, uint64_t drain_ms) {
     if (c->has_ticker) pthread_join(c->ticker, NULL);
     work_pool_close(c->api.reply_pool);
     http_server_close(c->api.http);
+    http_server_close(c->operator_http);
     sequence_table_close(c->api.sequences);
     api_keys_close(c->api.keys);
     pthread_cond_destroy(&c->closing);

@@ -13,12 +13,17 @@
 #include "proto/worker_rpc.h"
 
 typedef struct coordinator coordinator;
+typedef struct router router;       /* router.h */
+typedef struct model_set model_set; /* served_model.h */
 
 typedef struct coordinator_config {
     const char *listen_address;   /* HOST:PORT; port 0: the system chooses */
-    worker_rpc *worker;
+    worker_rpc *worker;           /* NULL in a cluster: then models and router are there */
     const text_model *text;
     const char *model_name;       /* as requests and /v1/models name it; NULL: the worker's */
+    const model_set *models;
+    router *router;
+    const char *operator_address; /* of the operators' own port; NULL: on listen_address */
     const char *api_keys_file;    /* NULL: no keys, and then only loopback may be listened on */
     uint64_t body_bytes_max;
     uint64_t bodies_bytes_max;    /* of all requests together; 0: an eighth of the memory that is free, 1 GiB at most */

@@ -39,7 +39,7 @@ static void generation_free(generation *g) {
 
 /* max_tokens of each choice: what was asked for, or the default as far as the context allows. */
 static hd_status choose_max_tokens(generation *g, api_error *error) {
-    uint64_t longest = 0, context_max = g->api->info.context_max;
+    uint64_t longest = 0, context_max = g->model->info.context_max;
     uint32_t longest_part = 0;
     for (uint32_t i = 0; i < g->request.prompt_count; i++) {
         g->prompt_tokens += g->prompts[i].id_count;
@@ -80,7 +80,7 @@ static hd_status make_choices(generation *g) {
     g->choices = calloc(g->choice_count, sizeof(*g->choices));
     hd_status status = g->choices != NULL ? stop_set_init(&g->stops, g->request.stops, g->request.stop_count) : HD_NO_MEMORY;
     for (uint32_t i = 0; status == HD_OK && i < g->choice_count; i++) {
-        status = choice_init(&g->choices[i], i, g->api->text, &g->request, &g->stops, g->logprob_width);
+        status = choice_init(&g->choices[i], i, g->model->text, &g->request, &g->stops, g->logprob_width);
     }
     return status;
 }
@@ -180,7 +180,7 @@ static void finish_answer(generation *g, const char *how) {
     log_end(g, how, now_ns);
     observe_end(g, now_ns);
     api_count_end(g->api);
-    worker_rpc *worker = g->api->worker;
+    worker_rpc *worker = g->model->worker;
     for (uint32_t i = 0; i < g->next_part; i++) {
         if (!g->parts[i].is_closed) worker->ops->cancel(worker, g->parts[i].request.id, UINT32_MAX);
     }
@@ -270,7 +270,7 @@ static void complete(generation *g) {
 
 /* Puts as many parts to the worker as it takes. HD_FULL with the first one refuses the request; a later one waits for the earlier. */
 static hd_status submit_parts(generation *g, api_error *error) {
-    worker_rpc *worker = g->api->worker;
+    worker_rpc *worker = g->model->worker;
     while (g->next_part < g->request.prompt_count) {
         generation_part *part = &g->parts[g->next_part];
         hd_error cause = {.text = ""};
@@ -490,6 +490,7 @@ void generation_start(api_call *call, request *given, prompt *prompts) {
     pthread_mutex_init(&g->lock, NULL);
     g->api = call->api;
     g->call = call;
+    g->model = call->model;
     g->request = *given;
     *given = (request){0};
     g->prompts = prompts;

@@ -80,7 +80,7 @@ static hd_status start_choice(generation *g, choice *c, generation_part *part, a
     const prompt *p = &g->prompts[part->index];
     if (g->request.echo) {
         if (g->logprob_width > 0 && g->request.kind == REQUEST_COMPLETION) {
-            hd_status status = choice_log_prompt(c, g->api->text, p->ids, p->id_count, part->prompt_logprobs,
+            hd_status status = choice_log_prompt(c, g->model->text, p->ids, p->id_count, part->prompt_logprobs,
                                                  g->prompt_logprob_width);
             if (status != HD_OK) return api_error_no_memory(error);
         }
@@ -117,7 +117,7 @@ static hd_status apply_token(generation *g, choice *c, const event_record *recor
     if (choice_push(c, record->token_id, logprobs)) {
         count_finished(g, c);
         generation_part *part = &g->parts[c->index / g->request.choices];
-        worker_rpc *worker = g->api->worker;
+        worker_rpc *worker = g->model->worker;
         worker->ops->cancel(worker, part->request.id, c->index % g->request.choices);
     }
     return HD_OK;
@@ -144,7 +144,7 @@ static hd_status refuse_failed(generation *g, hd_status cause, api_error *error)
     pthread_mutex_unlock(&g->lock);
     if (cause == HD_INVALID || cause == HD_UNSUPPORTED) return api_error_invalid(error, NULL, NULL, "%s", message);
     if (cause == HD_FULL) return api_error_full(g->api, error, message);
-    api_error_set(error, cause == HD_CANCELLED ? 503 : 500, "server_error", NULL, "the model's worker failed: %s", message);
+    api_error_set(error, cause == HD_CANCELLED || cause == HD_PEER_LOST ? 503 : 500, "server_error", NULL, "the model's worker failed: %s", message);
     return HD_INVALID;
 }
 

@@ -39,6 +39,7 @@ struct generation {
     work_item work;
     api *api;
     api_call *call;                /* NULL once answered */
+    const served_model *model;
     const struct answer_format *format;
     uint32_t slot;                 /* in the sequence table */
     uint64_t arrived_ns;

@@ -68,7 +68,7 @@ hd_status serving_metrics_init(serving_metrics *metrics, hd_metrics *registry, c
     *metrics = (serving_metrics){0};
     if (registry == NULL) return HD_OK;
     bool is_complete = register_times(metrics, registry) && register_lengths(metrics, registry) && register_counts(metrics, registry) &&
-                       register_info(registry, info);
+                       (info == NULL || register_info(registry, info));
     return is_complete ? HD_OK : HD_NO_MEMORY;
 }
 

@@ -19,7 +19,7 @@ typedef struct serving_metrics {
     hd_counter *responses[6]; /* by the status' first digit */
 } serving_metrics;
 
-/* registry may be NULL: every update does nothing then. */
+/* registry may be NULL: every update does nothing then. info: of the one worker; NULL in a cluster, where workers tell it. */
 hd_status serving_metrics_init(serving_metrics *metrics, hd_metrics *registry, const worker_info *info);
 void serving_metrics_count_answer(serving_metrics *metrics, unsigned status);
 

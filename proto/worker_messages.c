@@ -201,6 +201,25 @@ hd_status worker_event_decode(const Hadal__Event *m, worker_event *event) {
     return HD_OK;
 }
 
+void worker_info_decode(const Hadal__Description *d, worker_info *info) {
+    *info = (worker_info){.model_name = d->model_name,
+                         .kernels = d->kernels,
+                         .weights_dtype = d->weights_dtype,
+                         .kv_dtype = d->kv_dtype,
+                         .selection = d->selection,
+                         .vocabulary_size = d->vocabulary_size,
+                         .context_max = d->context_max,
+                         .kv_bytes = d->kv_bytes,
+                         .kv_bytes_per_token = d->kv_bytes_per_token,
+                         .eos_ids = d->eos_ids,
+                         .eos_id_count = (uint32_t)d->n_eos_ids,
+                         .default_temperature = d->default_temperature,
+                         .default_top_p = d->default_top_p,
+                         .default_top_k = d->default_top_k,
+                         .default_min_p = d->default_min_p,
+                         .default_repetition_penalty = d->default_repetition_penalty};
+}
+
 void worker_load_encode(const worker_load *load, Hadal__Load *m) {
     hadal__load__init(m);
     m->running = load->running;

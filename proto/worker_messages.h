@@ -26,6 +26,9 @@ size_t worker_event_pack(const worker_event *event, uint64_t id, unsigned char *
 /* The event borrows the message; logprobs point into it. HD_CORRUPT for what cannot be one. */
 hd_status worker_event_decode(const Hadal__Event *message, worker_event *event);
 
+/* The info's texts and ids are the message's. */
+void worker_info_decode(const Hadal__Description *message, worker_info *info);
+
 void worker_load_encode(const worker_load *load, Hadal__Load *message);
 void worker_load_decode(const Hadal__Load *message, worker_load *load);
 

@@ -80,21 +80,7 @@ static void cancel(worker_rpc *self, uint64_t id, uint32_t choice) {
 }
 
 static void info(worker_rpc *self, worker_info *out) {
-    const Hadal__Description *d = ((worker_remote *)self)->description;
-    *out = (worker_info){.model_name = d->model_name,
-                         .kernels = d->kernels,
-                         .weights_dtype = d->weights_dtype,
-                         .kv_dtype = d->kv_dtype,
-                         .selection = d->selection,
-                         .vocabulary_size = d->vocabulary_size,
-                         .context_max = d->context_max,
-                         .kv_bytes = d->kv_bytes,
-                         .kv_bytes_per_token = d->kv_bytes_per_token,
-                         .eos_ids = d->eos_ids,
-                         .eos_id_count = (uint32_t)d->n_eos_ids,
-                         .default_temperature = d->default_temperature,
-                         .default_top_p = d->default_top_p,
-                         .default_top_k = d->default_top_k};
+    worker_info_decode(((worker_remote *)self)->description, out);
 }
 
 static void load(worker_rpc *self, worker_load *out) {

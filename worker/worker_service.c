@@ -350,6 +350,8 @@ static void describe(worker_service *service) {
     d->default_temperature = info.default_temperature;
     d->default_top_p = info.default_top_p;
     d->default_top_k = info.default_top_k;
+    d->default_min_p = info.default_min_p;
+    d->default_repetition_penalty = info.default_repetition_penalty;
     d->fingerprint = (ProtobufCBinaryData){WORKER_FINGERPRINT_BYTES, (uint8_t *)service->config.fingerprint};
 }
 
