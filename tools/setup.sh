@@ -15,6 +15,7 @@ unset CDPATH
 say() { printf 'set-up: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
+crate_packages="build-essential ca-certificates cargo-web rustc-web"
 build_packages="build-essential cmake ninja-build pkg-config git ca-certificates libmicrohttpd-dev libcmocka-dev
 libjansson-dev libsodium-dev libxxhash-dev liburing-dev libdnnl-dev libgrpc-dev protobuf-c-compiler libprotobuf-c-dev etcd-server
 etcd-client openssl cargo-web rustc-web python3"
@@ -55,6 +56,16 @@ install_packages() {
         tail -n 20 "$log" >&2
         fail "apt-get could not install: $missing"
     }
+}
+
+# The crate takes longer than anything else of a first build, and needs but a few of the packages: it is begun while the others are being
+# fetched. CMake calls cargo with the same words, which waits for this one by cargo's own lock and tells what went wrong.
+begin_crate() {
+    [ -n "$(missing_packages $build_packages)" ] || return 0
+    # shellcheck disable=SC2086
+    install_packages $crate_packages
+    PATH=/usr/bin:/bin /usr/bin/cargo build --release --locked --lib --manifest-path model/text/Cargo.toml \
+        --target-dir "$PWD/var/cargo-target" >build/cargo.log 2>&1 &
 }
 
 # install_python FILE: the packages pinned in tools/FILE, into build/venv. The stamp holds the file as it was installed.
@@ -101,7 +112,7 @@ mkdir -p build
 for group in "$@"; do
     # shellcheck disable=SC2086
     case $group in
-    build) install_packages $build_packages ;;
+    build) begin_crate; install_packages $build_packages ;;
     lint) install_packages $lint_packages ;;
     fuzz) install_packages $fuzz_packages ;;
     needle) install_python requirements-needle.txt ;;
