@@ -61,7 +61,7 @@ static void what_would_take_too_much_memory_is_not_parsed(void **state) {
     size_t count = JSON_BODY_CONTAINERS_MAX + 10, bytes = 0;
     char *body = malloc(count * 3 + 32);
     bytes += (size_t)sprintf(body, "{\"a\":[[]");
-    for (size_t i = 0; i < count; i++, bytes += 3) memcpy(body + bytes, ",[]", 3);
+    for (size_t i = 0; i < count; i++, bytes += 3) memcpy(body + bytes, (const char[]){',', '[', ']'}, 3);
     body[bytes++] = ']';
     body[bytes++] = '}';
     assert_refused_bytes(body, bytes, "too_many_values", "the body holds 262157 arrays and objects; at most 262144 are read");
@@ -69,7 +69,7 @@ static void what_would_take_too_much_memory_is_not_parsed(void **state) {
     count = JSON_BODY_VALUES_MAX + 10;
     body = malloc(count * 2 + 32);
     bytes = (size_t)sprintf(body, "{\"a\":[1");
-    for (size_t i = 0; i < count; i++, bytes += 2) memcpy(body + bytes, ",1", 2);
+    for (size_t i = 0; i < count; i++, bytes += 2) memcpy(body + bytes, (const char[]){',', '1'}, 2);
     body[bytes++] = ']';
     body[bytes++] = '}';
     assert_refused_bytes(body, bytes, "too_many_values", "the body holds 8388621 values; at most 8388608 are read");

@@ -88,8 +88,8 @@ static bool read_body(int fd, raw_answer *answer, size_t byte_count) {
     return answer->body_bytes == end;
 }
 
-const char *raw_header(const raw_answer *answer, const char *name, char *buffer, size_t buffer_bytes) {
-    for (const char *line = answer->headers; line != NULL && *line != '\0'; line = strchr(line, '\n') + 1) {
+static const char *find_header(const char *headers, const char *name, char *buffer, size_t buffer_bytes) {
+    for (const char *line = headers; line != NULL && *line != '\0'; line = strchr(line, '\n') + 1) {
         size_t length = strlen(name);
         if (strncasecmp(line, name, length) != 0 || line[length] != ':') continue;
         const char *value = line + length + 1 + strspn(line + length + 1, " ");
@@ -99,14 +99,19 @@ const char *raw_header(const raw_answer *answer, const char *name, char *buffer,
     return NULL;
 }
 
+const char *raw_header(const raw_answer *answer, const char *name, char *buffer, size_t buffer_bytes) {
+    return find_header(answer->headers, name, buffer, buffer_bytes);
+}
+
 static bool receive(int fd, raw_answer *answer) {
     char line[2048], value[64];
+    char *headers = answer->headers;
     do {
         if (!read_line(fd, line, sizeof(line))) return false;
-        strcat(answer->headers, line);
+        strncat(headers, line, sizeof(answer->headers) - 1 - strlen(headers));
     } while (strcmp(line, "\r\n") != 0);
-    sscanf(answer->headers, "HTTP/1.%*d %u", &answer->status);
-    if (raw_header(answer, "Content-Length", value, sizeof(value)) != NULL) {
+    sscanf(headers, "HTTP/1.%*d %u", &answer->status);
+    if (find_header(headers, "Content-Length", value, sizeof(value)) != NULL) {
         return read_body(fd, answer, (size_t)atol(value));
     }
     for (;;) {
@@ -118,8 +123,9 @@ static bool receive(int fd, raw_answer *answer) {
 }
 
 raw_answer raw_receive(int fd) {
-    raw_answer answer = {.headers = calloc(1, 16384), .body = calloc(1, 1)};
+    raw_answer answer = {0};
     answer.is_cut = !receive(fd, &answer);
+    if (answer.body == NULL) answer.body = calloc(1, 1);
     return answer;
 }
 
@@ -146,7 +152,6 @@ void raw_hang_up(int fd) {
 }
 
 void raw_answer_fini(raw_answer *answer) {
-    free(answer->headers);
     free(answer->body);
     *answer = (raw_answer){0};
 }

@@ -9,7 +9,7 @@
 
 typedef struct raw_answer {
     unsigned status;
-    char *headers;  /* as sent, with the status line */
+    char headers[16384]; /* as sent, with the status line */
     char *body;     /* chunks put together; zero terminated */
     size_t body_bytes;
     bool is_cut;    /* the connection ended before the answer did */
