@@ -124,8 +124,10 @@ void rpc_stream_start(rpc_stream *s, const rpc_metadata *metadata, unsigned meta
 hd_status rpc_stream_open(rpc_channel *channel, rpc_queue *queue, const rpc_stream_config *config, rpc_stream **out) {
     assert(config->metadata_count <= RPC_METADATA_MAX);
     gpr_timespec deadline = rpc_deadline(config->deadline_ms != 0 ? config->deadline_ms * 1000000 : UINT64_MAX);
-    grpc_call *call = grpc_channel_create_call(channel->channel, NULL, GRPC_PROPAGATE_DEFAULTS, queue->events,
-                                               grpc_slice_from_copied_string(config->method), NULL, deadline, NULL);
+    grpc_slice method = grpc_slice_from_copied_string(config->method);
+    grpc_call *call = grpc_channel_create_call(channel->channel, NULL, GRPC_PROPAGATE_DEFAULTS, queue->events, method, NULL,
+                                               deadline, NULL);
+    grpc_slice_unref(method);
     if (call == NULL) return HD_NO_MEMORY;
     rpc_stream *s = rpc_stream_new(call, queue, config->method, config->send_bytes_max, config->aligned);
     if (s == NULL) {
@@ -369,6 +371,7 @@ static void hand_over(rpc_stream *s, grpc_byte_buffer *buffer) {
         }
         message.bytes = s->receive_buffer;
     }
+    if (bytes == 0) message.bytes = (const unsigned char *)"";
     if (!is_there) rpc_stream_cancel(s);
     else if (s->handlers.on_message != NULL) s->handlers.on_message(s->context, s, &message);
     grpc_byte_buffer_reader_destroy(&reader);

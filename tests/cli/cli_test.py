@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.join(ROOT, "tools"))
 from server import Server  # noqa: E402
 
 HADAL, MODEL = sys.argv[1:3]
-COMMANDS = ["serve", "generate", "bench serve", "bench decode", "bench kernels"]
+COMMANDS = ["serve", "coordinator", "worker", "nodes", "sequences", "drain", "undrain", "cancel", "generate", "bench serve", "bench decode", "bench kernels"]
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("HADAL_")}
 
 
@@ -89,9 +89,21 @@ class Usage(Refusals):
         self.assert_refused(2, "unknown flag --thread; did you mean --threads?", "serve", MODEL, "--thread", "2")
         self.assert_refused(2, "see 'hadal help serve'", "serve", MODEL, "--nonsense", "2")
 
-    def test_flags_of_what_does_not_work_yet_do_not_exist(self):
-        for flag in ("--warm-memory", "--cold-dir", "--cold-size", "--etcd", "--cluster"):
+    def test_flags_of_a_cluster_are_not_those_of_one_process(self):
+        for flag in ("--etcd", "--cluster"):
             self.assert_refused(2, f"unknown flag {flag}", "serve", MODEL, flag, "1G")
+
+    def test_what_a_node_of_a_cluster_needs_is_named(self):
+        for arguments, sentence in (
+                (["worker", "--etcd", "http://127.0.0.1:1", "--listen", "127.0.0.1:0"], "--model is missing"),
+                (["worker", "--model", MODEL, "--listen", "127.0.0.1:0"], "--etcd is missing"),
+                (["worker", "--model", MODEL, "--etcd", "http://127.0.0.1:1"], "--listen is missing"),
+                (["coordinator"], "--etcd is missing"),
+                (["coordinator", "--etcd", "http://127.0.0.1:1", "--node-id", "a b"], "--node-id 'a b' is not a name"),
+                (["coordinator", "--etcd", "http://127.0.0.1:1", "--tls-cert", "x"], "--tls-cert and --tls-key go together"),
+                (["drain"], "NODE is missing"), (["cancel"], "SEQUENCE is missing")):
+            self.assert_refused(2, sentence, *arguments)
+        self.assert_refused(1, "the coordinator at http://127.0.0.1:1 does not answer", "nodes", "--coordinator", "http://127.0.0.1:1")
 
     def test_arguments_are_counted(self):
         self.assert_refused(2, "hadal serve: MODEL_DIR is missing", "serve")
