@@ -14,6 +14,9 @@
 #include "kernels/cuda/simt.h"
 
 #define STACK_BYTES ((size_t)128 << 10)
+/* Stacks end at different places of a page: those of a block would otherwise share one set of every cache. */
+#define STACK_SHIFTS 61u
+#define STACK_SHIFT_BYTES ((size_t)1088)
 #define COPIES_MAX 4096u /* that one thread has on their way */
 
 typedef enum {
@@ -163,7 +166,7 @@ static void run_block(uint32_t threads) {
         f->group = f->copy_count = 0;
         getcontext(&f->context);
         f->context.uc_stack.ss_sp = grid.stacks + i * STACK_BYTES;
-        f->context.uc_stack.ss_size = STACK_BYTES;
+        f->context.uc_stack.ss_size = STACK_BYTES - i % STACK_SHIFTS * STACK_SHIFT_BYTES;
         makecontext(&f->context, run_fiber, 0);
     }
     go_to(NULL, grid.order.is_descending ? threads - 1 : 0);

@@ -252,7 +252,7 @@ static void answers_are_right_for_every_group_size_window_cap_and_length(void **
 static void batches_of_decode_and_prefill_rows_are_right(void **state) {
     uint64_t seed = 3;
     world w = make_world(2, 4, 64, 60, &seed);
-    tokens sequences[] = {{0, is_quick ? 1300 : 2500}, {20, 1}, {21, 300}, {24, 1024}, {32, 260}, {35, 130}};
+    tokens sequences[] = {{0, is_quick ? 1030 : 2500}, {20, 1}, {21, 300}, {24, 1024}, {32, 260}, {35, 130}};
     uint32_t rows[] = {1, 1, 70, 1, 2, 5}, row_count = 0;
     attend_span spans[6];
     for (int i = 0; i < 6; i++) {
@@ -307,8 +307,8 @@ static void a_row_has_the_same_bits_in_either_kernel_and_in_any_batch(void **sta
 static void cuts_leave_bits_alone(void **state) {
     uint64_t seed = 5;
     world w = make_world(1, 2, 64, 50, &seed);
-    w.window = 2500;
-    tokens t = {.count = is_quick ? 3300 : 6300};
+    w.window = is_quick ? 1800 : 2500;
+    tokens t = {.count = is_quick ? 2300 : 6300};
     for (uint32_t rows = 1; rows <= 20; rows += 19) {
         attend_span span = full_span(&w, &t, 0, rows);
         uint16_t *queries = make_queries(&w, rows, &seed);
@@ -419,7 +419,7 @@ static void huge_scores_stay_finite(void **state) {
 
 static void long_contexts_are_right(void **state) {
     uint64_t seed = 10;
-    uint32_t count = is_quick ? 4200 : 300000;
+    uint32_t count = is_quick ? 2100 : 300000;
     world w = make_world(1, 4, 64, count / PAGE + 1, &seed);
     tokens t = {.count = count};
     attend_span span = full_span(&w, &t, 0, 1);

@@ -73,7 +73,7 @@ static void draws_are_those_of_the_definition(void **state) {
     static const float top_ps[] = {1.0f, 0.9f, 0.3f, 1e-6f}, min_ps[] = {0.0f, 0.0f, 0.1f},
                        temperatures[] = {1.0f, 0.3f, 5.0f};
     uint64_t seed = 1;
-    uint32_t compared = 0, rounds = is_quick ? 15 : 1000;
+    uint32_t compared = 0, rounds = is_quick ? 9 : 1000;
     for (uint32_t i = 0; i < rounds; i++) {
         uint32_t count = is_quick || i % 10 != 0 ? counts[i % 5] : 128256;
         float *logits = cases_take(count * sizeof(float));
