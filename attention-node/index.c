@@ -12,9 +12,10 @@
 #include "attention-node/index_top.h"
 
 enum {
-    CHUNK_ROWS = 1024,                                     /* sampled queries that are kept together */
+    CHUNK_ROWS = 1024, /* sampled queries that are kept together */
     CHUNK_POSITIONS = CHUNK_ROWS * INDEX_QUERY_POSITIONS,
-    LEVEL_1_MAX = 9, LEVEL_0_MAX = 18,                     /* of one plan: a range, and what waits for the level above */
+    LEVEL_1_MAX = 9,
+    LEVEL_0_MAX = 18, /* of one plan: a range, and what waits for the level above */
 };
 
 static const uint32_t level_tokens[INDEX_LEVELS] = INDEX_LEVEL_TOKENS;
@@ -27,8 +28,8 @@ typedef struct query_chunk {
 struct kv_index {
     index_params params;
     index_source source;
-    uint64_t serial;          /* no two indexes of a process, and none before and after a truncation, have the same */
-    _Atomic uint64_t target;  /* grains covered, and settled << 32 */
+    uint64_t serial;         /* no two indexes of a process, and none before and after a truncation, have the same */
+    _Atomic uint64_t target; /* grains covered, and settled << 32 */
     _Atomic uint64_t bytes;
     uint32_t slot_count[INDEX_LEVELS];
     _Atomic(index_segment *) *slots[INDEX_LEVELS];
@@ -44,7 +45,7 @@ struct index_builder {
     void *workspace;
 };
 
-static const index_kind *const kinds[] = {&index_kind_exact};
+static const index_kind *const kinds[] = {&index_kind_exact, &index_kind_clusters};
 enum { KIND_COUNT = sizeof(kinds) / sizeof(kinds[0]) };
 
 hd_status index_kind_find(const char *name, const index_kind **kind, hd_error *error) {
@@ -67,6 +68,10 @@ size_t index_kinds(const index_kind *const **list) {
 
 const char *index_kind_name(const index_kind *kind) {
     return kind->name;
+}
+
+bool index_kind_has_rest(const index_kind *kind) {
+    return kind->has_rest;
 }
 
 /* ---- plans ---- */
@@ -99,8 +104,8 @@ uint32_t index_plan_max(uint64_t keys_max) {
 static uint64_t segments_bytes(const index_params *params, uint32_t level, uint64_t count_max) {
     uint64_t count = params->keys_max / level_tokens[level];
     if (count > count_max) count = count_max;
-    return count * (sizeof(index_segment) + HD_ALIGN_UP(params->kind->segment_bytes(params, level_tokens[level]),
-                                                        HD_CACHE_LINE));
+    return count * (sizeof(index_segment) +
+                    HD_ALIGN_UP(params->kind->segment_bytes(params, level_tokens[level]), HD_CACHE_LINE));
 }
 
 static size_t chunk_bytes(const index_params *params) {
@@ -441,7 +446,8 @@ static hd_status share(const kv_index *source, uint64_t length, kv_index *self) 
     return HD_OK;
 }
 
-hd_status index_fork(const kv_index *source, uint64_t length, uint64_t keys_max, const index_source *rows, kv_index **out) {
+hd_status index_fork(const kv_index *source, uint64_t length, uint64_t keys_max, const index_source *rows,
+                     kv_index **out) {
     index_params params = source->params;
     params.keys_max = keys_max;
     assert(length <= keys_max && length <= source->params.keys_max);

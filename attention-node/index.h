@@ -87,6 +87,7 @@ typedef struct index_search {
 hd_status index_kind_find(const char *name, const index_kind **kind, hd_error *error);
 size_t index_kinds(const index_kind *const **kinds);
 const char *index_kind_name(const index_kind *kind);
+bool index_kind_has_rest(const index_kind *kind); /* whether params may ask for has_rest */
 
 /* What an index of keys_max keys holds at most, whatever the order of its calls; the params' kinds and sizes alone. */
 uint64_t index_bytes_max(const index_params *params);
@@ -111,7 +112,8 @@ void index_drop(kv_index *self, const index_extent *extent);
 /* Forgets what tokens from length on had a part in. */
 void index_truncate(kv_index *self, uint64_t length);
 /* A new index that has the first `length` tokens of source, which has the same params but for keys_max. */
-hd_status index_fork(const kv_index *source, uint64_t length, uint64_t keys_max, const index_source *rows, kv_index **out);
+hd_status index_fork(const kv_index *source, uint64_t length, uint64_t keys_max, const index_source *rows,
+                     kv_index **out);
 
 hd_status index_builder_open(const index_params *params, index_builder **out); /* seed and keys_max do not matter */
 void index_builder_close(index_builder *builder);                             /* accepts NULL */

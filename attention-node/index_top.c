@@ -2,6 +2,7 @@
 #include "attention-node/index_top.h"
 
 #include <assert.h>
+#include <math.h>
 
 void index_top_init(index_top *top, uint64_t *items, uint32_t wanted) {
     assert(wanted >= 1);
@@ -48,16 +49,40 @@ void index_top_shrink(index_top *top) {
     top->least = least;
 }
 
-/* One stable pass over 11 bits. */
+/* A float whose bits, in the order of floats, are this: index_item's order, backwards. */
+static float float_of(uint32_t ordered) {
+    return index_item_score((uint64_t)ordered << 32);
+}
+
+/* Bisects the floats themselves, so that a round is one pass of comparisons and no score moves. */
+float index_cut(const kernel_scan *scan, const float *scores, uint32_t count, uint32_t wanted) {
+    if (wanted >= count) return -INFINITY;
+    uint32_t low = (uint32_t)(index_item(-INFINITY, 0) >> 32), high = (uint32_t)(index_item(INFINITY, 0) >> 32);
+    while (high - low > 1) { /* at least `wanted` reach low; fewer reach high */
+        uint32_t middle = low + (high - low) / 2, reached = scan->count_from(scores, count, float_of(middle));
+        if (reached == wanted) return float_of(middle);
+        if (reached > wanted) low = middle;
+        else high = middle;
+    }
+    return float_of(low);
+}
+
+/* One stable pass over 8 bits. */
 static void sort_by_digit(const uint32_t *from, uint32_t *to, uint32_t count, uint32_t shift) {
-    uint32_t starts[2048] = {0};
-    for (uint32_t i = 0; i < count; i++) starts[(from[i] >> shift) & 2047]++;
-    for (uint32_t digit = 0, start = 0; digit < 2048; digit++) {
+    uint32_t starts[256] = {0};
+    for (uint32_t i = 0; i < count; i++) starts[(from[i] >> shift) & 255]++;
+    for (uint32_t digit = 0, start = 0; digit < 256; digit++) {
         uint32_t items = starts[digit];
         starts[digit] = start;
         start += items;
     }
-    for (uint32_t i = 0; i < count; i++) to[starts[(from[i] >> shift) & 2047]++] = from[i];
+    for (uint32_t i = 0; i < count; i++) to[starts[(from[i] >> shift) & 255]++] = from[i];
+}
+
+static bool is_ascending(const uint32_t *tokens, uint32_t count) {
+    for (uint32_t i = 1; i < count; i++)
+        if (tokens[i] < tokens[i - 1]) return false;
+    return true;
 }
 
 static void sort_by_insertion(uint32_t *tokens, uint32_t count) {
@@ -71,15 +96,16 @@ static void sort_by_insertion(uint32_t *tokens, uint32_t count) {
 uint32_t index_tokens_sort(uint32_t *tokens, uint32_t *other, uint32_t count) {
     if (count <= 32) {
         sort_by_insertion(tokens, count);
-    } else {
-        uint32_t *from = tokens, *to = other;
-        for (uint32_t shift = 0; shift < 33; shift += 11) {
+    } else if (!is_ascending(tokens, count)) {
+        uint32_t *from = tokens, *to = other, all = 0;
+        for (uint32_t i = 0; i < count; i++) all |= tokens[i];
+        for (uint32_t shift = 0; shift < 32 && all >> shift != 0; shift += 8) {
             sort_by_digit(from, to, count, shift);
             uint32_t *swap = from;
             from = to;
             to = swap;
         }
-        memcpy(tokens, from, count * sizeof(*tokens)); /* three passes end in other */
+        if (from != tokens) memcpy(tokens, from, count * sizeof(*tokens));
     }
     uint32_t kept = 0;
     for (uint32_t i = 0; i < count; i++)

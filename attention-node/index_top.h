@@ -12,6 +12,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kernels/scan.h"
+
 typedef struct index_top {
     uint64_t *items;      /* index_top_room(wanted) */
     uint32_t wanted, count;
@@ -54,6 +56,9 @@ static inline void index_top_add(index_top *top, uint64_t item) {
 
 /* Moves the `wanted` largest of the items to the front, in no order; wanted <= count. */
 void index_items_select(uint64_t *items, uint32_t count, uint32_t wanted);
+/* The largest limit that at least `wanted` of the scores reach, or a lower one that exactly `wanted` reach; minus
+ * infinity where there are not so many. No score is NaN. */
+float index_cut(const kernel_scan *scan, const float *scores, uint32_t count, uint32_t wanted);
 /* Ascending, each once; other has room for as many. Returns how many are left. */
 uint32_t index_tokens_sort(uint32_t *tokens, uint32_t *other, uint32_t count);
 

@@ -9,10 +9,43 @@
 #include <stddef.h>
 #include <stdint.h>
 
+enum {
+    SCAN_NIBBLES = 16,                            /* of a key's code in a block */
+    SCAN_BLOCK = 16,                              /* keys of a block */
+    SCAN_BLOCK_BYTES = SCAN_BLOCK * SCAN_NIBBLES / 2, /* byte c of every key, then byte c + 1 of every key, ... */
+    SCAN_ROW_BYTES = 32,                          /* of a row of nibbles, at most */
+};
+
+/* Where the table of a nibble lies among the 16 tables of nibble_sums: nibble n is the low (n even) or the high half
+ * of byte n / 2, and four bytes' low halves are looked up at once, then their high halves. */
+static inline uint32_t scan_table(uint32_t nibble) {
+    return nibble / 8 * 8 + nibble % 2 * 4 + nibble / 2 % 4;
+}
+
+struct kernel_matrix;
+
 typedef struct kernel_scan {
     /* scores[i] = query . rows[i], rows of bf16 `stride` elements apart; dim a multiple of 16 */
     void (*dot_rows)(const float *query, uint32_t dim, const uint16_t *rows, size_t stride, uint32_t count,
                      float *scores);
+    /* Of each key of the blocks: the sum over its nibbles of tables[scan_table(n) * 16 + nibble] */
+    void (*nibble_sums)(const uint8_t tables[SCAN_NIBBLES * 16], const uint8_t *blocks, uint32_t block_count,
+                        uint16_t *sums);
+    /* dots[i] = sum over bytes b of codes[rows[i] * row_bytes + b]: low half * weights[b] + high half *
+     * weights[SCAN_ROW_BYTES + b]. Weights are 0 from row_bytes on, and SCAN_ROW_BYTES can be read at every row. */
+    void (*nibble_dots)(const int8_t weights[2 * SCAN_ROW_BYTES], const uint8_t *codes, uint32_t row_bytes,
+                        const uint32_t *rows, uint32_t count, int32_t *dots);
+    /* dots[c] = sum over k of query[k] * B[k, c] for every column of a packed int8 matrix, scales left out; |query| at
+     * most 32767, and zero from k to k_padded */
+    void (*byte_dots)(const int16_t *query, const struct kernel_matrix *matrix, int32_t *dots);
+    /* moments[p] += the sum over the keys of weights[key] * tables[p * 16 + nibbles[p] of the key], for each part p */
+    void (*nibble_moments)(const float *tables, const uint8_t *nibbles, uint32_t part_count, const uint8_t *blocks,
+                           uint32_t block_count, const float *weights, float *moments);
+    /* x = exp(x), 0 at minus infinity; x at most 87 */
+    void (*exponentials)(float *x, uint32_t count);
+    /* How many of the scores are at least the limit; and which, ascending, of which there are no more than room. */
+    uint32_t (*count_from)(const float *scores, uint32_t count, float limit);
+    uint32_t (*collect_from)(const float *scores, uint32_t count, float limit, uint32_t *indices, uint32_t room);
 } kernel_scan;
 
 #endif

@@ -30,7 +30,8 @@ static bool system_grants_tiles(void) {
 
 static bool is_supported(void) {
     __builtin_cpu_init();
-    bool supported = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    bool supported = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                     __builtin_cpu_supports("popcnt");
 #if defined(__AVX512F__)
     supported = supported && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");

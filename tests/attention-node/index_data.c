@@ -33,8 +33,7 @@ static float normal(uint64_t *state) {
 /* One row, in place: centre + noise in a basis whose axes have different weights, then a fixed mixing of neighbours,
  * so that no axis is special. */
 static void draw(float *row, uint32_t dim, const float *centre, float noise, float decay, uint64_t *state) {
-    for (uint32_t i = 0; i < dim; i++)
-        row[i] = (centre[i] + noise * normal(state)) * powf((float)(i + 1), -decay);
+    for (uint32_t i = 0; i < dim; i++) row[i] = (centre[i] + noise * normal(state)) * powf((float)(i + 1), -decay);
 }
 
 /* Householder reflection: an orthogonal mixing that its direction alone defines. */
@@ -140,8 +139,7 @@ void index_data_finish(kv_index *index, const index_params *params, const index_
     assert_int_equal(index_builder_open(params, &builder), HD_OK);
     index_target(index, extent);
     hd_status status;
-    while ((status = index_build(index, builder)) == HD_PENDING) {
-    }
+    while ((status = index_build(index, builder)) == HD_PENDING) {}
     assert_int_equal(status, HD_OK);
     assert_true(index_is_ready(index, extent));
     index_builder_close(builder);

@@ -15,12 +15,10 @@
 enum { DIM = 32, KEYS = 20 * INDEX_GRAIN };
 
 static index_params params_of(const index_kind *kind) {
-    return (index_params){.kind = kind,
-                          .kernels = kernel_ops_portable(),
-                          .key_dim = DIM,
-                          .value_dim = DIM,
-                          .keys_max = KEYS,
-                          .seed = 7};
+    const kernel_ops *kernels = NULL;
+    assert_int_equal(kernel_ops_choose(NULL, &kernels, NULL), HD_OK);
+    return (index_params){
+        .kind = kind, .kernels = kernels, .key_dim = DIM, .value_dim = DIM, .keys_max = KEYS, .seed = 7};
 }
 
 static void for_each_kind(void (*check)(const index_params *params, const index_data *data)) {
@@ -110,8 +108,13 @@ static void check_groups(const index_params *params, const index_data *data) {
     kv_index *index = index_data_build(data, params, extent.covered, extent.covered);
     enum { EACH = 20, QUERIES = 4 };
     uint32_t tokens[EACH * QUERIES];
-    index_search group = {.queries = data->tests, .query_stride = DIM, .query_count = QUERIES, .scale = data->scale,
-                          .extent = extent, .tokens_each = EACH, .tokens = tokens};
+    index_search group = {.queries = data->tests,
+                          .query_stride = DIM,
+                          .query_count = QUERIES,
+                          .scale = data->scale,
+                          .extent = extent,
+                          .tokens_each = EACH,
+                          .tokens = tokens};
     group.scratch = hd_alloc(index_search_bytes(params, QUERIES, EACH), 64);
     index_search_run(index, &group);
     for (uint32_t test = 0; test < QUERIES; test++) { /* no query of a group finds less than it finds alone */

@@ -61,7 +61,8 @@ static void the_best_of_a_stream_are_those_that_sorting_gives(void **state) {
 static void selection_moves_the_largest_to_the_front(void **state) {
     uint64_t seed = 5, items[257], sorted[257];
     for (uint32_t round = 0; round < 2000; round++) {
-        uint32_t count = 1 + (uint32_t)(next_random(&seed) % 257), wanted = (uint32_t)(next_random(&seed) % (count + 1));
+        uint32_t count = 1 + (uint32_t)(next_random(&seed) % 257),
+                 wanted = (uint32_t)(next_random(&seed) % (count + 1));
         uint32_t order = (uint32_t)(next_random(&seed) % 3);
         for (uint32_t i = 0; i < count; i++) {
             uint64_t high = order == 0 ? next_random(&seed) : order == 1 ? i : count - i;

@@ -1,0 +1,417 @@
+/* index_clusters.c - making a segment of the clusters index, phase by phase. */
+#include "attention-node/index_clusters.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "attention-node/index_kmeans.h"
+#include "attention-node/index_linear.h"
+#include "attention-node/index_space.h"
+#include "kernels/dtype.h"
+
+enum {
+    MOMENT_KEYS = 4096, /* sampled for the moments, and for the gradients of values */
+    QUERIES_MAX = 8192,
+    TRAIN_KEYS = 24, /* sampled for each centre */
+    TRAIN_ROUNDS = 6,
+    PIECE = 4096, /* keys of a step */
+};
+
+typedef enum { FIT, PROJECT, TRAIN, ASSIGN, ARRANGE, ENCODE, VALUES, FINISH, DONE } build_phase;
+
+typedef struct workspace { /* of a build; begins its memory, arrays follow */
+    kmeans clustering;
+    index_space space;
+    kernel_matrix projection;
+    float *bias;           /* [dim] of the projection */
+    uint16_t *points;      /* bf16 [count, point_stride] coordinates */
+    uint32_t *clusters;    /* [count]: each key's cluster */
+    uint32_t *slots;       /* [count] */
+    uint32_t *fill;        /* [cluster_count] */
+    float *centres;        /* [cluster_count, dim]: means, and then what is left of them in int8 */
+    float *projected;      /* [KMEANS_CHUNK, dim] */
+    uint16_t *rows;        /* INDEX_GRAIN of the source's */
+    uint16_t *sample;      /* [MOMENT_KEYS, key_dim] */
+    float *value_sums;     /* [cluster_count, value_dim] */
+    float *square, *cross; /* [dim, dim], [dim, value_dim]: moments of residuals and values */
+    float *dense;          /* scratch of index_space_fit */
+} workspace;
+
+static uint32_t point_stride(const index_params *params) {
+    uint32_t dim = clusters_dim(params);
+    return dim > CLUSTERS_TRAIN_DIM ? dim : CLUSTERS_TRAIN_DIM;
+}
+
+static uint32_t cluster_count_of(uint32_t count) {
+    return count / CLUSTERS_KEYS;
+}
+
+/* A segment's data begin as zeros, padding included; kernel_matrix_init, which writes it, is not for what others
+ * read. */
+static kernel_matrix matrix_at(hd_dtype dtype, uint32_t n, uint32_t k, void *data, float *scales) {
+    return (kernel_matrix){.dtype = dtype,
+                           .n = n,
+                           .k = k,
+                           .n_padded = HD_ALIGN_UP(n, KERNEL_N_ALIGN),
+                           .k_padded = HD_ALIGN_UP(k, KERNEL_K_ALIGN),
+                           .data = data,
+                           .scales = scales};
+}
+
+clusters_segment clusters_lay_out(const index_params *params, uint32_t count, unsigned char *base) {
+    index_carve carve = {.base = base};
+    clusters_segment s = {.dim = clusters_dim(params), .cluster_count = cluster_count_of(count)};
+    s.centre_dim = s.dim < CLUSTERS_CENTRE_DIM ? s.dim : CLUSTERS_CENTRE_DIM;
+    s.block_max = count / SCAN_BLOCK + s.cluster_count;
+    s.fine_bytes = (s.dim < CLUSTERS_FINE_DIM ? s.dim : CLUSTERS_FINE_DIM) / 2;
+    s.header = index_carve_take(&carve, sizeof(*s.header));
+    s.mean = index_carve_take(&carve, params->key_dim * sizeof(uint16_t));
+    s.to_queries = index_carve_take(&carve, (size_t)s.dim * params->key_dim * sizeof(uint16_t));
+    void *data = index_carve_take(&carve, kernel_matrix_bytes(HD_INT8, s.cluster_count, s.centre_dim));
+    float *scales = index_carve_take(&carve, HD_ALIGN_UP(s.cluster_count, KERNEL_N_ALIGN) * sizeof(float));
+    s.spreads = index_carve_take(&carve, s.cluster_count * sizeof(float));
+    s.sizes = index_carve_take(&carve, s.cluster_count * sizeof(uint32_t));
+    s.first_blocks = index_carve_take(&carve, s.cluster_count * sizeof(uint32_t));
+    s.block_clusters = index_carve_take(&carve, s.block_max * sizeof(uint16_t));
+    s.blocks = index_carve_take(&carve, (size_t)s.block_max * SCAN_BLOCK_BYTES);
+    s.fine = index_carve_take(&carve, (size_t)s.block_max * SCAN_BLOCK * s.fine_bytes + SCAN_ROW_BYTES);
+    s.tokens = index_carve_take(&carve, (size_t)s.block_max * SCAN_BLOCK * sizeof(uint32_t));
+    void *values = NULL;
+    if (params->has_rest) {
+        values = index_carve_take(&carve, kernel_matrix_bytes(HD_BF16, params->value_dim, s.cluster_count));
+        s.gradients = index_carve_take(&carve, (size_t)s.dim * params->value_dim * sizeof(uint16_t));
+    }
+    s.centres = matrix_at(HD_INT8, s.cluster_count, s.centre_dim, data, scales);
+    s.values = matrix_at(HD_BF16, params->value_dim, s.cluster_count, values, NULL);
+    s.bytes = carve.bytes;
+    return s;
+}
+
+static size_t segment_bytes(const index_params *params, uint32_t count) {
+    return clusters_lay_out(params, count, NULL).bytes;
+}
+
+/* ---- workspace ---- */
+
+static size_t lay_out_workspace(const index_params *params, uint32_t count, unsigned char *base, workspace *w) {
+    index_carve carve = {.base = base};
+    uint32_t dim = clusters_dim(params), centres = cluster_count_of(count), train = CLUSTERS_TRAIN_DIM;
+    size_t d = params->key_dim;
+    index_carve_take(&carve, sizeof(workspace));
+    w->space = (index_space){.key_dim = params->key_dim,
+                             .dim = dim,
+                             .to_keys = index_carve_take(&carve, dim * d * sizeof(float)),
+                             .to_queries = index_carve_take(&carve, dim * d * sizeof(float)),
+                             .mean = index_carve_take(&carve, d * sizeof(float)),
+                             .variances = index_carve_take(&carve, dim * sizeof(float))};
+    void *projection = index_carve_take(&carve, kernel_matrix_bytes(HD_BF16, dim, params->key_dim));
+    w->bias = index_carve_take(&carve, dim * sizeof(float));
+    w->points = index_carve_take(&carve, (size_t)count * point_stride(params) * sizeof(uint16_t));
+    w->clusters = index_carve_take(&carve, count * sizeof(uint32_t));
+    w->slots = index_carve_take(&carve, count * sizeof(uint32_t));
+    w->fill = index_carve_take(&carve, centres * sizeof(uint32_t));
+    w->centres = index_carve_take(&carve, (size_t)centres * dim * sizeof(float));
+    w->projected = index_carve_take(&carve, (size_t)KMEANS_CHUNK * dim * sizeof(float));
+    size_t row = params->key_dim > params->value_dim ? d : params->value_dim;
+    w->rows = index_carve_take(&carve, INDEX_GRAIN * row * sizeof(uint16_t));
+    w->sample = index_carve_take(&carve, MOMENT_KEYS * d * sizeof(uint16_t));
+    w->value_sums = index_carve_take(&carve, (size_t)centres * params->value_dim * sizeof(float));
+    w->square = index_carve_take(&carve, (size_t)dim * dim * sizeof(float));
+    w->cross = index_carve_take(&carve, (size_t)dim * params->value_dim * sizeof(float));
+    w->dense = index_carve_take(&carve, index_space_bytes(params->key_dim));
+    kmeans *k = &w->clustering;
+    *k = (kmeans){
+        .kernels = params->kernels,
+        .points = w->points,
+        .point_count = count,
+        .dim = train,
+        .point_stride = point_stride(params),
+        .centre_count = centres,
+        .sample_count = TRAIN_KEYS * centres,
+        .rounds = TRAIN_ROUNDS,
+        .centres = index_carve_take(&carve, (size_t)centres * train * sizeof(float)),
+        .sums = index_carve_take(&carve, (size_t)centres * train * sizeof(float)),
+        .bias = index_carve_take(&carve, centres * sizeof(float)),
+        .counts = index_carve_take(&carve, centres * sizeof(uint32_t)),
+        .scores = index_carve_take(&carve, (size_t)KMEANS_CHUNK * HD_ALIGN_UP(centres, KERNEL_N_ALIGN) * sizeof(float)),
+        .scratch = index_carve_take(&carve, params->kernels->scratch_bytes)};
+    size_t input = d > train ? HD_ALIGN_UP(d, KERNEL_K_ALIGN) : train;
+    k->inputs = index_carve_take(&carve, KMEANS_CHUNK * input * sizeof(uint16_t));
+    void *packed = index_carve_take(&carve, kernel_matrix_bytes(HD_BF16, centres, train));
+    if (base != NULL) {
+        kernel_matrix_init(&w->projection, HD_BF16, dim, params->key_dim, projection, NULL);
+        kernel_matrix_init(&k->packed, HD_BF16, centres, train, packed, NULL);
+    }
+    return carve.bytes;
+}
+
+size_t clusters_workspace_bytes(const index_params *params, uint32_t count) {
+    workspace unused;
+    return lay_out_workspace(params, count, NULL, &unused);
+}
+
+/* ---- phases ---- */
+
+static const uint16_t *read_keys(const index_building *building, uint32_t first, uint32_t count, uint16_t *room) {
+    return building->source->keys(building->source->context, building->segment->first + first, count, room);
+}
+
+/* The space is fitted to keys spread evenly over the segment. */
+static void fit(index_building *building, workspace *w) {
+    uint32_t count = building->segment->count, dim = building->params->key_dim;
+    uint32_t sampled = count < MOMENT_KEYS ? count : MOMENT_KEYS;
+    for (uint32_t i = 0; i < sampled; i++) {
+        const uint16_t *key = read_keys(building, (uint32_t)((uint64_t)i * count / sampled), 1, w->rows);
+        memcpy(w->sample + (size_t)i * dim, key, dim * sizeof(*key));
+    }
+    index_space_fit(&w->space, w->sample, sampled, building->queries, building->query_count, w->dense);
+    kernel_matrix_pack(&w->projection, 0, w->space.to_keys, HD_F32, dim, w->space.dim);
+    for (uint32_t i = 0; i < w->space.dim; i++) {
+        w->bias[i] = 0.0f;
+        for (uint32_t j = 0; j < dim; j++) w->bias[i] -= kernel_matrix_get(&w->projection, j, i) * w->space.mean[j];
+    }
+    memset(w->clustering.inputs, 0, KMEANS_CHUNK * HD_ALIGN_UP(dim, KERNEL_K_ALIGN) * sizeof(uint16_t));
+    clusters_segment s = clusters_lay_out(building->params, count, building->segment->data);
+    for (uint32_t j = 0; j < dim; j++) s.mean[j] = hd_f32_to_bf16(w->space.mean[j]);
+    for (size_t i = 0; i < (size_t)s.dim * dim; i++) s.to_queries[i] = hd_f32_to_bf16(w->space.to_queries[i]);
+}
+
+/* The coordinates of a grain of keys. */
+static void project(index_building *building, workspace *w, uint32_t first) {
+    uint32_t key_dim = building->params->key_dim, dim = w->space.dim, stride = point_stride(building->params);
+    size_t input_stride = HD_ALIGN_UP(key_dim, KERNEL_K_ALIGN);
+    const kernel_ops *kernels = building->params->kernels;
+    const uint16_t *keys = read_keys(building, first, INDEX_GRAIN, w->rows);
+    for (uint32_t at = 0; at < INDEX_GRAIN; at += KMEANS_CHUNK) {
+        for (uint32_t r = 0; r < KMEANS_CHUNK; r++)
+            memcpy(w->clustering.inputs + r * input_stride, keys + (size_t)(at + r) * key_dim, key_dim * sizeof(*keys));
+        kernel_matmul product = {.weights = &w->projection,
+                                 .input = w->clustering.inputs,
+                                 .input_stride = input_stride,
+                                 .row_count = KMEANS_CHUNK,
+                                 .output = w->projected,
+                                 .output_stride = dim,
+                                 .bias = w->bias,
+                                 .epilogue = KERNEL_STORE,
+                                 .scratch = w->clustering.scratch};
+        kernels->matmul(&product, 0, kernel_matrix_panels(&w->projection));
+        for (uint32_t r = 0; r < KMEANS_CHUNK; r++) {
+            uint16_t *point = w->points + (size_t)(first + at + r) * stride;
+            kernels->convert(w->projected + (size_t)r * dim, HD_F32, point, HD_BF16, dim);
+            memset(point + dim, 0, (stride - dim) * sizeof(*point));
+        }
+    }
+}
+
+static void load_point(const index_building *building, const workspace *w, uint32_t key, float *x) {
+    const uint16_t *point = w->points + (size_t)key * point_stride(building->params);
+    for (uint32_t i = 0; i < w->space.dim; i++) x[i] = hd_bf16_to_f32(point[i]);
+}
+
+/* Clusters get their keys' means as centres, in int8; from here on a residual is what is left of a key's coordinates
+ * beside the centre as a search will see it. */
+static void set_centres(const index_building *building, workspace *w, clusters_segment *s) {
+    uint32_t dim = s->dim;
+    float x[SKETCH_DIM_MAX];
+    memset(w->centres, 0, (size_t)s->cluster_count * dim * sizeof(float));
+    memset(s->sizes, 0, s->cluster_count * sizeof(uint32_t));
+    for (uint32_t key = 0; key < building->segment->count; key++) {
+        float *sum = w->centres + (size_t)w->clusters[key] * dim;
+        load_point(building, w, key, x);
+        for (uint32_t i = 0; i < dim; i++) sum[i] += x[i];
+        s->sizes[w->clusters[key]]++;
+    }
+    for (uint32_t c = 0; c < s->cluster_count; c++)
+        for (uint32_t i = 0; i < dim; i++)
+            w->centres[(size_t)c * dim + i] /= (float)(s->sizes[c] > 0 ? s->sizes[c] : 1);
+    kernel_matrix_pack(&s->centres, 0, w->centres, HD_F32, dim, s->cluster_count); /* of each row its beginning */
+    for (uint32_t c = 0; c < s->cluster_count; c++)
+        for (uint32_t i = 0; i < dim; i++)
+            w->centres[(size_t)c * dim + i] = i < s->centre_dim ? kernel_matrix_get(&s->centres, i, c) : 0.0f;
+}
+
+static void set_slots(const index_building *building, workspace *w, clusters_segment *s) {
+    uint32_t block = 0;
+    for (uint32_t c = 0; c < s->cluster_count; c++) {
+        s->first_blocks[c] = block;
+        w->fill[c] = block * SCAN_BLOCK;
+        uint32_t blocks = (s->sizes[c] + SCAN_BLOCK - 1) / SCAN_BLOCK;
+        for (uint32_t b = 0; b < blocks; b++) s->block_clusters[block++] = (uint16_t)c;
+    }
+    s->header->block_count = block;
+    for (uint32_t key = 0; key < building->segment->count; key++) {
+        w->slots[key] = w->fill[w->clusters[key]]++;
+        s->tokens[w->slots[key]] = key;
+    }
+}
+
+static void residual_of(const index_building *building, const workspace *w, const clusters_segment *s, uint32_t key,
+                        float *x) {
+    const float *centre = w->centres + (size_t)w->clusters[key] * s->dim;
+    load_point(building, w, key, x);
+    for (uint32_t i = 0; i < s->dim; i++) x[i] -= centre[i];
+}
+
+/* A spread is the root of a cluster's mean square over everybody's; a small cluster's is drawn towards 1, since a few
+ * keys do not tell. */
+static void set_spreads(const index_building *building, workspace *w, clusters_segment *s) {
+    const float prior = 8.0f;
+    uint32_t count = building->segment->count;
+    float x[SKETCH_DIM_MAX], total = 0.0f;
+    memset(s->spreads, 0, s->cluster_count * sizeof(float));
+    for (uint32_t key = 0; key < count; key++) {
+        residual_of(building, w, s, key, x);
+        for (uint32_t i = 0; i < s->dim; i++) s->spreads[w->clusters[key]] += x[i] * x[i];
+    }
+    for (uint32_t c = 0; c < s->cluster_count; c++) total += s->spreads[c];
+    float mean = total > 0.0f ? total / (float)count : 1.0f;
+    for (uint32_t c = 0; c < s->cluster_count; c++)
+        s->spreads[c] = sqrtf((s->spreads[c] / mean + prior) / ((float)s->sizes[c] + prior));
+    float *variances = s->header->residual_variances;
+    for (uint32_t key = 0; key < count; key++) {
+        float inverse = 1.0f / s->spreads[w->clusters[key]];
+        residual_of(building, w, s, key, x);
+        for (uint32_t i = 0; i < s->dim; i++) variances[i] += x[i] * inverse * (x[i] * inverse);
+    }
+    for (uint32_t i = 0; i < s->dim; i++) variances[i] /= (float)count;
+}
+
+static void encode(const index_building *building, const workspace *w, const clusters_segment *s, uint32_t key) {
+    float x[SKETCH_DIM_MAX];
+    uint8_t code[SCAN_NIBBLES / 2];
+    uint32_t slot = w->slots[key];
+    float inverse = 1.0f / s->spreads[w->clusters[key]];
+    residual_of(building, w, s, key, x);
+    for (uint32_t i = 0; i < s->dim; i++) x[i] *= inverse;
+    sketch_encode_coarse(&s->header->plan, x, code);
+    uint8_t *block = s->blocks + (size_t)(slot / SCAN_BLOCK) * SCAN_BLOCK_BYTES;
+    for (uint32_t b = 0; b < SCAN_NIBBLES / 2; b++) block[b * SCAN_BLOCK + slot % SCAN_BLOCK] = code[b];
+    sketch_encode_fine(&s->header->plan, x, s->fine + (size_t)slot * s->fine_bytes);
+}
+
+/* ---- values ---- */
+
+static void add_values(const index_building *building, workspace *w, uint32_t first) {
+    uint32_t dim = building->params->value_dim;
+    const uint16_t *values =
+        building->source->values(building->source->context, building->segment->first + first, INDEX_GRAIN, w->rows);
+    for (uint32_t r = 0; r < INDEX_GRAIN; r++) {
+        float *sum = w->value_sums + (size_t)w->clusters[first + r] * dim;
+        for (uint32_t i = 0; i < dim; i++) sum[i] += hd_bf16_to_f32(values[(size_t)r * dim + i]);
+    }
+}
+
+/* Within a cluster, a key whose coordinates differ from the centre's has another value: the least squares line through
+ * sampled residuals tells by how much. */
+static void fit_gradients(const index_building *building, workspace *w, const clusters_segment *s) {
+    uint32_t count = building->segment->count, value_dim = building->params->value_dim, dim = s->dim;
+    uint32_t sampled = count < MOMENT_KEYS ? count : MOMENT_KEYS;
+    float x[SKETCH_DIM_MAX], difference[512];
+    memset(w->square, 0, (size_t)dim * dim * sizeof(float));
+    memset(w->cross, 0, (size_t)dim * value_dim * sizeof(float));
+    for (uint32_t n = 0; n < sampled; n++) {
+        uint32_t key = (uint32_t)((uint64_t)n * count / sampled);
+        const float *mean = w->value_sums + (size_t)w->clusters[key] * value_dim;
+        const uint16_t *value =
+            building->source->values(building->source->context, building->segment->first + key, 1, w->rows);
+        residual_of(building, w, s, key, x);
+        for (uint32_t i = 0; i < value_dim; i++) difference[i] = hd_bf16_to_f32(value[i]) - mean[i];
+        for (uint32_t i = 0; i < dim; i++) {
+            for (uint32_t j = 0; j <= i; j++) w->square[(size_t)i * dim + j] += x[i] * x[j];
+            for (uint32_t j = 0; j < value_dim; j++) w->cross[(size_t)i * value_dim + j] += x[i] * difference[j];
+        }
+    }
+    float trace = 0.0f;
+    for (uint32_t i = 0; i < dim; i++) trace += w->square[(size_t)i * dim + i];
+    float ridge = 1e-4f * trace / (float)dim + 1e-30f;
+    for (uint32_t i = 0; i < dim; i++) w->square[(size_t)i * dim + i] += ridge;
+    linear_cholesky(w->square, dim, ridge * 0.1f);
+    for (uint32_t j = 0; j < value_dim; j++) {
+        for (uint32_t i = 0; i < dim; i++) x[i] = w->cross[(size_t)i * value_dim + j];
+        linear_solve_lower(w->square, dim, x);
+        linear_solve_upper(w->square, dim, x);
+        for (uint32_t i = 0; i < dim; i++) s->gradients[(size_t)i * value_dim + j] = hd_f32_to_bf16(x[i]);
+    }
+}
+
+static void set_values(const index_building *building, workspace *w, clusters_segment *s) {
+    uint32_t dim = building->params->value_dim;
+    for (uint32_t c = 0; c < s->cluster_count; c++) {
+        float inverse = s->sizes[c] > 0 ? 1.0f / (float)s->sizes[c] : 0.0f;
+        for (uint32_t i = 0; i < dim; i++) w->value_sums[(size_t)c * dim + i] *= inverse;
+    }
+    /* a column of the packed matrix is a coordinate of all clusters */
+    float column[128 * INDEX_GRAIN / CLUSTERS_KEYS];
+    for (uint32_t i = 0; i < dim; i++) {
+        for (uint32_t c = 0; c < s->cluster_count; c++) column[c] = w->value_sums[(size_t)c * dim + i];
+        kernel_matrix_pack(&s->values, i, column, HD_F32, s->cluster_count, 1);
+    }
+    fit_gradients(building, w, s);
+}
+
+/* ---- steps ---- */
+
+static void arrange(index_building *building, workspace *w, clusters_segment *s) {
+    set_centres(building, w, s);
+    set_slots(building, w, s);
+    set_spreads(building, w, s);
+    sketch_plan_make(&s->header->plan, s->header->residual_variances, s->dim, s->fine_bytes * 2);
+}
+
+/* Each phase but the short ones goes over the segment a piece at a time; this takes the next piece and says whether it
+ * was the phase's last. */
+static bool run_phase(index_building *building, workspace *w, clusters_segment *s) {
+    uint32_t count = building->segment->count, first = building->cursor;
+    uint32_t piece = count - first < PIECE ? count - first : PIECE;
+    switch ((build_phase)building->phase) {
+    case FIT: fit(building, w); return true;
+    case TRAIN: return kmeans_train(&w->clustering);
+    case ARRANGE: arrange(building, w, s); return true;
+    case FINISH:
+        if (building->params->has_rest) set_values(building, w, s);
+        return true;
+    case PROJECT:
+        piece = INDEX_GRAIN;
+        project(building, w, first);
+        break;
+    case ASSIGN: kmeans_assign(&w->clustering, first, piece, w->clusters + first); break;
+    case ENCODE:
+        for (uint32_t key = first; key < first + piece; key++) encode(building, w, s, key);
+        break;
+    case VALUES:
+        piece = INDEX_GRAIN;
+        if (building->params->has_rest) add_values(building, w, first);
+        break;
+    case DONE: return true;
+    }
+    building->cursor = first + piece;
+    return building->cursor == count;
+}
+
+bool clusters_build_step(index_building *building) {
+    workspace *w = building->workspace;
+    uint32_t count = building->segment->count;
+    if (building->phase == FIT) {
+        lay_out_workspace(building->params, count, building->workspace, w);
+        memset(w->value_sums, 0, (size_t)cluster_count_of(count) * building->params->value_dim * sizeof(float));
+        w->clustering.seed = building->seed;
+    }
+    clusters_segment s = clusters_lay_out(building->params, count, building->segment->data);
+    if (!run_phase(building, w, &s)) return false;
+    building->phase++;
+    building->cursor = 0;
+    if (building->phase == TRAIN) kmeans_begin(&w->clustering);
+    return building->phase == DONE;
+}
+
+const index_kind index_kind_clusters = {
+    .name = "clusters",
+    .queries_max = QUERIES_MAX,
+    .has_rest = true,
+    .segment_bytes = segment_bytes,
+    .workspace_bytes = clusters_workspace_bytes,
+    .search_bytes = clusters_search_bytes,
+    .build_step = clusters_build_step,
+    .search = clusters_search,
+};

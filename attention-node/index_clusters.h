@@ -1,0 +1,54 @@
+/* index_clusters.h - what a segment of the clusters index holds.
+ *
+ * Keys are clustered in the space of index_space.h, about 64 to a cluster. A cluster's keys lie together, in blocks of
+ * 16, each as two sketches of what it adds to its cluster's centre (index_sketch.h). A slot is a key's place: block
+ * times 16 plus its place in the block; the last block of a cluster may have empty ones.
+ * Threads: segments are immutable; the functions are pure. */
+#ifndef ATTENTION_NODE_INDEX_CLUSTERS_H
+#define ATTENTION_NODE_INDEX_CLUSTERS_H
+
+#include "attention-node/index_kind.h"
+#include "attention-node/index_sketch.h"
+
+enum {
+    CLUSTERS_KEYS = 64,      /* of a cluster, on average */
+    CLUSTERS_TRAIN_DIM = 32, /* coordinates that clusters are made by */
+    CLUSTERS_CENTRE_DIM = 32, /* of a centre, at most: beyond, it counts as 0 */
+    CLUSTERS_FINE_DIM = 48,  /* coordinates of the fine sketch, at most */
+};
+
+typedef struct clusters_header {
+    uint32_t block_count;
+    float residual_variances[SKETCH_DIM_MAX]; /* by coordinate, over the square of their cluster's spread */
+    sketch_plan plan;
+} clusters_header;
+
+typedef struct clusters_segment { /* where the parts of a segment's data lie */
+    uint32_t dim, centre_dim;     /* coordinates: of the space, and, fewer, of the centres */
+    uint32_t cluster_count, block_max, fine_bytes;
+    clusters_header *header;
+    uint16_t *mean, *to_queries;  /* bf16 [key_dim], [dim, key_dim] */
+    kernel_matrix centres;        /* int8, a column each */
+    float *spreads;               /* [cluster_count] of residuals, 1 on average */
+    uint32_t *sizes, *first_blocks;
+    uint16_t *block_clusters;     /* [block_max] */
+    uint8_t *blocks, *fine;
+    uint32_t *tokens;             /* [slots], from the segment's first */
+    kernel_matrix values;         /* with has_rest: bf16, mean value of each cluster as a row of k */
+    uint16_t *gradients;          /* with has_rest: bf16 [dim, value_dim]: how values change along a coordinate */
+    size_t bytes;
+} clusters_segment;
+
+static inline uint32_t clusters_dim(const index_params *params) {
+    return params->key_dim < SKETCH_DIM_MAX ? params->key_dim : SKETCH_DIM_MAX;
+}
+
+/* Of a segment of count keys whose data begin at base (NULL: only to know the bytes). */
+clusters_segment clusters_lay_out(const index_params *params, uint32_t count, unsigned char *base);
+
+size_t clusters_workspace_bytes(const index_params *params, uint32_t count);
+bool clusters_build_step(index_building *building);
+size_t clusters_search_bytes(const index_params *params, uint32_t query_count, uint32_t tokens_each);
+void clusters_search(const index_view *view, index_search *search);
+
+#endif
