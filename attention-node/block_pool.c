@@ -90,6 +90,12 @@ void block_pool_give_frame(block_pool *pool, block_name block) {
     extent_table_drop(&pool->frames, &claim);
 }
 
+void block_pool_pass_frame(block_pool *pool, block_name from, block_name to) {
+    assert(block_pool_is_resident(pool, from.index) && !block_pool_is_resident(pool, to.index));
+    set_frame(pool, to.index, pool->frame_of[from.index]);
+    pool->frame_of[from.index] = FRAME_NONE;
+}
+
 void block_pool_claim_drop(block_pool *pool, block_claim *claim) {
     extent_table_drop(&pool->frames, claim);
 }

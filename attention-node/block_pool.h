@@ -87,6 +87,8 @@ block_name block_pool_adopt(block_pool *pool, const identity *id, const identity
 /* Of a sealed block: its frame is free now; and a free frame for it again, whose payload the caller then fills. */
 void block_pool_drop_frame(block_pool *pool, block_name block);
 void block_pool_give_frame(block_pool *pool, block_name block);
+/* The frame of `from`, with the payload in it, is that of `to`, which has none, from now on. */
+void block_pool_pass_frame(block_pool *pool, block_name from, block_name to);
 void block_pool_claim_drop(block_pool *pool, block_claim *claim);
 void block_pool_free(block_pool *pool, block_name block);
 void block_pool_seal(block_pool *pool, block_name block, const identity *id, const identity_scope *scope,

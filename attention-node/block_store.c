@@ -289,6 +289,11 @@ block_name block_store_seal(block_store *store, block_name block, const identity
         prefix_cache_insert(&store->cache, block);
         return block;
     }
+    if (!block_pool_is_resident(&store->pool, other.index)) { /* it is on disk, and its bytes are here once more */
+        pthread_rwlock_wrlock(&store->frames_lock);
+        block_pool_pass_frame(&store->pool, block, other);
+        pthread_rwlock_unlock(&store->frames_lock);
+    }
     block_store_release(store, block, RETAIN_NOT); /* first, so that there is room to hold the other one */
     hd_status status = block_store_share(store, other);
     assert(status == HD_OK);

@@ -48,6 +48,26 @@ static void finished_prompts_are_found_after_a_restart(void **state) {
     cold_rig_fini(&rig);
 }
 
+/* Who computes a prompt that is on disk has its blocks in memory, and not only there. */
+static void a_prompt_that_is_computed_again_is_not_read(void **state) {
+    cold_rig rig;
+    cold_rig_init(&rig, 0, 60, 160);
+    cold_rig_open(&rig, 1);
+    assert_int_equal(serve(&rig, 1, 1, 3, true), 0);
+    cold_rig_close(&rig);
+    cold_rig_open(&rig, 1);
+    toy_sequence s;
+    uint64_t cached;
+    prompt_init(&s, 1, 1, 3);
+    assert_int_equal(toy_sequence_open(&rig.toy, &s, 0, &cached, NULL), HD_OK); /* may take nothing from the cache */
+    toy_run(&rig.toy, &s, 0, PROMPT, 256, NULL);
+    toy_check_row(&rig.toy, &s, PROMPT - 1);
+    assert_int_equal(cold_rig_stats(&rig).cold_read_bytes, 0);
+    assert_int_equal(cold_rig_stats(&rig).blocks_sequences, 41); /* the forty, and the one that is not full */
+    toy_sequence_fini(&s);
+    cold_rig_fini(&rig);
+}
+
 /* Where what is left is more than there is room for now, the beginnings of prompts stay. */
 static void a_smaller_cold_tier_keeps_what_fits(void **state) {
     cold_rig rig;
@@ -157,6 +177,7 @@ static void what_is_somebody_elses_is_refused_by_name(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(finished_prompts_are_found_after_a_restart),
+        cmocka_unit_test(a_prompt_that_is_computed_again_is_not_read),
         cmocka_unit_test(a_smaller_cold_tier_keeps_what_fits),
         cmocka_unit_test(nothing_wrong_is_found_after_a_kill),
         cmocka_unit_test(torn_records_are_not_there),
