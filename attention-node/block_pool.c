@@ -61,8 +61,7 @@ block_name block_pool_take(block_pool *pool, block_claim *claim, uint32_t wanted
     if (pool->free_count == 0) return BLOCK_NONE;
     uint32_t frame = extent_table_take(&pool->frames, claim, wanted);
     if (frame == EXTENT_SLOT_NONE) return BLOCK_NONE;
-    uint32_t index =
-        pool->records[frame].state == BLOCK_FREE ? frame : pool->free_blocks[pool->free_count - 1];
+    uint32_t index = pool->records[frame].state == BLOCK_FREE ? frame : pool->free_blocks[pool->free_count - 1];
     block_name block = start(pool, index, BLOCK_OPEN);
     set_frame(pool, index, frame);
     return block;

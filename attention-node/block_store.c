@@ -6,8 +6,8 @@
 #include "base/clock.h"
 #include "base/log.h"
 
-#define WAIT_NS 20000000u         /* for a write to end, before looking again */
-#define PATIENCE_NS 10000000000u  /* for any write to end, before memory counts as full */
+#define WAIT_NS 20000000u        /* for a write to end, before looking again */
+#define PATIENCE_NS 10000000000u /* for any write to end, before memory counts as full */
 #define SPILLED_AT_ONCE EXTENT_BLOCKS
 #define VISITED_BYTES_MAX (256u << 10) /* of a stack: a page of 256 elements in f32 is 128 KiB */
 
@@ -348,11 +348,13 @@ static hd_status open_tiers(block_store *store, const attention_layer_table *tab
                             hd_arena *arena, hd_error *error) {
     for (uint32_t i = 0; i < store->pool.layout.unit_count; i++) {
         if (store->pool.layout.units[i].bytes % COLD_CHUNK_BYTES == 0) continue;
-        return hd_error_set(error, HD_UNSUPPORTED, "a cold tier needs pages of whole 4 KiB, which this model's are not");
+        return hd_error_set(error, HD_UNSUPPORTED,
+                            "a cold tier needs pages of whole 4 KiB, which this model's are not");
     }
     for (uint32_t i = 0; i < table->stream_count; i++) {
         if (store->pool.layout.streams[i].page_bytes <= VISITED_BYTES_MAX) continue;
-        return hd_error_set(error, HD_UNSUPPORTED, "a cold tier takes pages of at most %u KiB, and this model's are larger",
+        return hd_error_set(error, HD_UNSUPPORTED,
+                            "a cold tier takes pages of at most %u KiB, and this model's are larger",
                             VISITED_BYTES_MAX >> 10);
     }
     if (pthread_rwlock_init(&store->frames_lock, NULL) != 0) return hd_error_set(error, HD_NO_MEMORY, "no memory");

@@ -41,8 +41,8 @@ typedef struct block_store {
     bool has_cold;
     cold_store cold;
     page_cache pages;
-    block_place *places; /* [block_count], with a cold tier */
-    uint32_t hand;       /* the frame that the next search begins at */
+    block_place *places;          /* [block_count], with a cold tier */
+    uint32_t hand;                /* the frame that the next search begins at */
     pthread_rwlock_t frames_lock; /* with a cold tier: held to read a frame off the step thread, and to drop one */
     uint32_t held, reserved;
     uint64_t evicted; /* since init */

@@ -22,9 +22,9 @@
 typedef struct cold_record {
     uint64_t magic;
     uint32_t slot;
-    uint32_t depth;    /* blocks before it in its sequence */
+    uint32_t depth; /* blocks before it in its sequence */
     identity id;
-    identity parent;   /* of the block before it; undefined where depth is 0 */
+    identity parent; /* of the block before it; undefined where depth is 0 */
     identity_scope scope;
     uint32_t token_ids[HD_BLOCK_TOKENS];
     unsigned char seal[COLD_SEAL_BYTES]; /* over the whole record, zeros here */

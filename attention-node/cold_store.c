@@ -34,8 +34,7 @@ static uint64_t aligned(uint64_t bytes) {
 uint64_t cold_store_table_bytes(uint64_t block_bytes, uint32_t slot_count, uint32_t frame_count) {
     return extent_table_bytes(slot_count) +
            aligned((uint64_t)slot_count * chunk_count_of(block_bytes) * sizeof(uint64_t)) + aligned(slot_count) +
-           aligned(job_count_of(slot_count, frame_count) * sizeof(cold_job)) +
-           aligned(cold_record_bytes(block_bytes));
+           aligned(job_count_of(slot_count, frame_count) * sizeof(cold_job)) + aligned(cold_record_bytes(block_bytes));
 }
 
 /* ---- Checksums ---- */

@@ -6,6 +6,8 @@
 
 #include "attention-node/engine_state.h"
 
+#define COLD_PATIENCE_MS 500u
+
 void engine_publish(engine *e) {
     const block_store *store = &e->home.store;
     atomic_store_explicit(&e->published.blocks_sequences, store->held, memory_order_relaxed);
@@ -429,6 +431,7 @@ hd_status engine_open(const engine_config *config, attention **out, hd_error *er
     e->pool = config->pool;
     e->budget_bytes = config->hot_bytes + config->warm_bytes;
     e->warm_bytes = config->warm_bytes;
+    e->patience_ns = (config->cold_patience_ms > 0 ? config->cold_patience_ms : COLD_PATIENCE_MS) * UINT64_C(1000000);
     e->cold_bytes = config->cold_bytes;
     e->rows_max = config->step_rows_max;
     e->sequences_max = config->sequences_max;

@@ -203,7 +203,8 @@ static hd_status cut_tiers(const engine_config *config, cut *c, hd_error *error)
     c->tiers.page_count = pages_of(config, c->tiers.slot_count);
     if (c->tiers.page_count >= PAGES_MIN) return HD_OK;
     return hd_error_set(error, HD_INVALID,
-                        "--warm-memory %s holds %u pages of the cold tier, but %u are needed: %" PRIu64 " KiB and tables",
+                        "--warm-memory %s holds %u pages of the cold tier, but %u are needed: %" PRIu64
+                        " KiB and tables",
                         hd_format_size(config->warm_bytes, given, sizeof(given)), c->tiers.page_count, PAGES_MIN,
                         PAGES_MIN * page_slot_bytes_max(&config->layers) / 1024);
 }

@@ -124,6 +124,7 @@ typedef struct engine {
     float *item_out, *item_max, *item_sum; /* of items that are not whole: [partial_rows_max] rows */
     uint64_t stream_groups;                /* that an item may have when pages come from disk */
     uint64_t tokens_max;                   /* of a sequence, so that its pieces fit the plan */
+    uint64_t patience_ns;                  /* with the disk about one read */
     uint64_t round;                        /* of pinned pages: the last one that was begun */
     unsigned char *no_page;                /* zeros, for what could not be had */
     engine_step step;

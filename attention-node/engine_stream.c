@@ -9,7 +9,6 @@
 #include "attention-node/engine_state.h"
 
 #define ROUND_BYTES_MAX ((uint64_t)64 << 20) /* so that a round does not wait for half of a large cache to be read */
-#define PATIENCE_NS 500000000u               /* with the disk about one read */
 
 /* ---- What is lost ---- */
 
@@ -44,7 +43,7 @@ const void *engine_page(const engine *e, const kv_run *runs, uint32_t block, uin
     const stream_place *place = &store->pool.layout.streams[stream];
     const unsigned char *unit;
     hd_status status =
-        page_cache_use((page_cache *)&store->pages, block, place->first_unit + head, PATIENCE_NS, &unit);
+        page_cache_use((page_cache *)&store->pages, block, place->first_unit + head, e->patience_ns, &unit);
     if (status == HD_OK) return unit + place->page_offset;
     engine_lose(e, runs, status);
     return e->no_page;

@@ -114,8 +114,8 @@ void extent_table_give(extent_table *table, uint32_t slot) {
 }
 
 void extent_table_init(extent_table *table, uint32_t slot_count, hd_arena *arena) {
-    *table = (extent_table){
-        .extent_count = extent_count_of(slot_count), .slot_count = slot_count, .free_count = slot_count};
+    *table =
+        (extent_table){.extent_count = extent_count_of(slot_count), .slot_count = slot_count, .free_count = slot_count};
     table->extents = hd_arena_take(arena, table->extent_count * sizeof(*table->extents));
     assert(table->extents != NULL);
     for (uint32_t i = 0; i <= EXTENT_BLOCKS; i++) table->buckets[i] = EXTENT_NONE;

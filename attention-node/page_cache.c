@@ -5,9 +5,9 @@
 
 #include "base/clock.h"
 
-#define READS_MAX 256u       /* requests of up to 16 pages */
-#define SPINS 200            /* looks at a page before sleeping: a few microseconds */
-#define SLEEP_NS 20000000u   /* at most, between two looks at the clock */
+#define READS_MAX 256u     /* requests of up to 16 pages */
+#define SPINS 200          /* looks at a page before sleeping: a few microseconds */
+#define SLEEP_NS 20000000u /* at most, between two looks at the clock */
 #define NO_ROUND UINT64_MAX
 
 struct page_read {

@@ -41,7 +41,7 @@ typedef struct page_cache {
     uint32_t slot_count, fresh_count; /* fresh: never used so far */
     uint32_t hand;
     page_slot *slots;
-    uint32_t *places; /* [block_count][unit_count]: slot + 1, or 0 */
+    uint32_t *places;          /* [block_count][unit_count]: slot + 1, or 0 */
     uint32_t *scanned, *spent; /* ring of slots that rounds to come release; stack of those that may be taken */
     uint32_t scanned_first, scanned_count, spent_count;
     page_read *reads;
@@ -63,7 +63,7 @@ void page_cache_fini(page_cache *cache); /* accepts a zeroed one */
 /* Keeps a page of a sealed block that has a cold slot until `round` is released, and asks for its bytes where they are
  * not here. False, and nothing done: every page is pinned, or every read is out. */
 bool page_cache_pin(page_cache *cache, uint32_t block, uint32_t unit, uint32_t cold_slot, uint64_t round, bool is_scan);
-void page_cache_submit(page_cache *cache); /* what pins have asked for since the last one */
+void page_cache_submit(page_cache *cache);                  /* what pins have asked for since the last one */
 void page_cache_release(page_cache *cache, uint64_t round); /* and all before it */
 
 /* The bytes of a pinned page, waited for and verified. HD_IO: the read failed. HD_CORRUPT. HD_TIMED_OUT: the disk has had

@@ -29,12 +29,12 @@ typedef struct read_request {
 
 /* At most requests_max are lent at any time. The file is the caller's, open for as long as the queue is. */
 hd_status read_queue_open(int file, uint32_t requests_max, read_queue **out);
-void read_queue_close(read_queue *queue); /* waits for what is lent; accepts NULL */
+void read_queue_close(read_queue *queue);             /* waits for what is lent; accepts NULL */
 const char *read_queue_name(const read_queue *queue); /* "io_uring" or "preadv" */
 
 void read_queue_submit(read_queue *queue, read_request *const *requests, uint32_t count);
 uint32_t read_queue_depth(const read_queue *queue); /* lent now; any thread */
 
-hd_turn *read_queue_turn(read_queue *queue);               /* advances as requests end */
+hd_turn *read_queue_turn(read_queue *queue); /* advances as requests end */
 
 #endif

@@ -217,9 +217,7 @@ static void look_at_some(world *w) {
         look l = {c->blocks[k], c->hashes[k], below(w, UNITS)};
         w->operations++;
         if (!block_pool_is_resident(&w->store.pool, l.block.index)) cold[count++] = l;
-        else
-            count_look(w, HD_OK,
-                       block_pool_unit(&w->store.pool, w->store.pool.frame_of[l.block.index], l.unit), &l);
+        else count_look(w, HD_OK, block_pool_unit(&w->store.pool, w->store.pool.frame_of[l.block.index], l.unit), &l);
     }
     look_on_disk(w, cold, count);
 }
@@ -274,7 +272,8 @@ static void restart(world *w) {
 static world run(uint64_t seed, uint64_t operations) {
     world w = {.seed = seed};
     /* In memory where there is such a directory: what is tested is not the disk. */
-    snprintf(w.directory, sizeof(w.directory), "%s/hadal-tiers-XXXXXX", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
+    snprintf(w.directory, sizeof(w.directory), "%s/hadal-tiers-XXXXXX",
+             access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
     assert_non_null(mkdtemp(w.directory));
     assert_true(sodium_init() >= 0);
     open_store(&w);

@@ -23,6 +23,7 @@ void cold_rig_init(cold_rig *rig, uint64_t window, uint32_t frames, uint32_t slo
     config->hot_bytes = TABLES_BYTES + frames * block_bytes;
     config->warm_bytes = 5u << 20; /* little more than the least: 128 pages */
     config->cold_directory = rig->directory;
+    config->cold_patience_ms = 60000; /* the machine may be busy with something else */
     config->cold_bytes = 4096 + slots * (block_bytes + 4096);
     cold_rig_open(rig, 3); /* only to see how many they are; fewer threads need less */
     uint64_t more = cold_rig_stats(rig).blocks_total - slots - frames;
