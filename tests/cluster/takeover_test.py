@@ -134,6 +134,17 @@ class Takeover(unittest.TestCase):
                              cluster.processes["coordinator-1"].text().split("worker_lost")[-1].split("worker_connected")[-1])
             self.assertGreaterEqual(cluster.processes["coordinator-1"].text().count("event=takeover"), 4)
 
+    def test_a_worker_that_hangs_is_left_and_is_not_heard_when_it_wakes(self):
+        with self.cluster() as cluster:
+            api = self.begin(cluster)
+            streams = Streams(api, self.requests)
+            streams.wait_tokens(100)
+            cluster.processes["worker-1"].pause()  # no reset arrives, as in a partition: pings decide
+            self.check(streams)
+            cluster.processes["worker-1"].go_on()
+            cluster.wait_state(api, "worker-1", "ready")
+            self.check(Streams(api, self.requests))
+
     def test_the_only_worker_may_come_back(self):
         with self.cluster() as cluster:
             api = self.begin(cluster, workers=1)
@@ -177,6 +188,11 @@ class Takeover(unittest.TestCase):
             self.check(streams)
             cluster.wait("worker-2 has left", lambda: "worker-2" not in cluster.nodes(api))
             self.assertNotIn("drain_timeout", cluster.processes["worker-2"].text())
+            # A coordinator as well: what it answers is finished first.
+            streams = Streams(api, self.requests)
+            streams.wait_tokens(50)
+            self.assertEqual(cluster.processes["coordinator-1"].stop(), 0)
+            self.check(streams)
 
     def test_streams_go_on_without_etcd_and_with_a_stalled_one(self):
         with self.cluster() as cluster:
