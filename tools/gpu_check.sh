@@ -1,10 +1,10 @@
 #!/bin/sh
-# gpu_check.sh [check | pack FOLDER] - everything that needs a GPU, in under ten minutes.
+# gpu_check.sh [check | pack FOLDER CAPABILITY] - everything that needs a GPU, in under ten minutes.
 #
 #   check (the default)  builds the CUDA back end for the GPU that is here if there is no build in build-cuda, runs the tests of
 #                        kernels on it, the same under compute-sanitizer where that is installed, and the benchmark.
-#   pack FOLDER          puts what check needs into FOLDER, built here without a GPU, for a machine that has a driver and nothing
-#                        else: there, `sh FOLDER/gpu_check.sh`.
+#   pack FOLDER 90a      puts what check needs into FOLDER, built here without a GPU, for a machine of that compute capability
+#                        that has a driver and nothing else: there, `sh FOLDER/gpu_check.sh`.
 #
 # Prints one line for each part, PASS, FAIL or LEFT OUT; logs and figures are in $OUT, else in build-cuda/gpu-check. cuBLASLt is
 # looked for in HADAL_CUDA_LIBRARIES, in Python's nvidia packages and in /usr/local/cuda; without it products are left out.
@@ -31,16 +31,18 @@ part() {
 }
 
 pack() {
-    folder=$1
-    mkdir -p "$folder/lib"
-    for program in build-cuda/hadal $(printf 'build-cuda/tests/%s ' $tests); do
-        [ -x "$program" ] || { say FAIL "$program is not there: ./run cuda builds it"; exit 1; }
+    folder=$1 build=build-cuda-$2
+    mkdir -p "$folder/lib" "$build"
+    sh tools/setup.sh build cuda || exit 1
+    { cmake -S . -B "$build" -G Ninja -DHADAL_CUDA=ON -DHADAL_CUDA_ARCHITECTURES="$2" &&
+        cmake --build "$build" --target cuda_tests device_bench; } >"$build/pack.log" 2>&1 || { tail "$build/pack.log"; exit 1; }
+    for program in "$build/device_bench" $(printf "$build/tests/%s " $tests); do
         cp "$program" "$folder/"
         strip "$folder/$(basename "$program")"
         ldd "$program" | sed -n 's/.* => \(\/[^ ]*\) .*/\1/p'
-    done | sort -u | grep -vE '/(libc|libm|libpthread|libdl|librt|ld-linux[^/]*)\.so' | while read -r library; do cp -L "$library" "$folder/lib/"; done
+    done | sort -u | grep -vE '/(libc|libm|libpthread|libdl|librt|ld-linux[^/]*)\.so' |
+        while read -r library; do cp -L "$library" "$folder/lib/"; done
     cp "$here/gpu_check.sh" "$folder/"
-    [ -x "$folder/hadal" ] || exit 1
     say packed "$(du -sm "$folder" | cut -f1) MiB in $folder"
 }
 
@@ -65,13 +67,11 @@ build() {
             cmake --build --preset cuda --target hadal cuda_tests"
     fi
     programs=build-cuda/tests
-    hadal=build-cuda/hadal
 }
 
 check() {
-    if [ -x "$here/hadal" ]; then
+    if [ -x "$here/device_bench" ]; then
         programs=$here
-        hadal=$here/hadal
         export LD_LIBRARY_PATH="$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
         out=${OUT:-$here/out}
         mkdir -p "$out"
@@ -98,7 +98,8 @@ check() {
     else
         say "LEFT OUT" "compute-sanitizer is not installed here"
     fi
-    part bench 200 "$hadal" bench device --json "$out/bench-device.json"
+    if [ -x "$here/device_bench" ]; then part bench 200 "$here/device_bench" "$out/bench-device.json"
+    else part bench 200 build-cuda/hadal bench device --json "$out/bench-device.json"; fi
     cat "$out/bench.log"
     [ "$failures" = 0 ] && say PASS "all" || say FAIL "$failures parts"
     [ "$failures" = 0 ]
@@ -106,6 +107,6 @@ check() {
 
 case ${1:-check} in
 check) check ;;
-pack) [ $# -eq 2 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2; }; cd "$here/.." && pack "$2" ;;
+pack) [ $# -eq 3 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2; }; cd "$here/.." && pack "$2" "$3" ;;
 *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
