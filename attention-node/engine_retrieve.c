@@ -34,8 +34,8 @@ static finder_sizes sizes_of(const engine *e) {
                                    .value_dim = layer->shape.value_dim,
                                    .keys_max = (uint64_t)e->home.store.pool.block_count * HD_BLOCK_TOKENS,
                                    .has_rest = index_kind_estimates(kinds[k])};
-            sizes.scratch = largest(
-                sizes.scratch, index_search_bytes(&params, layer->plan.group_size, SELECTION_TOKENS_MAX));
+            sizes.scratch =
+                largest(sizes.scratch, index_search_bytes(&params, layer->plan.group_size, SELECTION_TOKENS_MAX));
         }
         sizes.tokens = largest(sizes.tokens, layer->plan.group_size * SELECTION_TOKENS_MAX * sizeof(uint32_t));
         sizes.rest = largest(sizes.rest, (size_t)layer->plan.group_size * (e->value_dim_max + 2) * sizeof(float));
@@ -188,8 +188,7 @@ static const uint16_t *bf16_queries(const engine *e, const engine_layer *layer, 
                                     uint32_t row, uint32_t head) {
     const void *queries = engine_queries(e, layer, row, head);
     if (layer->shape.dtype == HD_BF16) return queries;
-    e->kernels->convert(queries, HD_F32, finder->queries, HD_BF16,
-                        (size_t)layer->plan.group_size * layer->query_dim);
+    e->kernels->convert(queries, HD_F32, finder->queries, HD_BF16, (size_t)layer->plan.group_size * layer->query_dim);
     return finder->queries;
 }
 
@@ -202,8 +201,8 @@ static void learn_keys(const engine *e, const engine_layer *layer, const sequenc
     const uint16_t *keys = (const uint16_t *)e->step.call.keys.data +
                            (span->first_row + (first - span->first_position)) * stride +
                            (size_t)head * layer->shape.key_dim;
-    hd_status status = index_set_add_keys(s->indexes, e->step.call.layer, head, first, keys,
-                                          (uint32_t)(s->end - first), stride);
+    hd_status status =
+        index_set_add_keys(s->indexes, e->step.call.layer, head, first, keys, (uint32_t)(s->end - first), stride);
     if (status != HD_OK) index_set_fail(s->indexes);
 }
 

@@ -14,7 +14,8 @@ void engine_ask_selection(const engine *e, const engine_layer *layer, const sequ
                           uint32_t head, selection_answer *answer) {
     *answer = (selection_answer){.is_everything = true};
     if (layer->plan.window != 0 || position < s->exact_count) return;
-    selection_question question = {.layer = e->step.call.layer, .head = head, .position = position, .granule = INDEX_GRAIN};
+    selection_question question = {
+        .layer = e->step.call.layer, .head = head, .position = position, .granule = INDEX_GRAIN};
     s->selection.ops->choose(&s->selection, &question, answer);
     if (!answer->is_everything) assert(answer->sinks_end <= answer->recent_first && answer->recent_first <= position);
 }
@@ -76,8 +77,7 @@ static uint64_t clamp(uint64_t value, uint64_t least, uint64_t most) {
 }
 
 /* What the answer shows of a group: [ranges[0], ranges[1]) and [ranges[2], ranges[3]). */
-static void parts_of(const engine_sparse_row *row, const selection_answer *answer, uint64_t group,
-                     uint64_t ranges[4]) {
+static void parts_of(const engine_sparse_row *row, const selection_answer *answer, uint64_t group, uint64_t ranges[4]) {
     uint64_t begin = group * HD_GROUP_TOKENS, end = clamp(begin + HD_GROUP_TOKENS, begin, row->position + 1);
     ranges[0] = begin;
     ranges[1] = answer->is_everything ? end : clamp(answer->sinks_end, begin, end);

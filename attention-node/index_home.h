@@ -35,7 +35,7 @@ struct index_set {
     uint32_t building_count;
     kv_index **indexes; /* [index_count], NULL in layers that have none */
     index_source_context *contexts;
-    uint8_t *states; /* INDEX_WANTED, INDEX_BUILDING */
+    uint8_t *states;    /* INDEX_WANTED, INDEX_BUILDING */
     const kv_run *runs; /* the sequence's */
     uint32_t sealed_count;
     uint64_t exact_count;

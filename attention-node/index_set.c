@@ -103,8 +103,8 @@ static void measure(const index_home *home, const selection *chosen, index_set *
         if (!is_indexed(home, chosen, layer)) continue;
         index_params params = params_of(home, set, layer, 0);
         uint64_t builder = index_builder_bytes(&params);
-        set->bytes += home->layers[layer].heads * (index_bytes_max(&params) + sizeof(kv_index *) + sizeof(uint8_t) +
-                                                   sizeof(index_source_context));
+        set->bytes += home->layers[layer].heads *
+                      (index_bytes_max(&params) + sizeof(kv_index *) + sizeof(uint8_t) + sizeof(index_source_context));
         if (builder > *builder_bytes) *builder_bytes = builder;
         if (set->has_rows) set->bytes += home->layers[layer].heads * key_rows_bytes(set->keys_max, params.key_dim);
     }
@@ -170,7 +170,8 @@ static void link_set(index_set *set) {
 
 static void free_set(index_set *set) {
     for (uint32_t i = 0; set->indexes != NULL && i < set->home->index_count; i++) index_close(set->indexes[i]);
-    for (uint32_t i = 0; set->contexts != NULL && i < set->home->index_count; i++) key_rows_fini(&set->contexts[i].rows);
+    for (uint32_t i = 0; set->contexts != NULL && i < set->home->index_count; i++)
+        key_rows_fini(&set->contexts[i].rows);
     free(set->indexes);
     free(set->contexts);
     free(set->states);
@@ -492,8 +493,8 @@ hd_status index_set_wait(index_set *set, uint32_t layer, const index_extent *ext
     return status;
 }
 
-hd_status index_set_add_query(index_set *set, uint32_t layer, uint32_t head, uint64_t position,
-                              const uint16_t *queries, uint32_t count, size_t stride) {
+hd_status index_set_add_query(index_set *set, uint32_t layer, uint32_t head, uint64_t position, const uint16_t *queries,
+                              uint32_t count, size_t stride) {
     kv_index *index = set->indexes[set->home->layers[layer].first_index + head];
     return index == NULL ? HD_OK : index_add_query(index, position, queries, count, stride);
 }

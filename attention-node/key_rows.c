@@ -11,7 +11,7 @@
 struct key_rows_chunk {
     _Atomic uint32_t references;
     _Atomic uint32_t filled; /* read by builders while it grows */
-    uint16_t *rows; /* [KEY_ROWS_CHUNK, dim] */
+    uint16_t *rows;          /* [KEY_ROWS_CHUNK, dim] */
 };
 
 static size_t chunk_bytes(uint32_t dim) {

@@ -23,10 +23,10 @@
 
 #include "base/status.h"
 
-#define SELECTION_TEXT_BYTES 256u      /* of NAME[,key=value...] */
-#define SELECTION_SETTLE_TOKENS 1024u  /* from the end of an indexed granule to the first query that relies on it */
-#define SELECTION_TOKENS_MAX 4096u     /* that an index may find for a query */
-#define SELECTION_INDEX_FIRST 128u     /* the tokens before are sinks of every retrieval, and in no index */
+#define SELECTION_TEXT_BYTES 256u     /* of NAME[,key=value...] */
+#define SELECTION_SETTLE_TOKENS 1024u /* from the end of an indexed granule to the first query that relies on it */
+#define SELECTION_TOKENS_MAX 4096u    /* that an index may find for a query */
+#define SELECTION_INDEX_FIRST 128u    /* the tokens before are sinks of every retrieval, and in no index */
 #define SELECTION_AUTO "auto"
 
 typedef struct selection_ops selection_ops;

@@ -7,8 +7,8 @@
 hd_status selection_resolve(const char *text, uint64_t tokens, uint64_t full_up_to, char out[SELECTION_TEXT_BYTES],
                             hd_error *error) {
     size_t auto_bytes = strlen(SELECTION_AUTO);
-    bool is_auto = strncmp(text, SELECTION_AUTO, auto_bytes) == 0 &&
-                   (text[auto_bytes] == '\0' || text[auto_bytes] == ',');
+    bool is_auto =
+        strncmp(text, SELECTION_AUTO, auto_bytes) == 0 && (text[auto_bytes] == '\0' || text[auto_bytes] == ',');
     int written;
     if (!is_auto) written = snprintf(out, SELECTION_TEXT_BYTES, "%s", text);
     else if (tokens <= full_up_to) written = snprintf(out, SELECTION_TEXT_BYTES, "%s", selection_ops_full()->name);

@@ -35,8 +35,7 @@ static hd_status configure(selection *self, const char *options, hd_error *error
         {.key = "estimate", .target = &estimate, .most = 1},
         {.key = "full_layers", .target = &self->full_layers, .most = LAYERS_MOST},
     };
-    hd_status status =
-        selection_options_parse("retrieval", options, known, sizeof(known) / sizeof(known[0]), error);
+    hd_status status = selection_options_parse("retrieval", options, known, sizeof(known) / sizeof(known[0]), error);
     self->index = index_names[index];
     self->has_estimate = estimate != 0;
     return status;

@@ -11,10 +11,10 @@
 static hd_status configure(selection *self, const char *options, hd_error *error) {
     self->sinks = 128;
     self->recent = 4096;
-    const selection_option known[] = {{.key = "sinks", .target = &self->sinks, .most = SINKS_MOST},
-                                      {.key = "recent", .target = &self->recent, .least = RECENT_LEAST,
-                                       .most = RECENT_MOST},
-                                      {.key = "full_layers", .target = &self->full_layers, .most = LAYERS_MOST}};
+    const selection_option known[] = {
+        {.key = "sinks", .target = &self->sinks, .most = SINKS_MOST},
+        {.key = "recent", .target = &self->recent, .least = RECENT_LEAST, .most = RECENT_MOST},
+        {.key = "full_layers", .target = &self->full_layers, .most = LAYERS_MOST}};
     return selection_options_parse("window", options, known, sizeof(known) / sizeof(known[0]), error);
 }
 

@@ -39,15 +39,15 @@ static bool register_searches(worker_metrics *m, hd_metrics *registry) {
     m->search_bytes = hd_counter_register(registry, "hadal:retrieval_scanned_bytes_total", "",
                                           "Bytes that searches read, estimates of the rest included.");
     m->search_us = hd_counter_register(registry, "hadal:retrieval_search_microseconds_total", "",
-                                            "Time of searches, added up over threads.");
+                                       "Time of searches, added up over threads.");
     m->found_us = hd_counter_register(registry, "hadal:retrieval_attend_microseconds_total", "",
-                                           "Time of attending to what searches found, added up over threads.");
+                                      "Time of attending to what searches found, added up over threads.");
     m->index_wait_us = hd_counter_register(registry, "hadal:index_wait_microseconds_total", "",
-                                                "Time that steps waited for indexes to be built.");
+                                           "Time that steps waited for indexes to be built.");
     m->index_bytes =
         hd_gauge_register(registry, "hadal:index_bytes", "", "Memory accounted for open and retained indexes.");
-    m->index_lag_tokens = hd_gauge_register(registry, "hadal:index_lag_tokens", "",
-                                            "Tokens that are due to be indexed and are not yet.");
+    m->index_lag_tokens =
+        hd_gauge_register(registry, "hadal:index_lag_tokens", "", "Tokens that are due to be indexed and are not yet.");
     return m->searches != NULL && m->searched_tokens != NULL && m->search_bytes != NULL && m->search_us != NULL &&
            m->found_us != NULL && m->index_wait_us != NULL && m->index_bytes != NULL && m->index_lag_tokens != NULL;
 }
@@ -75,10 +75,11 @@ hd_status worker_metrics_init(worker_metrics *m, hd_metrics *registry) {
         hd_histogram_register(registry, "hadal:iteration_tokens_total", "", "Rows of a step, prefill and decode.",
                               hd_bounds_tokens, hd_bounds_tokens_count);
     bool has_tiers = register_tiers(m, registry), has_searches = register_searches(m, registry);
-    bool is_complete = has_tiers && has_searches && m->num_requests_running != NULL && m->num_requests_waiting != NULL &&
-                       m->kv_cache_usage_perc != NULL && m->prefix_cache_queries != NULL &&
-                       m->prefix_cache_hits != NULL && m->num_preemptions != NULL && m->prompt_tokens_total != NULL &&
-                       m->generation_tokens_total != NULL && m->iteration_tokens_total != NULL;
+    bool is_complete = has_tiers && has_searches && m->num_requests_running != NULL &&
+                       m->num_requests_waiting != NULL && m->kv_cache_usage_perc != NULL &&
+                       m->prefix_cache_queries != NULL && m->prefix_cache_hits != NULL && m->num_preemptions != NULL &&
+                       m->prompt_tokens_total != NULL && m->generation_tokens_total != NULL &&
+                       m->iteration_tokens_total != NULL;
     return is_complete ? HD_OK : HD_NO_MEMORY;
 }
 
@@ -103,8 +104,8 @@ void worker_metrics_update(worker_metrics *m, const attention_stats *stats, uint
     hd_counter_add(m->cold_verify_failures, stats->cold_verify_failures - seen->cold_verify_failures);
     hd_counter_add(m->searches, stats->searches - seen->searches);
     hd_counter_add(m->searched_tokens, stats->searched_tokens - seen->searched_tokens);
-    hd_counter_add(m->search_bytes, stats->search_bytes + stats->search_rest_bytes - seen->search_bytes -
-                                        seen->search_rest_bytes);
+    hd_counter_add(m->search_bytes,
+                   stats->search_bytes + stats->search_rest_bytes - seen->search_bytes - seen->search_rest_bytes);
     hd_counter_add(m->search_us, (stats->search_ns - seen->search_ns) / 1000);
     hd_counter_add(m->found_us, (stats->found_ns - seen->found_ns) / 1000);
     hd_counter_add(m->index_wait_us, (stats->index_wait_ns - seen->index_wait_ns) / 1000);

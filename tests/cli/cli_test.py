@@ -138,6 +138,11 @@ class Usage(Refusals):
         for flag, value, sentence in (("--depth", "1,x", "--depth: '1,x' is not a list like 0,4096,32768"),
                                       ("--batch", "0", "--batch must be between 1 and")):
             self.assert_refused(2, sentence, "bench", "decode", MODEL, flag, value)
+        for flag, value, sentence in (("--trials", "17", "--trials must be between 1 and 16"),
+                                      ("--lengths", "100", "--lengths: contexts have at least 1024 tokens"),
+                                      ("--steps", "0", "--steps must be between 1 and 4096")):
+            self.assert_refused(2, sentence, "bench", "fidelity", MODEL, "--text", "x", flag, value)
+        self.assert_refused(2, "--text is missing", "bench", "fidelity", MODEL)
 
     def test_flags_are_read_from_the_environment(self):
         self.assert_refused(2, "HADAL_THREADS: 'two' is not a whole number", "serve", MODEL, environment={"HADAL_THREADS": "two"})
