@@ -429,6 +429,7 @@ hd_status engine_open(const engine_config *config, attention **out, hd_error *er
     if (e == NULL) return hd_error_set(error, HD_NO_MEMORY, "out of memory");
     e->kernels = config->kernels;
     e->pool = config->pool;
+    e->overrides = config->overrides;
     e->budget_bytes = config->hot_bytes + config->warm_bytes;
     e->warm_bytes = config->warm_bytes;
     e->patience_ns = (config->cold_patience_ms > 0 ? config->cold_patience_ms : COLD_PATIENCE_MS) * UINT64_C(1000000);

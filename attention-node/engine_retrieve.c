@@ -236,8 +236,9 @@ void engine_learn(engine *e, const engine_layer *layer, unsigned thread, unsigne
 hd_status engine_await_indexes(engine *e, const engine_layer *layer) {
     for (uint32_t i = 0; i < e->step.sparse_count; i++) {
         const engine_sparse_row *row = &e->step.sparse_rows[i];
-        selection_answer answer;
-        engine_ask_selection(e, layer, row->sequence, row->position, 0, &answer);
+        selection_answer answer = {.is_searched = false};
+        for (uint32_t head = 0; head < layer->plan.kv_heads && !answer.is_searched; head++)
+            engine_ask_selection(e, layer, row->sequence, row->position, head, &answer);
         if (!answer.is_searched) continue;
         index_extent extent = index_set_extent(row->sequence->indexes, answer.recent_first);
         hd_status status = index_set_wait(row->sequence->indexes, e->step.call.layer, &extent);

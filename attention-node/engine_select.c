@@ -17,6 +17,7 @@ void engine_ask_selection(const engine *e, const engine_layer *layer, const sequ
     selection_question question = {
         .layer = e->step.call.layer, .head = head, .position = position, .granule = INDEX_GRAIN};
     s->selection.ops->choose(&s->selection, &question, answer);
+    if (!selection_is_full(&s->selection)) selection_overrides_apply(e->overrides, question.layer, head, answer);
     if (!answer->is_everything) assert(answer->sinks_end <= answer->recent_first && answer->recent_first <= position);
 }
 

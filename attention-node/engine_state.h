@@ -9,6 +9,7 @@
 #include "attention-node/attend_plan.h"
 #include "attention-node/engine.h"
 #include "attention-node/index_set.h"
+#include "attention-node/selection_overrides.h"
 #include "attention-node/sequence_table.h"
 #include "attention-node/state_store.h"
 
@@ -129,6 +130,7 @@ typedef struct engine {
     unsigned char *no_page;                /* zeros, for what could not be had */
     engine_step step;
 
+    const selection_overrides *overrides;
     index_home *indexes;    /* NULL: none are kept */
     engine_finder *finders; /* [threads] */
     engine_found *founds;   /* [ENGINE_FOUNDS]: with a cold tier, whose pages have to come before tokens are attended to */

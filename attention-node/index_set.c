@@ -1,7 +1,7 @@
 /* index_set.c - sets of indexes: opening them from what others had, growing them, and giving them up.
  *
- * Every list and flag that builders look at is under the home's lock. Whoever needs an index to itself (to cut, share or
- * close it) first marks its set as held, which keeps builders from beginning a piece, and waits for those at work. */
+ * Every list and flag that builders look at is under the home's lock. Whoever needs an index to itself (to cut, share
+ * or close it) first marks its set as held, which keeps builders from beginning a piece, and waits for those at work. */
 #include "attention-node/index_set.h"
 
 #include <assert.h>
@@ -32,9 +32,10 @@ static const uint16_t *rows_at(const index_source_context *context, bool is_keys
     const index_layer *layer = context->layer;
     uint32_t stream = is_keys ? layer->key_stream : layer->value_stream;
     uint32_t dim = is_keys ? layer->shape.key_dim : layer->shape.value_dim;
-    for (uint32_t i = sequence_run_at(set->runs, set->sealed_count, first), done = 0; done < count; i++) {
+    uint32_t sealed = set->sealed_count;
+    for (uint32_t i = sequence_run_at(set->runs, sealed, first), done = 0; done < count; i++) {
         const kv_run *run = &set->runs[i];
-        assert(i < set->sealed_count);
+        assert(i < sealed);
         uint32_t skipped = (uint32_t)(first + done - run->position), rows = run->count - skipped;
         if (rows > count - done) rows = count - done;
         page_rows copied = {&layer->shape, is_keys, run->first + skipped, rows, room + (size_t)done * dim};

@@ -1,12 +1,13 @@
 /* index_set.h - the indexes of a sequence, one for each layer and KV head, who builds them, and who gets them next.
  *
- *   open or adopted --grow (as blocks are sealed)--> built up to the target --close(keep)--> retained --> adopted, or given up
+ *   open or adopted --grow, as blocks are sealed--> built up to the target --close(keep)--> retained
+ *   retained --the next sequence that begins alike--> adopted;   retained --memory is needed--> given up
  *
  *   1. Memory is accounted when a set opens, for the longest that its sequence may become, and HD_FULL is answered
  *      then or never. Retained sets give way, the one that was retained first first.
  *   2. A set is a function of the tokens that its sequence begins with. So a sequence that starts from cached blocks
- *      takes the indexes of whoever had the same blocks: a retained set as it is, an open one by a fork, which copies no
- *      segment. Where nobody has them, and the kind learns from queries, the blocks have to be computed again: without
+ *      takes the indexes of whoever had the same blocks: a retained set as it is, an open one by a fork, which copies
+ *      no segment. Where nobody has them, and the kind learns from queries, the blocks have to be computed again: without
  *      their queries the index would be another one (index_set_reusable).
  *   3. Builders run at low priority, beside steps, and take one index after another, those of the oldest sets first. A
  *      step that needs what is not built yet waits (index_set_wait).

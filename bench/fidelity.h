@@ -2,7 +2,7 @@
  *
  *   agreement    the text itself, told token by token: how often the likeliest next token is the same, and the
  *                Kullback-Leibler divergence of the selection's distribution from full attention's, in nats
- *   needle       " The magic number of WORD is DDDDD." at an even spread of depths, one a document, asked for at its end
+ *   needle       " The magic number of WORD is DDDDD." at even depths, one a document, asked for at its end
  *   multi-needle as many in one document, asked for one after another
  *   key-value    a document of lines "KEY: VALUE", asked for the value of one key
  * Documents are made of the text given. Whether a model can answer at all is what the row of `full` shows.

@@ -83,7 +83,10 @@ static hd_status open_engine(const node_options *options, node *n, hd_error *err
     if (status != HD_OK) return status;
     status = worker_layer_table(n->config, n->settings.kv_dtype, &config.layers);
     if (status != HD_OK) return hd_error_set(error, status, "no memory for the layer table");
-    status = engine_open(&config, &n->attention, error);
+    if (options->selection_overrides != NULL)
+        status = selection_overrides_read(options->selection_overrides, &config.layers, &n->overrides, error);
+    config.overrides = &n->overrides;
+    if (status == HD_OK) status = engine_open(&config, &n->attention, error);
     free((void *)config.layers.streams);
     free((void *)config.layers.layers);
     return status;
@@ -194,6 +197,7 @@ void node_close(node *n, uint64_t drain_ms) {
     worker_close(n->worker, drain_ms);
     hd_metrics_close(n->metrics);
     if (n->attention != NULL) n->attention->ops->close(n->attention);
+    selection_overrides_fini(&n->overrides);
     model_weights_close(n->weights);
     hd_pool_close(n->pool);
     text_model_close(n->text);

@@ -9,6 +9,7 @@
 #define CLI_NODE_H
 
 #include "attention-node/attention.h"
+#include "attention-node/selection_overrides.h"
 #include "base/metrics.h"
 #include "base/threads.h"
 #include "cli/memory_plan.h"
@@ -30,6 +31,7 @@ typedef struct node {
     text_model *text; /* NULL where it was not asked for */
     hd_pool *pool;
     model_weights *weights;
+    selection_overrides overrides; /* lent to the attention */
     attention *attention;
     hd_metrics *metrics; /* what worker and coordinator count */
     worker *worker;      /* after node_start */

@@ -28,6 +28,8 @@ size_t node_options_flags(node_options *o, hd_flag *flags) {
          "which earlier tokens a query attends to: full, window, retrieval, auto", false},
         {"full-up-to", HD_FLAG_U64, &o->full_up_to, "N",
          "tokens of a request, prompt and answer, up to which auto is full; above it is retrieval", false},
+        {"selection-overrides", HD_FLAG_STRING, &o->selection_overrides, "FILE",
+         "layers and KV heads that stay full, or see a window alone, under every other selection than full", false},
         {"index-memory", HD_FLAG_SIZE, &o->index_memory, "BYTES",
          "of the hot memory, for indexes (default: an eighth where the selection is auto or retrieval)", false},
         {"threads", HD_FLAG_U64, &o->threads, "N", "compute threads (default: the CPUs this process may use)", false},

@@ -16,6 +16,7 @@ typedef struct node_options {
     uint64_t cold_size;          /* bytes of its files */
     const char *kv_dtype, *weights, *selection, *kernels, *model_name, *log_level;
     uint64_t full_up_to;                                  /* tokens up to which the selection auto is full */
+    const char *selection_overrides;                      /* file; NULL: none */
     uint64_t index_memory;                                /* bytes of hot_memory for indexes; 0: by the selection */
     uint64_t threads;                                     /* 0: every CPU that this process may use */
     uint64_t max_batch_tokens, max_requests, max_context; /* max_context 0: the model's, or what fits */

@@ -240,6 +240,7 @@ static hd_status choose_selection(const batcher *b, const worker_request *reques
     b->config.attention->ops->stats(b->config.attention, &stats);
     uint64_t fits = stats.blocks_total * HD_BLOCK_TOKENS;
     uint64_t full_up_to = b->config.full_up_to < fits ? b->config.full_up_to : fits;
+    if (stats.index_budget_bytes == 0) full_up_to = UINT64_MAX; /* there is nothing else that auto could be */
     return selection_resolve(text != NULL ? text : "full", tokens, full_up_to, chosen, error);
 }
 

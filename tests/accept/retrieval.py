@@ -49,7 +49,7 @@ def main():
     parser.add_argument("model")
     parser.add_argument("--sizes", default="32000")
     parser.add_argument("--needles", type=int, default=20)
-    parser.add_argument("--selections", default="retrieval,index=exact,tokens=64")
+    parser.add_argument("--selections", default="retrieval,index=exact,tokens=64;retrieval,index=clusters")
     parser.add_argument("--failing", default="window")
     parser.add_argument("--hot-memory", default="1G")
     parser.add_argument("--flags", default="", help="further flags of the server")

@@ -1,6 +1,8 @@
 /* engine_select_test.c - rows that attend to a part of their sequence: which, and with which bits. */
+#include "attention-node/selection_overrides.h"
 #include "tests/attention-node/toy.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,10 +22,10 @@ static void open_toy(toy *t, const toy_shape *of, unsigned threads) {
     toy_open(t, threads);
 }
 
-static void start(toy *t, toy_sequence *s, uint64_t name, uint64_t prompt, uint64_t length, const char *selection) {
+static void start(toy *t, toy_sequence *s, uint64_t name, uint64_t prompt, uint64_t length, const char *chosen) {
     uint64_t cached;
     toy_sequence_init(s, name, 1, length);
-    s->selection = selection;
+    s->selection = chosen;
     s->prompt_count = prompt;
     toy_sequence_push_text(s, 5, prompt);
     assert_int_equal(toy_sequence_open(t, s, 0, &cached, NULL), HD_OK);
@@ -78,11 +80,11 @@ static void layers_with_a_window_of_their_own_keep_to_it(void **state) {
     toy_fini(&t);
 }
 
-static void run_window(unsigned threads, uint64_t chunk, uint64_t length, const char *selection, float *outputs) {
+static void run_window(unsigned threads, uint64_t chunk, uint64_t length, const char *chosen, float *outputs) {
     toy t;
     toy_sequence s;
     open_toy(&t, &shape, threads);
-    start(&t, &s, 1, 1100, length, selection);
+    start(&t, &s, 1, 1100, length, chosen);
     toy_run(&t, &s, 0, length, chunk, outputs);
     toy_sequence_fini(&s);
     toy_fini(&t);
@@ -150,18 +152,51 @@ static void one_step_may_mix_selections(void **state) {
     toy_fini(&t);
 }
 
+static void overrides_rule_layers_and_heads(void **state) {
+    enum { PROMPT = 300, LENGTH = 900 };
+    uint8_t modes[4] = {OVERRIDE_FULL, OVERRIDE_NONE, OVERRIDE_FULL, OVERRIDE_FULL};
+    selection_overrides overrides = {.layer_count = 2, .heads_max = 2, .modes = modes};
+    toy t;
+    toy_sequence s;
+    toy_init(&t, &shape);
+    t.config.kernels = best();
+    t.config.hot_bytes = 48u << 20;
+    t.config.overrides = &overrides;
+    toy_open(&t, 2);
+    start(&t, &s, 1, PROMPT, LENGTH, "window,sinks=10,recent=200");
+    toy_run(&t, &s, 0, LENGTH, 100, NULL);
+    float outputs[2 * 192], full[192], window[192];
+    assert_true(floats(&t, 1) == 2 * 192);
+    toy_run(&t, &s, LENGTH - 1, 1, 1, outputs);
+    s.selection = NULL; /* what is expected of heads that see everything */
+    toy_expect(&t, &s, 0, LENGTH - 1, full);
+    s.selection = "window";
+    s.sinks = 10;
+    s.recent = 200;
+    toy_expect(&t, &s, 0, LENGTH - 1, window);
+    for (uint32_t i = 0; i < 192; i++) {
+        const float *expected = i < 96 ? full : window; /* KV head 0, then 1 */
+        assert_true(fabsf(outputs[i] - expected[i]) < 2e-2f);
+    }
+    s.selection = NULL;
+    toy_expect(&t, &s, 1, LENGTH - 1, full);
+    for (uint32_t i = 0; i < 192; i++) assert_true(fabsf(outputs[192 + i] - full[i]) < 2e-2f);
+    toy_sequence_fini(&s);
+    toy_fini(&t);
+}
+
 /* The same tokens have other keys and values behind an answer that saw less: nobody may find those as his prompt. */
 static void only_the_prompt_of_an_approximate_sequence_is_shared(void **state) {
     enum { PROMPT = 500, LENGTH = 1000 };
     const struct {
-        const char *selection;
+        const char *chosen;
         uint64_t reused;
     } cases[] = {{"window,recent=128", 384}, {"full", 896}};
     for (size_t i = 0; i < 2; i++) {
         toy t;
         toy_sequence s, next;
         open_toy(&t, &shape, 1);
-        start(&t, &s, 1, PROMPT, LENGTH, cases[i].selection);
+        start(&t, &s, 1, PROMPT, LENGTH, cases[i].chosen);
         toy_run(&t, &s, 0, LENGTH, 100, NULL);
         assert_int_equal(t.attention->ops->sequence_close(t.attention, 1, 1, true, false), HD_OK);
         toy_sequence_init(&next, 2, 1, LENGTH);
@@ -231,6 +266,7 @@ int main(void) {
         cmocka_unit_test(bits_do_not_depend_on_chunks_and_threads),
         cmocka_unit_test(what_leaves_nothing_out_has_the_bits_of_full),
         cmocka_unit_test(one_step_may_mix_selections),
+        cmocka_unit_test(overrides_rule_layers_and_heads),
         cmocka_unit_test(only_the_prompt_of_an_approximate_sequence_is_shared),
         cmocka_unit_test(a_takeover_keeps_selection_and_prompt),
         cmocka_unit_test(a_fork_keeps_selection_and_prompt),

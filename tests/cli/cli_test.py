@@ -55,7 +55,7 @@ class Usage(Refusals):
         for arguments in (["help", "serve"], ["serve", "--help"], ["serve", "model", "-h"]):
             result = run(*arguments)
             self.assertEqual((result.returncode, result.stderr), (0, ""))
-            for flag in ("--listen", "--hot-memory", "--kv-dtype", "--selection", "--full-up-to", "--index-memory", "--threads", "--weights", "--max-batch-tokens",
+            for flag in ("--listen", "--hot-memory", "--kv-dtype", "--selection", "--full-up-to", "--index-memory", "--selection-overrides", "--threads", "--weights", "--max-batch-tokens",
                          "--max-context", "--model-name", "--default-max-tokens", "--api-keys", "--max-body",
                          "--request-timeout", "--queue-timeout", "--stall-timeout", "--keep-alive", "--http-threads", "--max-requests", "--kernels"):
                 self.assertIn(flag + " ", result.stdout)
