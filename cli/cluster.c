@@ -7,7 +7,7 @@
 
 #include "base/log.h"
 
-#define JOIN_DEADLINE_MS  10000u
+#define JOIN_DEADLINE_MS 10000u
 #define LEAVE_DEADLINE_MS 1000u
 
 size_t cluster_options_flags(cluster_options *o, hd_flag *flags) {
@@ -33,8 +33,9 @@ hd_status cluster_options_check(const cluster_options *o, hd_error *error) {
         return hd_error_set(error, HD_INVALID, "--etcd is missing: URL[,URL], for example http://127.0.0.1:2379");
     if (o->node_id != NULL && (o->node_id[0] == '\0' || strlen(o->node_id) >= MEMBERSHIP_NAME_BYTES ||
                                strpbrk(o->node_id, "/ \t\n\"\\") != NULL))
-        return hd_error_set(error, HD_INVALID, "--node-id '%.60s' is not a name: no spaces, quotes or slashes, at most %u "
-                                               "characters",
+        return hd_error_set(error, HD_INVALID,
+                            "--node-id '%.60s' is not a name: no spaces, quotes or slashes, at most %u "
+                            "characters",
                             o->node_id, MEMBERSHIP_NAME_BYTES - 1);
     if ((o->tls_cert == NULL) != (o->tls_key == NULL))
         return hd_error_set(error, HD_INVALID, "--tls-cert and --tls-key go together: give both");
@@ -49,7 +50,8 @@ typedef struct opening {
 
 static void open_membership(void *context) {
     opening *o = context;
-    o->status = membership_etcd_open(&o->cluster->config, rpc_loop_queue(o->cluster->loop), &o->cluster->membership, o->error);
+    o->status =
+        membership_etcd_open(&o->cluster->config, rpc_loop_queue(o->cluster->loop), &o->cluster->membership, o->error);
 }
 
 hd_status cluster_open(const cluster_options *o, const char *role, cluster *c, hd_error *error) {
@@ -76,8 +78,9 @@ hd_status cluster_open(const cluster_options *o, const char *role, cluster *c, h
 static hd_status choose_address(cluster *c, const cluster_options *o, const char *bound, hd_error *error) {
     const char *address = o->advertise != NULL ? o->advertise : bound;
     if (o->advertise == NULL && (strncmp(bound, "0.0.0.0:", 8) == 0 || strncmp(bound, "[::]:", 5) == 0))
-        return hd_error_set(error, HD_INVALID, "--listen %s is every address of this host: say with --advertise HOST:PORT "
-                                               "which one others reach it at",
+        return hd_error_set(error, HD_INVALID,
+                            "--listen %s is every address of this host: say with --advertise HOST:PORT "
+                            "which one others reach it at",
                             bound);
     snprintf(c->node.address, sizeof(c->node.address), "%s", address);
     return HD_OK;
@@ -88,7 +91,8 @@ static void choose_id(cluster *c, const cluster_options *o) {
     gethostname(host, sizeof(host) - 1);
     const char *colon = strrchr(c->node.address, ':');
     if (o->node_id != NULL) snprintf(c->node.id, sizeof(c->node.id), "%s", o->node_id);
-    else snprintf(c->node.id, sizeof(c->node.id), "%s-%.60s-%.20s", c->node.role, host, colon != NULL ? colon + 1 : "0");
+    else
+        snprintf(c->node.id, sizeof(c->node.id), "%s-%.60s-%.20s", c->node.role, host, colon != NULL ? colon + 1 : "0");
 }
 
 static void announce(void *context) {

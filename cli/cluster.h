@@ -33,8 +33,8 @@ typedef struct cluster {
 } cluster;
 
 hd_status cluster_open(const cluster_options *options, const char *role, cluster *cluster, hd_error *error);
-/* The rest of cluster->node has been set. Refused where it does not fit to those that are there; without an answer of etcd
- * it fails, for a node that nobody finds is no use. bound: the address that was really listened on. */
+/* The rest of cluster->node has been set. Refused where it does not fit to those that are there; without an answer of
+ * etcd it fails, for a node that nobody finds is no use. bound: the address that was really listened on. */
 hd_status cluster_join(cluster *cluster, const cluster_options *options, const char *bound, hd_error *error);
 void cluster_set_state(cluster *cluster, membership_state state); /* any thread */
 /* Others have been told, if etcd answers. What used the loop has been closed. Accepts a zeroed one. */

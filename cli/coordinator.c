@@ -49,7 +49,9 @@ static cli_exit coordinator_run(const cli_command *command, const cli_arguments 
             .loop = c.loop, .membership = c.membership, .tls = c.tls, .models = &models, .metrics = metrics};
         status = router_open(&config, &routes, &error);
     }
-    if (status == HD_OK) status = server_open_cluster(&options.server, routes, &models, options.operator_listen, metrics, &front, &error);
+    if (status == HD_OK)
+        status =
+            server_open_cluster(&options.server, routes, &models, options.operator_listen, metrics, &front, &error);
     if (status == HD_OK) status = cluster_join(&c, &options.cluster, coordinator_address(front), &error);
     if (status == HD_OK) {
         signals_hold();
@@ -70,9 +72,10 @@ const cli_command coordinator_command = {
     .name = "coordinator",
     .arguments = "",
     .summary = "the OpenAI API in front of a cluster's workers",
-    .details = "Serves every model that the cluster's workers have. Several may run; each knows its own requests.\n"
-               "    hadal coordinator --etcd http://10.0.0.1:2379 --listen 127.0.0.1:8000 --operator-listen 127.0.0.1:8001\n"
-               "SIGTERM finishes what runs, within --drain-timeout; a second one ends at once.\n",
+    .details =
+        "Serves every model that the cluster's workers have. Several may run; each knows its own requests.\n"
+        "    hadal coordinator --etcd http://10.0.0.1:2379 --listen 127.0.0.1:8000 --operator-listen 127.0.0.1:8001\n"
+        "SIGTERM finishes what runs, within --drain-timeout; a second one ends at once.\n",
     .positionals_min = 0,
     .positionals_max = 0,
     .flags = coordinator_flags,

@@ -9,8 +9,8 @@
 #include "bench/http_client.h"
 #include "cli/command.h"
 
-#define CALL_MS       15000
-#define WAIT_POLL_US  300000u
+#define CALL_MS 15000
+#define WAIT_POLL_US 300000u
 
 static struct {
     const char *coordinator, *api_key;
@@ -29,8 +29,8 @@ static size_t common_flags(hd_flag *flags) {
 
 static size_t drain_flags(hd_flag *flags) {
     size_t count = common_flags(flags);
-    flags[count++] =
-        (hd_flag){"wait", HD_FLAG_BOOL, &options.waits, NULL, "until the node holds nothing that anybody would miss", false};
+    flags[count++] = (hd_flag){
+        "wait", HD_FLAG_BOOL, &options.waits, NULL, "until the node holds nothing that anybody would miss", false};
     return count;
 }
 
@@ -84,7 +84,8 @@ typedef struct column {
 static void cell_text(const json_t *row, const column *c, char text[CELL_BYTES]) {
     const json_t *value = json_object_get(row, c->key);
     uint64_t number = (uint64_t)json_integer_value(value);
-    if (json_is_string(value)) snprintf(text, CELL_BYTES, "%s", json_string_value(value)[0] != '\0' ? json_string_value(value) : "-");
+    if (json_is_string(value))
+        snprintf(text, CELL_BYTES, "%s", json_string_value(value)[0] != '\0' ? json_string_value(value) : "-");
     else if (json_is_boolean(value)) snprintf(text, CELL_BYTES, "%s", json_is_true(value) ? "yes" : "no");
     else if (json_is_integer(value) && strncmp(c->key, "kv_", 3) == 0) hd_format_size(number, text, CELL_BYTES);
     else if (json_is_integer(value)) snprintf(text, CELL_BYTES, "%" PRIu64, number);
@@ -103,7 +104,8 @@ static void print_table(const json_t *rows, const column *columns, size_t column
             if ((int)strlen(text) > widths[i]) widths[i] = (int)strlen(text);
         }
     }
-    for (size_t i = 0; i < column_count; i++) printf("%-*s%s", widths[i], columns[i].title, i + 1 < column_count ? "  " : "\n");
+    for (size_t i = 0; i < column_count; i++)
+        printf("%-*s%s", widths[i], columns[i].title, i + 1 < column_count ? "  " : "\n");
     json_array_foreach(rows, index, row) {
         for (size_t i = 0; i < column_count; i++) {
             cell_text(row, &columns[i], text);
@@ -127,16 +129,17 @@ static cli_exit print_list(const char *path, const column *columns, size_t colum
 }
 
 static cli_exit nodes_run(const cli_command *command, const cli_arguments *arguments) {
-    static const column columns[] = {{"NODE", "id"},           {"ROLE", "role"},           {"STATE", "state"},
-                                     {"ADDRESS", "address"},   {"MODEL", "model"},         {"KV", "kv_bytes"},
-                                     {"OF", "kv_capacity"},    {"SEQUENCES", "sequences"}, {"SAFE TO DELETE", "safe_to_delete"}};
+    static const column columns[] = {
+        {"NODE", "id"},         {"ROLE", "role"},           {"STATE", "state"},
+        {"ADDRESS", "address"}, {"MODEL", "model"},         {"KV", "kv_bytes"},
+        {"OF", "kv_capacity"},  {"SEQUENCES", "sequences"}, {"SAFE TO DELETE", "safe_to_delete"}};
     return print_list("/operator/nodes", columns, sizeof(columns) / sizeof(columns[0]));
 }
 
 static cli_exit sequences_run(const cli_command *command, const cli_arguments *arguments) {
-    static const column columns[] = {{"SEQUENCE", "id"},         {"MODEL", "model"},      {"WORKER", "worker"},
-                                     {"STATE", "state"},         {"PROMPT", "prompt_tokens"}, {"DONE", "prompt_done"},
-                                     {"SAID", "generated_tokens"}, {"EPOCH", "epoch"},    {"AGE S", "age_s"}};
+    static const column columns[] = {{"SEQUENCE", "id"},           {"MODEL", "model"},          {"WORKER", "worker"},
+                                     {"STATE", "state"},           {"PROMPT", "prompt_tokens"}, {"DONE", "prompt_done"},
+                                     {"SAID", "generated_tokens"}, {"EPOCH", "epoch"},          {"AGE S", "age_s"}};
     return print_list("/operator/sequences", columns, sizeof(columns) / sizeof(columns[0]));
 }
 
@@ -163,8 +166,8 @@ static void show_progress(const json_t *row, uint64_t most, uint64_t left) {
     if (!isatty(STDERR_FILENO) || options.is_json) return;
     enum { WIDTH = 30 };
     int done = most > 0 ? (int)((most - left) * WIDTH / most) : WIDTH;
-    fprintf(stderr, "\r[%.*s%*s] %" PRIu64 " of %" PRIu64 " sequences left ", done, "##############################", WIDTH - done,
-            "", left, most);
+    fprintf(stderr, "\r[%.*s%*s] %" PRIu64 " of %" PRIu64 " sequences left ", done, "##############################",
+            WIDTH - done, "", left, most);
 }
 
 static cli_exit wait_drained(const char *node) {
@@ -205,26 +208,47 @@ static cli_exit cancel_run(const cli_command *command, const cli_arguments *argu
     return print_done("cancelled", arguments->positionals[0]);
 }
 
-const cli_command nodes_command = {
-    .name = "nodes", .arguments = "", .summary = "the cluster's nodes: state, memory, what may be deleted",
-    .details = "Lists the nodes that a coordinator sees. A node is safe to delete when it takes no new work and holds nothing.\n"
-               "    hadal nodes --coordinator http://127.0.0.1:8001\n",
-    .flags = common_flags, .run = nodes_run};
+const cli_command nodes_command = {.name = "nodes",
+                                   .arguments = "",
+                                   .summary = "the cluster's nodes: state, memory, what may be deleted",
+                                   .details = "Lists the nodes that a coordinator sees. A node is safe to delete when "
+                                              "it takes no new work and holds nothing.\n"
+                                              "    hadal nodes --coordinator http://127.0.0.1:8001\n",
+                                   .flags = common_flags,
+                                   .run = nodes_run};
 const cli_command sequences_command = {
-    .name = "sequences", .arguments = "", .summary = "what is being answered, and where",
-    .details = "Lists the sequences of one coordinator.\n    hadal sequences --coordinator http://127.0.0.1:8001 --json\n",
-    .flags = common_flags, .run = sequences_run};
+    .name = "sequences",
+    .arguments = "",
+    .summary = "what is being answered, and where",
+    .details =
+        "Lists the sequences of one coordinator.\n    hadal sequences --coordinator http://127.0.0.1:8001 --json\n",
+    .flags = common_flags,
+    .run = sequences_run};
 const cli_command drain_command = {
-    .name = "drain", .arguments = "NODE", .summary = "move a node's work elsewhere, so that it can be deleted",
+    .name = "drain",
+    .arguments = "NODE",
+    .summary = "move a node's work elsewhere, so that it can be deleted",
     .details = "The node takes no new work, and what runs there moves to others between two tokens.\n"
                "    hadal drain worker-1 --wait --coordinator http://127.0.0.1:8001\n",
-    .positionals_min = 1, .positionals_max = 1, .flags = drain_flags, .run = drain_run};
-const cli_command undrain_command = {
-    .name = "undrain", .arguments = "NODE", .summary = "let a drained node take work again",
-    .details = "    hadal undrain worker-1 --coordinator http://127.0.0.1:8001\n",
-    .positionals_min = 1, .positionals_max = 1, .flags = common_flags, .run = undrain_run};
-const cli_command cancel_command = {
-    .name = "cancel", .arguments = "SEQUENCE", .summary = "end one sequence",
-    .details = "Its client gets an error. SEQUENCE is an id of `hadal sequences`.\n"
-               "    hadal cancel 4f1d22a09c000080 --coordinator http://127.0.0.1:8001\n",
-    .positionals_min = 1, .positionals_max = 1, .flags = common_flags, .run = cancel_run};
+    .positionals_min = 1,
+    .positionals_max = 1,
+    .flags = drain_flags,
+    .run = drain_run};
+const cli_command undrain_command = {.name = "undrain",
+                                     .arguments = "NODE",
+                                     .summary = "let a drained node take work again",
+                                     .details = "    hadal undrain worker-1 --coordinator http://127.0.0.1:8001\n",
+                                     .positionals_min = 1,
+                                     .positionals_max = 1,
+                                     .flags = common_flags,
+                                     .run = undrain_run};
+const cli_command cancel_command = {.name = "cancel",
+                                    .arguments = "SEQUENCE",
+                                    .summary = "end one sequence",
+                                    .details =
+                                        "Its client gets an error. SEQUENCE is an id of `hadal sequences`.\n"
+                                        "    hadal cancel 4f1d22a09c000080 --coordinator http://127.0.0.1:8001\n",
+                                    .positionals_min = 1,
+                                    .positionals_max = 1,
+                                    .flags = common_flags,
+                                    .run = cancel_run};

@@ -6,7 +6,8 @@
 static bool has_cluster(api_call *call) {
     if (call->api->router != NULL) return true;
     api_error error;
-    api_error_set(&error, 404, "invalid_request_error", "no_cluster", "this server is one process, not a coordinator of a cluster");
+    api_error_set(&error, 404, "invalid_request_error", "no_cluster",
+                  "this server is one process, not a coordinator of a cluster");
     api_call_fail(call, &error);
     return false;
 }

@@ -11,10 +11,10 @@
 #include "base/log.h"
 #include "coordinator/router_state.h"
 
-#define PATIENCE_MS   30000u
-#define TICK_MS       250u
-#define FAILURES_MAX  20u /* workers that one request may lose before it is given up */
-#define STEP_FAILURES 2u  /* failures of the step itself, which may be the request's fault */
+#define PATIENCE_MS 30000u
+#define TICK_MS 250u
+#define FAILURES_MAX 20u /* workers that one request may lose before it is given up */
+#define STEP_FAILURES 2u /* failures of the step itself, which may be the request's fault */
 
 static void on_worker_event(worker_request *r, const worker_event *event);
 
@@ -87,7 +87,8 @@ static bool give(routed *q) {
         worker_link *link = router_choose(r, q);
         if (link == NULL) return false;
         bool has_said = false;
-        for (uint32_t i = 0; i < q->request.choices; i++) has_said |= q->answers[i].token_count > 0 || q->answers[i].has_ended;
+        for (uint32_t i = 0; i < q->request.choices; i++)
+            has_said |= q->answers[i].token_count > 0 || q->answers[i].has_ended;
         q->request.answers = has_said ? q->answers : NULL;
         if (has_said) q->request.sampling.prompt_logprobs = -1; /* they all came before the first token */
         q->request.epoch++;
@@ -151,11 +152,12 @@ static void on_failed(routed *q, const worker_event *event) {
 static void on_token(routed *q, const worker_event *event) {
     worker_answer *a = &q->answers[event->choice];
     if (a->has_ended) return;
-    bool is_next = event->position == q->request.prompt_count + a->token_count && a->token_count < q->request.max_tokens;
+    bool is_next =
+        event->position == q->request.prompt_count + a->token_count && a->token_count < q->request.max_tokens;
     if (!is_next) {
         /* Never handed on: whoever says it is out of step, and is asked no more. */
-        hd_log(HD_LOG_ERROR, "token_out_of_order", "sequence=%016" PRIx64 " from=%s position=%" PRIu64, q->request.sequence,
-               q->link->node.id, event->position);
+        hd_log(HD_LOG_ERROR, "token_out_of_order", "sequence=%016" PRIx64 " from=%s position=%" PRIu64,
+               q->request.sequence, q->link->node.id, event->position);
         worker_rpc *rpc = worker_remote_rpc(q->link->remote);
         q->is_moving = true;
         rpc->ops->cancel(rpc, q->request.id, UINT32_MAX);
@@ -166,8 +168,11 @@ static void on_token(routed *q, const worker_event *event) {
 }
 
 static void on_finished(routed *q, const worker_event *event) {
-    bool is_last_there = event->last, is_wanted = event->finish != WORKER_FINISH_CANCELLED || routed_is_cancelled(q, event->choice);
-    if (is_wanted && !q->answers[event->choice].has_ended && end_choice(q, event->choice, event->finish, event->stop_id)) return;
+    bool is_last_there = event->last,
+         is_wanted = event->finish != WORKER_FINISH_CANCELLED || routed_is_cancelled(q, event->choice);
+    if (is_wanted && !q->answers[event->choice].has_ended &&
+        end_choice(q, event->choice, event->finish, event->stop_id))
+        return;
     /* Its worker is done with it, and it is not: moved, or cut short by a worker that ends. */
     if (is_last_there) take_over(q, HD_CANCELLED, "the worker has ended");
 }
@@ -213,7 +218,8 @@ static hd_status submit(worker_rpc *self, worker_request *client, hd_error *erro
     router *r = model->router;
     if (atomic_fetch_add(&r->open, 1) >= ROUTER_REQUESTS_MAX) {
         atomic_fetch_sub(&r->open, 1);
-        return hd_error_set(error, HD_FULL, "this coordinator routes %u requests, and more it may not", ROUTER_REQUESTS_MAX);
+        return hd_error_set(error, HD_FULL, "this coordinator routes %u requests, and more it may not",
+                            ROUTER_REQUESTS_MAX);
     }
     routed *q = calloc(1, sizeof(*q));
     if (q != NULL) q->answers = calloc(client->choices, sizeof(*q->answers));

@@ -3,17 +3,18 @@
  *   a request:  submit --> WAITING --a worker is chosen--> RUNNING --its last event--> gone
  *                             '<-- the worker is lost, or is drained: what has been said stays --'
  *
- *   1. Everything that another worker needs to go on is here: prompt, sampling, and every token of every choice. A token is
- *      handed to the client once, in order; a takeover continues at the position behind the last (worker_rpc.h, answers).
- *   2. A worker is chosen by what it would still have to compute (the prompt without the longest prefix that it has probably
- *      cached, and what already waits there), among those that have the KV memory; the prefixes are hints from earlier
- *      requests, and the worker decides.
- *   3. A request that was begun is never refused because workers are full or gone: it waits, at most patience_ms with no
- *      worker at all.
+ *   1. Everything that another worker needs to go on is here: prompt, sampling, and every token of every choice. A
+ *      token is handed to the client once, in order; a takeover continues at the position behind the last
+ *      (worker_rpc.h, answers).
+ *   2. A worker is chosen by what it would still have to compute (the prompt without the longest prefix that it has
+ *      probably cached, and what already waits there), among those that have the KV memory; the prefixes are hints
+ *      from earlier requests, and the worker decides.
+ *   3. A request that was begun is never refused because workers are full or gone: it waits, at most patience_ms with
+ *      no worker at all.
  *   4. This process alone mints names and epochs of its requests' sequences; an epoch grows with every takeover.
  * Membership only says who may get new work: a node whose announcement has vanished keeps what it runs.
- * Threads: router_open and router_close, and the operator's calls, from any thread but the loop's; the worker_rpc of a model
- * from any; the rest runs on the loop. */
+ * Threads: router_open and router_close, and the operator's calls, from any thread but the loop's; the worker_rpc of a
+ * model from any; the rest runs on the loop. */
 #ifndef COORDINATOR_ROUTER_H
 #define COORDINATOR_ROUTER_H
 

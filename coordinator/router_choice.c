@@ -1,15 +1,15 @@
 /* router_choice.c - the worker that has the least left to do for a request.
  *
- * cost = tokens of the prompt that it has to compute + half of what waits there to be computed + a little for each request
- * that decodes there; a worker without the memory now comes after all that have it. */
+ * cost = tokens of the prompt that it has to compute + half of what waits there to be computed + a little for each
+ * request that decodes there; a worker without the memory now comes after all that have it. */
 #include <xxhash.h>
 
 #include "coordinator/router_state.h"
 
-#define BLOCK_TOKENS      128u
-#define DECODE_COST       64u         /* tokens of prefill that a decoding neighbour is worth */
-#define FULL_COST         (1ull << 40)
-#define WAITING_COST      (1ull << 32) /* requests queue there already */
+#define BLOCK_TOKENS 128u
+#define DECODE_COST 64u /* tokens of prefill that a decoding neighbour is worth */
+#define FULL_COST (1ull << 40)
+#define WAITING_COST (1ull << 32) /* requests queue there already */
 
 static uint64_t next_hash(uint64_t hash, const uint32_t *token_ids) {
     return XXH3_64bits_withSeed(token_ids, ROUTER_HINT_TOKENS * sizeof(*token_ids), hash);
@@ -54,7 +54,8 @@ static uint64_t waiting_tokens(const router *r, const worker_link *link, uint64_
 static uint64_t cost_of(const router *r, const routed *q, const worker_link *link, uint64_t prefix) {
     uint64_t decoding = 0, computed = q->request.prompt_count - prefix;
     uint64_t cost = computed + waiting_tokens(r, link, &decoding) / 2 + decoding * DECODE_COST;
-    uint64_t blocks = (q->request.prompt_count - prefix + q->request.choices * q->request.max_tokens) / BLOCK_TOKENS + 1;
+    uint64_t blocks =
+        (q->request.prompt_count - prefix + q->request.choices * q->request.max_tokens) / BLOCK_TOKENS + 1;
     uint64_t taken = link->load.blocks_sequences + link->load.blocks_reserved;
     bool has_room = link->load.blocks_total == 0 || taken + blocks <= link->load.blocks_total;
     if (!has_room) cost += FULL_COST;

@@ -1,5 +1,6 @@
-/* router_state.h - the inside of a router, shared by router.c (requests), router_workers.c (connections), router_choice.c
- * (who gets what) and router_view.c (the operator's view). Everything is the loop thread's but what says otherwise. */
+/* router_state.h - the inside of a router, shared by router.c (requests), router_workers.c (connections),
+ * router_choice.c (who gets what) and router_view.c (the operator's view). All of it is the loop thread's, but what says
+ * otherwise. */
 #ifndef COORDINATOR_ROUTER_STATE_H
 #define COORDINATOR_ROUTER_STATE_H
 
@@ -10,8 +11,8 @@
 #include "proto/worker_remote.h"
 
 #define ROUTER_REQUESTS_MAX 16384u
-#define ROUTER_HINTS        65536u /* a power of two */
-#define ROUTER_HINT_TOKENS  128u
+#define ROUTER_HINTS 65536u /* a power of two */
+#define ROUTER_HINT_TOKENS 128u
 
 typedef struct prefix_hint {
     uint64_t hash; /* of the tenant's salt and the tokens so far */
@@ -29,7 +30,7 @@ typedef struct route_model {
     prefix_hint hints[ROUTER_HINTS];
     pthread_mutex_t lock; /* guards load, which any thread may ask for */
     worker_load load;
-    pthread_t opener;     /* the thread that reads the tokenizer */
+    pthread_t opener; /* the thread that reads the tokenizer */
     bool has_opener;
     rpc_tag opened;
     hd_error problem;
@@ -57,9 +58,9 @@ typedef struct routed {
     route_model *model;
     struct routed *next, *previous;
     rpc_tag start;
-    worker_link *link;       /* NULL: waiting */
-    uint64_t avoid;          /* a link that has just failed or refused it; 0: none */
-    worker_answer *answers;  /* [choices]; token_ids is ours to write */
+    worker_link *link;      /* NULL: waiting */
+    uint64_t avoid;         /* a link that has just failed or refused it; 0: none */
+    worker_answer *answers; /* [choices]; token_ids is ours to write */
     uint64_t cancelled[WORKER_CHOICES_MAX / 64];
     uint64_t begun_ns, waiting_since_ns, prompt_done;
     uint32_t ended, failures;
@@ -100,7 +101,7 @@ static inline bool routed_is_cancelled(const routed *q, uint32_t choice) {
 
 /* router.c */
 extern const worker_rpc_ops router_rpc_ops;
-void router_run_waiting(router *r);           /* gives waiting requests to workers, as far as there are any */
+void router_run_waiting(router *r);                  /* gives waiting requests to workers, as far as there are any */
 void router_move_from(router *r, worker_link *link); /* a drained worker's requests, to others, where there are any */
 
 /* router_workers.c */

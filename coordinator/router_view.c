@@ -9,7 +9,7 @@
 #include "proto/node.pb-c.h"
 #include "proto/node_service.h"
 
-#define ASK_DEADLINE_MS   1000u
+#define ASK_DEADLINE_MS 1000u
 #define DRAIN_DEADLINE_MS 5000u
 
 /* -- nodes that are not workers -- */
@@ -67,9 +67,8 @@ static void on_status(void *context, const ProtobufCMessage *message, const rpc_
 }
 
 void router_ask_nodes(router *r) {
-    rpc_unary_config config = {.method = NODE_STATUS_METHOD,
-                               .answer_type = &hadal__node_status__descriptor,
-                               .deadline_ms = ASK_DEADLINE_MS};
+    rpc_unary_config config = {
+        .method = NODE_STATUS_METHOD, .answer_type = &hadal__node_status__descriptor, .deadline_ms = ASK_DEADLINE_MS};
     Hadal__NodeStatusRequest message = HADAL__NODE_STATUS_REQUEST__INIT;
     for (watched_node *n = r->nodes; n != NULL; n = n->next) {
         if (n->channel != NULL && n->asking == NULL)
@@ -84,8 +83,8 @@ typedef struct writing {
     text_buffer *out;
 } writing;
 
-static void write_node(text_buffer *out, bool is_first, const membership_node *node, const char *state, uint64_t kv_bytes,
-                       uint64_t kv_capacity, uint64_t sequences, bool is_safe) {
+static void write_node(text_buffer *out, bool is_first, const membership_node *node, const char *state,
+                       uint64_t kv_bytes, uint64_t kv_capacity, uint64_t sequences, bool is_safe) {
     text_buffer_text(out, is_first ? "{\"id\":" : ",{\"id\":");
     text_buffer_json_text(out, node->id);
     text_buffer_text(out, ",\"role\":");
@@ -94,8 +93,9 @@ static void write_node(text_buffer *out, bool is_first, const membership_node *n
     text_buffer_json_text(out, node->address);
     text_buffer_text(out, ",\"model\":");
     text_buffer_json_text(out, node->model);
-    text_buffer_format(out, ",\"kv_bytes\":%" PRIu64 ",\"kv_capacity\":%" PRIu64 ",\"sequences\":%" PRIu64 ",\"safe_to_delete\":%s}",
-                       kv_bytes, kv_capacity, sequences, is_safe ? "true" : "false");
+    text_buffer_format(
+        out, ",\"kv_bytes\":%" PRIu64 ",\"kv_capacity\":%" PRIu64 ",\"sequences\":%" PRIu64 ",\"safe_to_delete\":%s}",
+        kv_bytes, kv_capacity, sequences, is_safe ? "true" : "false");
 }
 
 static void write_nodes(void *context) {
@@ -107,17 +107,18 @@ static void write_nodes(void *context) {
         uint64_t taken = load->blocks_sequences + load->blocks_reserved;
         uint64_t bytes = load->blocks_total > 0 ? link->node.kv_capacity / load->blocks_total * taken : 0;
         uint64_t sequences = (uint64_t)load->running + load->waiting;
-        /* A worker keeps nothing that anybody would miss once it runs nothing; what we run there is known without asking. */
+        /* A worker keeps nothing that anybody would miss once it runs nothing; what is ours is known. */
         bool is_idle = link->running == 0 && (!link->is_connected || sequences == 0);
         bool is_leaving = link->node.state != NODE_READY;
-        write_node(w->out, is_first, &link->node, membership_state_name(link->node.state), bytes, link->node.kv_capacity,
-                   sequences > link->running ? sequences : link->running, is_leaving && is_idle);
+        write_node(w->out, is_first, &link->node, membership_state_name(link->node.state), bytes,
+                   link->node.kv_capacity, sequences > link->running ? sequences : link->running,
+                   is_leaving && is_idle);
         is_first = false;
     }
     for (const watched_node *n = w->router->nodes; n != NULL; n = n->next) {
         bool is_empty = n->sequences == 0 && n->kv_bytes == 0;
-        write_node(w->out, is_first, &n->node, membership_state_name(n->node.state), n->kv_bytes, n->kv_capacity, n->sequences,
-                   n->node.state != NODE_READY && is_empty);
+        write_node(w->out, is_first, &n->node, membership_state_name(n->node.state), n->kv_bytes, n->kv_capacity,
+                   n->sequences, n->node.state != NODE_READY && is_empty);
         is_first = false;
     }
     text_buffer_text(w->out, "]");
@@ -142,8 +143,9 @@ static void write_sequences(void *context) {
         text_buffer_text(w->out, ",\"worker\":");
         text_buffer_json_text(w->out, q->link != NULL ? q->link->node.id : NULL);
         text_buffer_format(w->out,
-                           ",\"state\":\"%s\",\"prompt_tokens\":%" PRIu64 ",\"prompt_done\":%" PRIu64 ",\"generated_tokens\":%" PRIu64
-                           ",\"choices\":%u,\"epoch\":%" PRIu64 ",\"age_s\":%" PRIu64 "}",
+                           ",\"state\":\"%s\",\"prompt_tokens\":%" PRIu64 ",\"prompt_done\":%" PRIu64
+                           ",\"generated_tokens\":%" PRIu64 ",\"choices\":%u,\"epoch\":%" PRIu64 ",\"age_s\":%" PRIu64
+                           "}",
                            state, q->request.prompt_count, q->prompt_done, said, q->request.choices, q->request.epoch,
                            (now - q->begun_ns) / 1000000000u);
         is_first = false;
@@ -181,14 +183,14 @@ hd_status router_drain(router *r, const char *node_id, bool is_draining, hd_erro
     node_search search = {.router = r, .id = node_id};
     rpc_loop_call(r->config.loop, search_node, &search);
     if (!search.is_found)
-        return hd_error_set(error, HD_NOT_FOUND, "there is no node '%.100s'; `hadal nodes` lists those that are there", node_id);
+        return hd_error_set(error, HD_NOT_FOUND, "there is no node '%.100s'; `hadal nodes` lists those that are there",
+                            node_id);
     rpc_channel *channel;
     hd_status status =
         rpc_channel_open(&(rpc_channel_config){.address = search.address, .tls = r->config.tls}, &channel, error);
     if (status != HD_OK) return status;
-    rpc_unary_config config = {.method = NODE_DRAIN_METHOD,
-                               .answer_type = &hadal__node_status__descriptor,
-                               .deadline_ms = DRAIN_DEADLINE_MS};
+    rpc_unary_config config = {
+        .method = NODE_DRAIN_METHOD, .answer_type = &hadal__node_status__descriptor, .deadline_ms = DRAIN_DEADLINE_MS};
     Hadal__DrainRequest message = HADAL__DRAIN_REQUEST__INIT;
     message.is_draining = is_draining;
     ProtobufCMessage *answer = NULL;
@@ -222,7 +224,8 @@ hd_status router_cancel(router *r, const char *sequence, hd_error *error) {
     sequence_search search = {.router = r, .sequence = strtoull(sequence, &end, 16)};
     if (end != sequence && *end == '\0') rpc_loop_call(r->config.loop, search_sequence, &search);
     if (search.rpc == NULL) {
-        return hd_error_set(error, HD_NOT_FOUND, "there is no sequence '%.40s' here; `hadal sequences` lists those that are there",
+        return hd_error_set(error, HD_NOT_FOUND,
+                            "there is no sequence '%.40s' here; `hadal sequences` lists those that are there",
                             sequence);
     }
     search.rpc->ops->cancel(search.rpc, search.id, UINT32_MAX);

@@ -11,7 +11,7 @@
 #include "proto/worker_messages.h"
 
 #define RETRY_FIRST_MS 100u
-#define RETRY_LAST_MS  2000u
+#define RETRY_LAST_MS 2000u
 
 static void connect_link(worker_link *link);
 
@@ -68,7 +68,8 @@ static void on_opened(rpc_tag *tag, bool is_ok) {
     }
     worker_info info;
     worker_info_decode(d, &info);
-    served_model_init(&model->served, &model->rpc, &info, model->text, NULL, r->clock.wall_ns(r->clock.context) / 1000000000u);
+    served_model_init(&model->served, &model->rpc, &info, model->text, NULL,
+                      r->clock.wall_ns(r->clock.context) / 1000000000u);
     model->is_ready = model_set_add(r->config.models, &model->served) == HD_OK;
     hd_log(model->is_ready ? HD_LOG_INFO : HD_LOG_ERROR, model->is_ready ? "model_served" : "models_full",
            "model=%s context_max=%llu", name, (unsigned long long)d->context_max);
@@ -98,7 +99,8 @@ static route_model *new_model(router *r, const Hadal__Description *description) 
 }
 
 static bool is_same_model(const Hadal__Description *a, const Hadal__Description *b) {
-    return a->fingerprint.len == b->fingerprint.len && memcmp(a->fingerprint.data, b->fingerprint.data, a->fingerprint.len) == 0 &&
+    return a->fingerprint.len == b->fingerprint.len &&
+           memcmp(a->fingerprint.data, b->fingerprint.data, a->fingerprint.len) == 0 &&
            a->vocabulary_size == b->vocabulary_size;
 }
 
@@ -178,8 +180,9 @@ static void on_ready(void *context, const Hadal__Description *description) {
         return; /* connected and never asked */
     }
     if (!gives_same_bits(model->description, description)) {
-        hd_log(HD_LOG_WARN, "node_differs", "node=%s kernels=%s weights=%s kv=%s reason=\"a takeover may round elsewhere\"",
-               link->node.id, description->kernels, description->weights_dtype, description->kv_dtype);
+        hd_log(HD_LOG_WARN, "node_differs",
+               "node=%s kernels=%s weights=%s kv=%s reason=\"a takeover may round elsewhere\"", link->node.id,
+               description->kernels, description->weights_dtype, description->kv_dtype);
     }
     hd_log(HD_LOG_INFO, "worker_connected", "node=%s address=%s model=%s", link->node.id, link->node.address,
            description->model_name);
@@ -207,7 +210,8 @@ static void connect_link(worker_link *link) {
         worker_remote_open(r->queue, link->node.address, r->config.tls, &handlers, link, &link->remote, &error);
     if (status == HD_OK) return;
     char text[600];
-    hd_log(HD_LOG_ERROR, "worker_unreachable", "node=%s reason=%s", link->node.id, hd_log_quote(error.text, text, sizeof(text)));
+    hd_log(HD_LOG_ERROR, "worker_unreachable", "node=%s reason=%s", link->node.id,
+           hd_log_quote(error.text, text, sizeof(text)));
     rpc_timer_set(r->queue, &link->retry, RETRY_LAST_MS);
 }
 
@@ -242,11 +246,13 @@ static void on_worker(router *r, const membership_node *node) {
 
 void router_on_node(void *context, const membership_node *node) {
     router *r = context;
-    membership_node self = {.version_min = MEMBERSHIP_VERSION_MIN, .version_max = MEMBERSHIP_VERSION_MAX, .id = "coordinator"};
+    membership_node self = {
+        .version_min = MEMBERSHIP_VERSION_MIN, .version_max = MEMBERSHIP_VERSION_MAX, .id = "coordinator"};
     hd_error error;
     if (membership_fits(&self, node, &error) != HD_OK) {
         char text[600];
-        hd_log(HD_LOG_ERROR, "node_refused", "node=%s reason=%s", node->id, hd_log_quote(error.text, text, sizeof(text)));
+        hd_log(HD_LOG_ERROR, "node_refused", "node=%s reason=%s", node->id,
+               hd_log_quote(error.text, text, sizeof(text)));
         return;
     }
     if (strcmp(node->role, "worker") == 0) on_worker(r, node);

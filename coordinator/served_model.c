@@ -44,7 +44,7 @@ static size_t skip_string(const char *body, size_t bytes, size_t at) {
     return at < bytes ? at + 1 : bytes;
 }
 
-/* Finds "model": "NAME" in the outermost object by counting brackets, so that a body of many megabytes is not parsed twice.
+/* Finds "model": "NAME" in the outermost object by counting brackets, so that a large body is not parsed twice.
  * What is not well formed is not found, and refused by the parser later. */
 static const char *find_name(const char *body, size_t bytes, size_t *name_bytes) {
     int depth = 0;

@@ -9,10 +9,10 @@
 #include "base/clock.h"
 #include "base/log.h"
 
-#define TRY_MS        2000u
+#define TRY_MS 2000u
 #define KEEP_ALIVE_MS 5500u /* etcd cuts off who pings more often than every 5 s */
 #define DEAD_AFTER_MS 3000u
-#define NS_PER_MS     1000000ull
+#define NS_PER_MS 1000000ull
 
 static const struct {
     const ProtobufCMessageDescriptor *request, *answer;
@@ -46,7 +46,9 @@ static hd_status add_endpoint(etcd *e, const char *url, size_t length, const etc
     hd_status status = HD_OK;
     if (is_https && config->tls == NULL) status = rpc_tls_open(NULL, NULL, NULL, &system, error);
     rpc_channel_config channel = {.address = address,
-                                  .tls = !is_https ? NULL : config->tls != NULL ? config->tls : system,
+                                  .tls = !is_https             ? NULL
+                                         : config->tls != NULL ? config->tls
+                                                               : system,
                                   .keep_alive_ms = KEEP_ALIVE_MS,
                                   .dead_after_ms = DEAD_AFTER_MS};
     hd_error problem;
@@ -83,7 +85,8 @@ hd_status etcd_open(const etcd_config *config, rpc_queue *queue, etcd **out, hd_
     if (status == HD_OK && config->user != NULL) {
         e->user = strdup(config->user);
         e->password = strdup(config->password != NULL ? config->password : "");
-        if (e->user == NULL || e->password == NULL) status = hd_error_set(error, HD_NO_MEMORY, "no memory for the etcd client");
+        if (e->user == NULL || e->password == NULL)
+            status = hd_error_set(error, HD_NO_MEMORY, "no memory for the etcd client");
     }
     if (status == HD_OK) *out = e;
     else etcd_close(e);
@@ -226,8 +229,8 @@ void etcd_fetch_token(etcd *e, rpc_unary_done *done, void *context) {
                                .answer_type = &etcdserverpb__authenticate_response__descriptor,
                                .deadline_ms = e->try_ms};
     if (fetch != NULL) *fetch = (token_fetch){.etcd = e, .next = e->fetches, .done = done, .context = context};
-    if (fetch == NULL ||
-        rpc_unary_start(etcd_channel(e), e->queue, &config, &request.base, on_authenticated, fetch, &fetch->call) != HD_OK) {
+    if (fetch == NULL || rpc_unary_start(etcd_channel(e), e->queue, &config, &request.base, on_authenticated, fetch,
+                                         &fetch->call) != HD_OK) {
         free(fetch);
         done(context, NULL, &no_memory);
         return;
@@ -262,7 +265,8 @@ static ProtobufCMessage *copy_of(const ProtobufCMessage *message) {
     return copy;
 }
 
-hd_status etcd_call(etcd *e, const ProtobufCMessage *request, uint64_t deadline_ms, rpc_unary_done *done, void *context) {
+hd_status etcd_call(etcd *e, const ProtobufCMessage *request, uint64_t deadline_ms, rpc_unary_done *done,
+                    void *context) {
     unsigned method = 0;
     while (methods[method].request != request->descriptor) method++; /* another type is a mistake of the caller's */
     etcd_pending *p = calloc(1, sizeof(*p));
@@ -318,7 +322,8 @@ static void on_waited(void *context, const ProtobufCMessage *answer, const rpc_e
     w->is_done = true;
     w->status = end->status;
     if (end->status != HD_OK) hd_error_write(w->error, "%s", end->message);
-    else if ((w->answer = copy_of(answer)) == NULL) w->status = hd_error_set(w->error, HD_NO_MEMORY, "no memory for an answer");
+    else if ((w->answer = copy_of(answer)) == NULL)
+        w->status = hd_error_set(w->error, HD_NO_MEMORY, "no memory for an answer");
 }
 
 hd_status etcd_call_wait(const etcd_config *config, const ProtobufCMessage *request, uint64_t deadline_ms,

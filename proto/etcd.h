@@ -1,8 +1,8 @@
 /* etcd.h - a client of etcd v3 over rpc.h: calls, leases that are kept, prefixes that are followed.
  *
- * Several endpoints are tried in turn: a call that finds one lost or slow goes on to the next until its time is over. With
- * a user, a token is fetched first and again when it has become invalid.
- * Threads: everything, callbacks included, on the thread of the queue given to etcd_open; etcd_call_wait on any other. */
+ * Several endpoints are tried in turn: a call that finds one lost or slow goes on to the next until its time is over.
+ * With a user, a token is fetched first and again when it has become invalid.
+ * Threads: everything, callbacks included, on the thread of the queue of etcd_open; etcd_call_wait on any other. */
 #ifndef PROTO_ETCD_H
 #define PROTO_ETCD_H
 
@@ -13,8 +13,8 @@
 
 typedef struct etcd etcd;
 typedef struct etcd_config {
-    const char *endpoints; /* URL[,URL]: http://HOST:PORT, https://HOST:PORT or HOST:PORT */
-    const rpc_tls *tls;    /* for https; NULL: the system's authorities */
+    const char *endpoints;       /* URL[,URL]: http://HOST:PORT, https://HOST:PORT or HOST:PORT */
+    const rpc_tls *tls;          /* for https; NULL: the system's authorities */
     const char *user, *password; /* NULL: none */
     uint64_t try_ms;             /* that one endpoint gets; 0: 2,000 */
 } etcd_config;
@@ -26,7 +26,8 @@ const char *etcd_endpoint(const etcd *etcd); /* the one that is asked now */
 
 /* A call: the request's type says which (RangeRequest, PutRequest, DeleteRangeRequest, TxnRequest, LeaseGrantRequest,
  * LeaseRevokeRequest, CompactionRequest, AuthenticateRequest), and done gets the answer of the same name. */
-hd_status etcd_call(etcd *etcd, const ProtobufCMessage *request, uint64_t deadline_ms, rpc_unary_done *done, void *context);
+hd_status etcd_call(etcd *etcd, const ProtobufCMessage *request, uint64_t deadline_ms, rpc_unary_done *done,
+                    void *context);
 /* The same for a thread that may wait, with connections of its own. */
 hd_status etcd_call_wait(const etcd_config *config, const ProtobufCMessage *request, uint64_t deadline_ms,
                          ProtobufCMessage **answer, hd_error *error);
@@ -43,7 +44,8 @@ typedef struct etcd_lease_handlers {
     void (*on_lost)(void *context); /* it has expired, as far as can be known; a new one is asked for */
 } etcd_lease_handlers;
 
-hd_status etcd_lease_open(etcd *etcd, uint64_t ttl_s, const etcd_lease_handlers *handlers, void *context, etcd_lease **out);
+hd_status etcd_lease_open(etcd *etcd, uint64_t ttl_s, const etcd_lease_handlers *handlers, void *context,
+                          etcd_lease **out);
 /* Revokes it, without waiting for the answer. Accepts NULL. */
 void etcd_lease_close(etcd_lease *lease);
 

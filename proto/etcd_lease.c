@@ -10,19 +10,19 @@
 #include "proto/etcd_internal.h"
 
 #define GRANT_DEADLINE_MS 5000u
-#define NS_PER_S          1000000000ull
+#define NS_PER_S 1000000000ull
 
 struct etcd_lease {
     etcd *etcd;
     uint64_t ttl_s;
     etcd_lease_handlers handlers;
     void *context;
-    int64_t id; /* 0: none */
+    int64_t id;          /* 0: none */
     uint64_t expires_ns; /* by our clock, counted from when the last answer came */
     rpc_stream *stream;
     unsigned endpoint;
     bool is_busy, is_closed; /* is_busy: a call is out that will come back here */
-    rpc_timer next; /* to ping, or to try again */
+    rpc_timer next;          /* to ping, or to try again */
 };
 
 static void grant(etcd_lease *l);
@@ -70,8 +70,8 @@ static void on_next(rpc_timer *timer) {
 
 static void on_message(void *context, rpc_stream *stream, const rpc_message *message) {
     etcd_lease *l = context;
-    Etcdserverpb__LeaseKeepAliveResponse *answer =
-        (Etcdserverpb__LeaseKeepAliveResponse *)rpc_message_unpack(message, &etcdserverpb__lease_keep_alive_response__descriptor);
+    Etcdserverpb__LeaseKeepAliveResponse *answer = (Etcdserverpb__LeaseKeepAliveResponse *)rpc_message_unpack(
+        message, &etcdserverpb__lease_keep_alive_response__descriptor);
     if (answer == NULL) return;
     if (answer->ttl > 0) {
         l->expires_ns = hd_now_ns() + (uint64_t)answer->ttl * NS_PER_S;
@@ -145,7 +145,8 @@ static void grant(etcd_lease *l) {
     }
 }
 
-hd_status etcd_lease_open(etcd *e, uint64_t ttl_s, const etcd_lease_handlers *handlers, void *context, etcd_lease **out) {
+hd_status etcd_lease_open(etcd *e, uint64_t ttl_s, const etcd_lease_handlers *handlers, void *context,
+                          etcd_lease **out) {
     etcd_lease *l = calloc(1, sizeof(*l));
     if (l == NULL) return HD_NO_MEMORY;
     *l = (etcd_lease){.etcd = e, .ttl_s = ttl_s, .handlers = *handlers, .context = context, .next.run = on_next};

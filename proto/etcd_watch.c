@@ -64,7 +64,8 @@ static void apply(etcd_watch *w, const Etcdserverpb__WatchResponse *response) {
         w->handlers.on_event(w->context, event->type == ETCDSERVERPB__EVENT__EVENT_TYPE__DELETE, event->kv);
     }
     /* A part of a large answer has the revision of the whole. */
-    if (!response->fragment && !response->created && response->header != NULL && response->header->revision > w->revision)
+    if (!response->fragment && !response->created && response->header != NULL &&
+        response->header->revision > w->revision)
         w->revision = response->header->revision;
 }
 
@@ -86,9 +87,8 @@ static void on_end(void *context, rpc_stream *stream, const rpc_end *end) {
 }
 
 static void open_stream(etcd_watch *w) {
-    rpc_stream_config config = {.method = "/etcdserverpb.Watch/Watch",
-                                .handlers = {.on_message = on_message, .on_end = on_end},
-                                .context = w};
+    rpc_stream_config config = {
+        .method = "/etcdserverpb.Watch/Watch", .handlers = {.on_message = on_message, .on_end = on_end}, .context = w};
     config.metadata_count = etcd_metadata(w->etcd, config.metadata);
     /* An endpoint that has lost its leader ends the stream instead of keeping still. */
     config.metadata[config.metadata_count++] = (rpc_metadata){"hasleader", "true"};

@@ -90,9 +90,11 @@ static hd_status check_head(const frame_head *h, size_t count, hd_error *error) 
     if (h->magic != FRAME_MAGIC)
         return hd_error_set(error, HD_CORRUPT, "frame: magic is %08x instead of %08x", h->magic, FRAME_MAGIC);
     if (h->version != FRAME_VERSION)
-        return hd_error_set(error, HD_UNSUPPORTED, "frame: version is %u, and this node speaks %u", h->version, FRAME_VERSION);
+        return hd_error_set(error, HD_UNSUPPORTED, "frame: version is %u, and this node speaks %u", h->version,
+                            FRAME_VERSION);
     if (h->part_count > FRAME_PARTS_MAX)
-        return hd_error_set(error, HD_CORRUPT, "frame: %u parts, at most %u are possible", h->part_count, FRAME_PARTS_MAX);
+        return hd_error_set(error, HD_CORRUPT, "frame: %u parts, at most %u are possible", h->part_count,
+                            FRAME_PARTS_MAX);
     if (h->reserved[0] != 0 || h->reserved[1] != 0 || h->reserved[2] != 0)
         return hd_error_set(error, HD_CORRUPT, "frame: the reserved bytes of the header are not zero");
     return check_lengths(h, count, error);
@@ -116,8 +118,14 @@ hd_status frame_decode(const void *bytes, size_t count, frame *out, hd_error *er
     frame_part pieces[2] = {{&h, sizeof(h)}, {rest, count - sizeof(h)}};
     if (checksum_of(pieces, 2) != stated) return hd_error_set(error, HD_CORRUPT, "frame: the checksum does not fit");
 
-    frame f = {.kind = h.kind, .flags = h.flags, .layer = h.layer, .tag = h.tag, .sequence = h.sequence,
-               .epoch = h.epoch, .value = h.value, .part_count = h.part_count};
+    frame f = {.kind = h.kind,
+               .flags = h.flags,
+               .layer = h.layer,
+               .tag = h.tag,
+               .sequence = h.sequence,
+               .epoch = h.epoch,
+               .value = h.value,
+               .part_count = h.part_count};
     for (uint32_t i = 0; i < h.part_count; i++) {
         f.parts[i] = (frame_part){rest, h.part_bytes[i]};
         rest += h.part_bytes[i];

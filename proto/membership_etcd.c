@@ -6,10 +6,10 @@
 #include "base/log.h"
 #include "proto/membership.h"
 
-#define PREFIX_BYTES    192u
-#define KEY_BYTES       (PREFIX_BYTES + MEMBERSHIP_NAME_BYTES)
+#define PREFIX_BYTES 192u
+#define KEY_BYTES (PREFIX_BYTES + MEMBERSHIP_NAME_BYTES)
 #define PUT_DEADLINE_MS 3000u
-#define PUT_RETRY_MS    500u
+#define PUT_RETRY_MS 500u
 
 typedef struct known_node {
     struct known_node *next;
@@ -182,12 +182,14 @@ static const membership_ops ops = {
 
 static hd_status make_prefix(const char *cluster, char prefix[PREFIX_BYTES], hd_error *error) {
     if (cluster[0] == '\0' || strchr(cluster, '/') != NULL || strlen(cluster) > 128)
-        return hd_error_set(error, HD_INVALID, "--cluster '%.40s' is not a name: at most 128 characters, no '/'", cluster);
+        return hd_error_set(error, HD_INVALID, "--cluster '%.40s' is not a name: at most 128 characters, no '/'",
+                            cluster);
     snprintf(prefix, PREFIX_BYTES, "/hadal/%s/nodes/", cluster);
     return HD_OK;
 }
 
-hd_status membership_etcd_open(const membership_etcd_config *config, rpc_queue *queue, membership **out, hd_error *error) {
+hd_status membership_etcd_open(const membership_etcd_config *config, rpc_queue *queue, membership **out,
+                               hd_error *error) {
     membership_etcd *m = calloc(1, sizeof(*m));
     if (m == NULL) return hd_error_set(error, HD_NO_MEMORY, "no memory for the membership");
     m->base.ops = &ops;
@@ -209,8 +211,8 @@ static hd_status check_pairs(const Etcdserverpb__RangeResponse *answer, const me
         if (membership_node_decode((const char *)value->data, value->len, &other, NULL) != HD_OK) continue;
         bool is_same_id = strcmp(other.id, node->id) == 0;
         if (is_same_id && strcmp(other.address, node->address) != 0) {
-            return hd_error_set(error, HD_INVALID, "--node-id %s is the name of the node at %s: choose another", node->id,
-                                other.address);
+            return hd_error_set(error, HD_INVALID, "--node-id %s is the name of the node at %s: choose another",
+                                node->id, other.address);
         }
         if (!is_same_id) status = membership_fits(node, &other, error);
     }
@@ -229,8 +231,8 @@ hd_status membership_check_join(const membership_etcd_config *config, const memb
     hd_error problem = {{0}};
     status = etcd_call_wait(&config->etcd, &request.base, deadline_ms, &answer, &problem);
     if (status != HD_OK)
-        return hd_error_set(error, status == HD_INVALID ? HD_INVALID : HD_PEER_LOST, "--etcd %s: %s", config->etcd.endpoints,
-                            problem.text);
+        return hd_error_set(error, status == HD_INVALID ? HD_INVALID : HD_PEER_LOST, "--etcd %s: %s",
+                            config->etcd.endpoints, problem.text);
     status = check_pairs((const Etcdserverpb__RangeResponse *)answer, node, error);
     protobuf_c_message_free_unpacked(answer, NULL);
     return status;

@@ -31,6 +31,8 @@ static hd_status on_drain(void *context, const ProtobufCMessage *request, rpc_un
 void node_service_methods(node_service *s, rpc_queue *queue, rpc_method methods[NODE_SERVICE_METHODS]) {
     s->status = (rpc_unary_method){&hadal__node_status_request__descriptor, on_status, s};
     s->drain = (rpc_unary_method){&hadal__drain_request__descriptor, on_drain, s};
-    methods[0] = (rpc_method){.path = NODE_STATUS_METHOD, .queue = queue, .on_open = rpc_unary_serve, .context = &s->status};
-    methods[1] = (rpc_method){.path = NODE_DRAIN_METHOD, .queue = queue, .on_open = rpc_unary_serve, .context = &s->drain};
+    methods[0] =
+        (rpc_method){.path = NODE_STATUS_METHOD, .queue = queue, .on_open = rpc_unary_serve, .context = &s->status};
+    methods[1] =
+        (rpc_method){.path = NODE_DRAIN_METHOD, .queue = queue, .on_open = rpc_unary_serve, .context = &s->drain};
 }

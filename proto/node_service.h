@@ -8,8 +8,8 @@
 #include "proto/node.pb-c.h"
 #include "proto/rpc_unary.h"
 
-#define NODE_STATUS_METHOD   "/hadal.Node/Status"
-#define NODE_DRAIN_METHOD    "/hadal.Node/Drain"
+#define NODE_STATUS_METHOD "/hadal.Node/Status"
+#define NODE_DRAIN_METHOD "/hadal.Node/Drain"
 #define NODE_SERVICE_METHODS 2u
 
 typedef struct node_usage {
@@ -17,9 +17,9 @@ typedef struct node_usage {
 } node_usage;
 
 typedef struct node_service {
-    const membership_node *node;                         /* id and role; borrowed */
-    void (*usage)(void *context, node_usage *usage);     /* now */
-    void (*on_drain)(void *context, bool is_draining);   /* the order: changes the state and announces it */
+    const membership_node *node;                       /* id and role; borrowed */
+    void (*usage)(void *context, node_usage *usage);   /* now */
+    void (*on_drain)(void *context, bool is_draining); /* the order: changes the state and announces it */
     void *context;
     _Atomic int state; /* membership_state */
     rpc_unary_method status, drain;

@@ -1,18 +1,20 @@
 /* rpc.h - calls between processes over gRPC: streams of messages in both directions, with ends that have a status.
  *
- * Everything is a stream; a unary call (rpc_unary.h) is a stream with one message each way. A stream belongs to a queue,
- * and whoever polls the queue does its I/O and runs its callbacks: a control loop (rpc_loop) for control messages, a
- * step thread for its own step frames.
+ * Everything is a stream; a unary call (rpc_unary.h) is a stream with one message each way. A stream belongs to a
+ * queue, and whoever polls the queue does its I/O and runs its callbacks: a control loop (rpc_loop) for control
+ * messages, a step thread for its own step frames.
  *
- *   client: rpc_stream_open --> OPEN --rpc_stream_end_sending--> HALF CLOSED --on_end--> ENDED --rpc_stream_close--> gone
- *   server: on_open         --> OPEN --rpc_stream_finish-------> FINISHED    --on_end--> ENDED --rpc_stream_close--> gone
+ *   client: rpc_stream_open --> OPEN --rpc_stream_end_sending--> HALF CLOSED --on_end--> ENDED --rpc_stream_close-->
+ *   gone
+ *   server: on_open         --> OPEN --rpc_stream_finish-------> FINISHED    --on_end--> ENDED --rpc_stream_close-->
+ *   gone
  *
  *   1. on_end comes exactly once, after the last on_message, unless the owner has closed the stream before.
  *   2. Sending never waits. What is queued is bounded; past the bound it is HD_FULL, and on_room tells when to go on.
  *   3. Receiving is bounded by the peer's window: a stream that is paused stops its sender.
  *   4. A lent message is not copied on its way to the socket; its memory is given back by `release`, once.
- * Threads: callbacks run on the thread that polls the stream's queue, one at a time. send, lend, end_sending, finish and
- * cancel from any thread; open and close, pause and resume on the polling thread only. */
+ * Threads: callbacks run on the thread that polls the stream's queue, one at a time. send, lend, end_sending, finish
+ * and cancel from any thread; open and close, pause and resume on the polling thread only. */
 #ifndef PROTO_RPC_H
 #define PROTO_RPC_H
 
@@ -23,9 +25,9 @@
 
 #include "base/status.h"
 
-#define RPC_PARTS_MAX         20u
-#define RPC_METADATA_MAX      4u
-#define RPC_ADDRESS_BYTES     256u
+#define RPC_PARTS_MAX 20u
+#define RPC_METADATA_MAX 4u
+#define RPC_ADDRESS_BYTES 256u
 #define RPC_MESSAGE_BYTES_MAX (64ull << 20)
 
 /* gRPC's codes, for statuses inside messages. Some of ours share one: those come back as the first of them. */
@@ -74,18 +76,19 @@ void rpc_loop_call(rpc_loop *loop, void (*function)(void *context), void *contex
  * with a ca asks its clients for a certificate. */
 typedef struct rpc_tls rpc_tls;
 /* Each path may be NULL. HD_INVALID where a certificate has no key, or a key no certificate. */
-hd_status rpc_tls_open(const char *cert_path, const char *key_path, const char *ca_path, rpc_tls **out, hd_error *error);
+hd_status rpc_tls_open(const char *cert_path, const char *key_path, const char *ca_path, rpc_tls **out,
+                       hd_error *error);
 void rpc_tls_close(rpc_tls *tls); /* accepts NULL */
 
 /* -- client -- */
 
 typedef struct rpc_channel rpc_channel;
 typedef struct rpc_channel_config {
-    const char *address; /* HOST:PORT or unix:PATH */
-    const rpc_tls *tls;  /* NULL: plain; used during open only */
-    const char *tls_name; /* the name that the server's certificate has to have; NULL: the address's host */
-    uint64_t keep_alive_ms; /* between two pings; 0: 2,000 */
-    uint64_t dead_after_ms; /* without an answer to a ping; 0: 2,000 */
+    const char *address;        /* HOST:PORT or unix:PATH */
+    const rpc_tls *tls;         /* NULL: plain; used during open only */
+    const char *tls_name;       /* the name that the server's certificate has to have; NULL: the address's host */
+    uint64_t keep_alive_ms;     /* between two pings; 0: 2,000 */
+    uint64_t dead_after_ms;     /* without an answer to a ping; 0: 2,000 */
     uint64_t message_bytes_max; /* of one received; 0: RPC_MESSAGE_BYTES_MAX */
 } rpc_channel_config;
 
@@ -125,7 +128,8 @@ typedef struct rpc_stream_config {
     uint64_t deadline_ms; /* from now; 0: none */
     bool wait_for_ready;  /* wait for the connection (up to the deadline) instead of failing while it cannot be made */
     uint64_t send_bytes_max; /* queued; 0: 64 MiB */
-    bool aligned; /* messages begin on 64 bytes (tensor frames); without it one that arrives in one piece is not copied */
+    bool
+        aligned; /* messages begin on 64 bytes (tensor frames); else one that arrives in one piece is not copied */
     rpc_metadata metadata[RPC_METADATA_MAX];
     unsigned metadata_count;
     rpc_handlers handlers;
@@ -175,7 +179,7 @@ void rpc_stream_handle(rpc_stream *stream, const rpc_handlers *handlers, void *c
 
 typedef struct rpc_server rpc_server;
 
-/* A method of the server. on_open gets a stream that is the service's from then on: it calls rpc_stream_handle there, and
+/* A method of the server. on_open gets a stream that is the service's from then on: it calls rpc_stream_handle, and
  * rpc_stream_close at last. */
 typedef struct rpc_method {
     const char *path;

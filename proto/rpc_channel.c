@@ -8,12 +8,12 @@
 
 #include "proto/rpc_internal.h"
 
-#define KEEP_ALIVE_MS      2000u
-#define DEAD_AFTER_MS      2000u
+#define KEEP_ALIVE_MS 2000u
+#define DEAD_AFTER_MS 2000u
 #define RECONNECT_FIRST_MS 100
-#define RECONNECT_LAST_MS  2000
-#define CONNECT_MS         1000 /* gRPC gives an attempt at least so long */
-#define PEM_BYTES_MAX      (1u << 20)
+#define RECONNECT_LAST_MS 2000
+#define CONNECT_MS 1000 /* gRPC gives an attempt at least so long */
+#define PEM_BYTES_MAX (1u << 20)
 
 static const struct {
     grpc_status_code code;
@@ -85,7 +85,8 @@ static hd_status read_pem(const char *what, const char *path, char **out, hd_err
     return HD_OK;
 }
 
-hd_status rpc_tls_open(const char *cert_path, const char *key_path, const char *ca_path, rpc_tls **out, hd_error *error) {
+hd_status rpc_tls_open(const char *cert_path, const char *key_path, const char *ca_path, rpc_tls **out,
+                       hd_error *error) {
     if ((cert_path == NULL) != (key_path == NULL))
         return hd_error_set(error, HD_INVALID, "--tls-cert and --tls-key go together: give both");
     rpc_tls *tls = calloc(1, sizeof(*tls));
@@ -140,7 +141,8 @@ hd_status rpc_channel_open(const rpc_channel_config *config, rpc_channel **out, 
         /* Channels to one address would share one connection, and pages would queue in front of steps. */
         integer(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1),
         integer(GRPC_ARG_ENABLE_HTTP_PROXY, 0),
-        {.type = GRPC_ARG_STRING, .key = (char *)GRPC_SSL_TARGET_NAME_OVERRIDE_ARG,
+        {.type = GRPC_ARG_STRING,
+         .key = (char *)GRPC_SSL_TARGET_NAME_OVERRIDE_ARG,
          .value.string = (char *)config->tls_name},
     };
     grpc_channel_args arguments = {sizeof(list) / sizeof(list[0]) - (config->tls_name == NULL), list};
@@ -149,7 +151,8 @@ hd_status rpc_channel_open(const rpc_channel_config *config, rpc_channel **out, 
     grpc_channel_credentials_release(credentials);
     if (c->channel == NULL) {
         rpc_channel_close(c);
-        return hd_error_set(error, HD_INVALID, "no connection can be made to %s with these certificates", config->address);
+        return hd_error_set(error, HD_INVALID, "no connection can be made to %s with these certificates",
+                            config->address);
     }
     *out = c;
     return HD_OK;

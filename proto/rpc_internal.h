@@ -65,7 +65,8 @@ struct rpc_stream {
 };
 
 /* A stream of a call that is there; the start of a client's or server's batches follows in rpc_stream_start. */
-rpc_stream *rpc_stream_new(grpc_call *call, rpc_queue *queue, const char *method, size_t send_bytes_max, bool is_aligned);
+rpc_stream *rpc_stream_new(grpc_call *call, rpc_queue *queue, const char *method, size_t send_bytes_max,
+                           bool is_aligned);
 void rpc_stream_start(rpc_stream *stream, const rpc_metadata *metadata, unsigned metadata_count, bool wait_for_ready);
 
 gpr_timespec rpc_deadline(uint64_t from_now_ns);

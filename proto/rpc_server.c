@@ -11,8 +11,8 @@
 #include "proto/rpc_internal.h"
 
 #define ACCEPTS_PER_METHOD 4u /* calls that gRPC may hand over before the queue's thread has come round */
-#define CLOSE_POLL_NS      1000000ull
-#define PING_INTERVAL_MS   200 /* clients that ping more often are cut off */
+#define CLOSE_POLL_NS 1000000ull
+#define PING_INTERVAL_MS 200 /* clients that ping more often are cut off */
 
 typedef struct acceptor {
     rpc_tag accepted;
@@ -45,8 +45,8 @@ static void arm(acceptor *a) {
     if (!server->is_closing) {
         grpc_metadata_array_init(&a->metadata);
         grpc_completion_queue *events = a->method->queue->events;
-        grpc_call_error error = grpc_server_request_registered_call(server->server, a->registered, &a->call, &a->deadline,
-                                                                    &a->metadata, NULL, events, events, &a->accepted);
+        grpc_call_error error = grpc_server_request_registered_call(
+            server->server, a->registered, &a->call, &a->deadline, &a->metadata, NULL, events, events, &a->accepted);
         assert(error == GRPC_CALL_OK);
         (void)error;
         server->acceptors_out++;
@@ -58,7 +58,8 @@ static void on_accepted(rpc_tag *tag, bool is_ok) {
     acceptor *a = (acceptor *)tag;
     rpc_stream *stream = NULL;
     if (is_ok) {
-        stream = rpc_stream_new(a->call, a->method->queue, a->method->path, a->method->send_bytes_max, a->method->aligned);
+        stream =
+            rpc_stream_new(a->call, a->method->queue, a->method->path, a->method->send_bytes_max, a->method->aligned);
         if (stream == NULL) grpc_call_unref(a->call); /* which refuses it */
     }
     if (stream != NULL) {
@@ -90,8 +91,8 @@ static void arm_stranger(rpc_server *server) {
         grpc_metadata_array_init(&a->metadata);
         grpc_call_details_init(&server->stranger_details);
         grpc_completion_queue *events = a->method->queue->events;
-        grpc_call_error error = grpc_server_request_call(server->server, &a->call, &server->stranger_details, &a->metadata,
-                                                         events, events, &a->accepted);
+        grpc_call_error error = grpc_server_request_call(server->server, &a->call, &server->stranger_details,
+                                                         &a->metadata, events, events, &a->accepted);
         assert(error == GRPC_CALL_OK);
         (void)error;
         server->acceptors_out++;
@@ -125,11 +126,11 @@ static void on_stranger(rpc_tag *tag, bool is_ok) {
 static grpc_server_credentials *credentials_of(const rpc_tls *tls) {
     if (tls == NULL) return grpc_insecure_server_credentials_create();
     grpc_ssl_pem_key_cert_pair pair = {.private_key = tls->key, .cert_chain = tls->cert};
-    return grpc_ssl_server_credentials_create_ex(
-        tls->ca, &pair, 1,
-        tls->ca != NULL ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
-                        : GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE,
-        NULL);
+    return grpc_ssl_server_credentials_create_ex(tls->ca, &pair, 1,
+                                                 tls->ca != NULL
+                                                     ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
+                                                     : GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE,
+                                                 NULL);
 }
 
 static hd_status bind_port(rpc_server *server, const rpc_server_config *config, hd_error *error) {
@@ -139,11 +140,13 @@ static hd_status bind_port(rpc_server *server, const rpc_server_config *config, 
         return hd_error_set(error, HD_INVALID, "listening with TLS on %s needs --tls-cert and --tls-key",
                             config->listen_address);
     grpc_server_credentials *credentials = credentials_of(config->tls);
-    int port = credentials != NULL ? grpc_server_add_http2_port(server->server, config->listen_address, credentials) : 0;
+    int port =
+        credentials != NULL ? grpc_server_add_http2_port(server->server, config->listen_address, credentials) : 0;
     grpc_server_credentials_release(credentials);
     if (port == 0)
-        return hd_error_set(error, HD_IO, "cannot listen on %s: the address is not of this host, is in use, or the "
-                                          "certificates do not fit",
+        return hd_error_set(error, HD_IO,
+                            "cannot listen on %s: the address is not of this host, is in use, or the "
+                            "certificates do not fit",
                             config->listen_address);
     const char *colon = strrchr(config->listen_address, ':');
     if (strncmp(config->listen_address, "unix:", 5) == 0)
@@ -161,14 +164,16 @@ static void register_queues(rpc_server *server) {
         if (is_new) grpc_server_register_completion_queue(server->server, server->methods[i].queue->events, NULL);
     }
     server->closed_events = grpc_completion_queue_create(
-        grpc_completion_queue_factory_lookup(&(grpc_completion_queue_attributes){1, GRPC_CQ_NEXT, GRPC_CQ_NON_POLLING, NULL}),
+        grpc_completion_queue_factory_lookup(
+            &(grpc_completion_queue_attributes){1, GRPC_CQ_NEXT, GRPC_CQ_NON_POLLING, NULL}),
         &(grpc_completion_queue_attributes){1, GRPC_CQ_NEXT, GRPC_CQ_NON_POLLING, NULL}, NULL);
     grpc_server_register_completion_queue(server->server, server->closed_events, NULL);
 }
 
 static void start(rpc_server *server) {
     for (unsigned i = 0; i < server->method_count; i++) {
-        void *registered = grpc_server_register_method(server->server, server->methods[i].path, NULL, GRPC_SRM_PAYLOAD_NONE, 0);
+        void *registered =
+            grpc_server_register_method(server->server, server->methods[i].path, NULL, GRPC_SRM_PAYLOAD_NONE, 0);
         assert(registered != NULL); /* two methods of one path */
         for (unsigned k = 0; k < ACCEPTS_PER_METHOD; k++) {
             server->acceptors[i * ACCEPTS_PER_METHOD + k] = (acceptor){
@@ -196,7 +201,8 @@ hd_status rpc_server_open(const rpc_server_config *config, rpc_server **out, hd_
     grpc_arg list[] = {
         integer(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH,
                 config->message_bytes_max != 0 ? config->message_bytes_max : RPC_MESSAGE_BYTES_MAX),
-        integer(GRPC_ARG_ALLOW_REUSEPORT, 0), /* a port that another process has is an error, not a share of its calls */
+        integer(GRPC_ARG_ALLOW_REUSEPORT,
+                0), /* a port that another process has is an error, not a share of its calls */
         integer(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, PING_INTERVAL_MS),
         integer(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0),
         integer(GRPC_ARG_KEEPALIVE_TIME_MS, 2000),
@@ -245,7 +251,8 @@ void rpc_server_close(rpc_server *server) {
     }
     grpc_server_destroy(server->server);
     grpc_completion_queue_shutdown(server->closed_events);
-    while (grpc_completion_queue_next(server->closed_events, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL).type != GRPC_QUEUE_SHUTDOWN) {}
+    while (grpc_completion_queue_next(server->closed_events, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL).type !=
+           GRPC_QUEUE_SHUTDOWN) {}
     grpc_completion_queue_destroy(server->closed_events);
     pthread_mutex_destroy(&server->lock);
     free(server);

@@ -1,7 +1,7 @@
 /* rpc_stream.c - one call: a bounded queue of messages out, one message at a time in, and its end.
  *
- * gRPC takes one batch of each kind at a time. Sending keeps one message on its way and the rest in a ring; receiving asks
- * for the next message when the last has been handled, so a slow owner fills the peer's window and no memory here. */
+ * gRPC takes one batch of each kind at a time. Sending keeps one message on its way and the rest in a ring; receiving
+ * asks for the next message when the last has been handled, so a slow owner fills the peer's window, no memory. */
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +15,7 @@
 #include "proto/rpc_internal.h"
 
 #define SEND_BYTES_MAX (64ull << 20)
-#define OWNER(tag, field) ((rpc_stream *)((char *)(tag) - offsetof(rpc_stream, field)))
+#define OWNER(tag, field) ((rpc_stream *)((char *)(tag)-offsetof(rpc_stream, field)))
 
 static void on_started(rpc_tag *tag, bool is_ok);
 static void on_headed(rpc_tag *tag, bool is_ok);
@@ -56,7 +56,8 @@ static void start(rpc_stream *s, const grpc_op *operations, size_t count, rpc_ta
     (void)error;
 }
 
-rpc_stream *rpc_stream_new(grpc_call *call, rpc_queue *queue, const char *method, size_t send_bytes_max, bool is_aligned) {
+rpc_stream *rpc_stream_new(grpc_call *call, rpc_queue *queue, const char *method, size_t send_bytes_max,
+                           bool is_aligned) {
     rpc_stream *s = calloc(1, sizeof(*s));
     if (s == NULL) return NULL;
     rpc_library_open();
@@ -101,16 +102,16 @@ void rpc_stream_start(rpc_stream *s, const rpc_metadata *metadata, unsigned meta
                          .data.send_initial_metadata = {.count = metadata_count, .metadata = pairs}};
     start(s, &operation, 1, &s->started);
     if (s->is_server) {
-        operation = (grpc_op){.op = GRPC_OP_RECV_CLOSE_ON_SERVER, .data.recv_close_on_server.cancelled = &s->is_cancelled};
+        operation =
+            (grpc_op){.op = GRPC_OP_RECV_CLOSE_ON_SERVER, .data.recv_close_on_server.cancelled = &s->is_cancelled};
     } else {
         /* Alone: a server may send its head only with its first message, as etcd does. */
         operation = (grpc_op){.op = GRPC_OP_RECV_INITIAL_METADATA,
                               .data.recv_initial_metadata.recv_initial_metadata = &s->head};
         start(s, &operation, 1, &s->headed);
         operation = (grpc_op){.op = GRPC_OP_RECV_STATUS_ON_CLIENT,
-                              .data.recv_status_on_client = {.trailing_metadata = &s->trailer,
-                                                             .status = &s->code,
-                                                             .status_details = &s->details}};
+                              .data.recv_status_on_client = {
+                                  .trailing_metadata = &s->trailer, .status = &s->code, .status_details = &s->details}};
     }
     start(s, &operation, 1, &s->ended);
     receive_next(s);
@@ -125,8 +126,8 @@ hd_status rpc_stream_open(rpc_channel *channel, rpc_queue *queue, const rpc_stre
     assert(config->metadata_count <= RPC_METADATA_MAX);
     gpr_timespec deadline = rpc_deadline(config->deadline_ms != 0 ? config->deadline_ms * 1000000 : UINT64_MAX);
     grpc_slice method = grpc_slice_from_copied_string(config->method);
-    grpc_call *call = grpc_channel_create_call(channel->channel, NULL, GRPC_PROPAGATE_DEFAULTS, queue->events, method, NULL,
-                                               deadline, NULL);
+    grpc_call *call = grpc_channel_create_call(channel->channel, NULL, GRPC_PROPAGATE_DEFAULTS, queue->events, method,
+                                               NULL, deadline, NULL);
     grpc_slice_unref(method);
     if (call == NULL) return HD_NO_MEMORY;
     rpc_stream *s = rpc_stream_new(call, queue, config->method, config->send_bytes_max, config->aligned);
@@ -223,7 +224,8 @@ static hd_status queue_slices(rpc_stream *s, grpc_slice *slices, size_t slice_co
     pthread_mutex_lock(&s->lock);
     if (s->sending != RPC_SENDING_OPEN) {
         status = HD_PEER_LOST;
-    } else if (s->queued_count == RPC_SEND_SLOTS || (s->queued_count > 0 && s->queued_bytes + bytes > s->queued_bytes_max)) {
+    } else if (s->queued_count == RPC_SEND_SLOTS ||
+               (s->queued_count > 0 && s->queued_bytes + bytes > s->queued_bytes_max)) {
         s->wants_room = true;
         status = HD_FULL;
     } else {
@@ -264,7 +266,8 @@ hd_status rpc_stream_lend(rpc_stream *s, const rpc_part *parts, size_t part_coun
     for (size_t i = 0; i < part_count; i++) {
         if (parts[i].count == 0) continue;
         atomic_fetch_add_explicit(&loan->parts_out, 1, memory_order_relaxed);
-        slices[slice_count++] = grpc_slice_new_with_user_data((void *)parts[i].bytes, parts[i].count, on_part_back, loan);
+        slices[slice_count++] =
+            grpc_slice_new_with_user_data((void *)parts[i].bytes, parts[i].count, on_part_back, loan);
         bytes += parts[i].count;
     }
     hd_status status = queue_slices(s, slices, slice_count, bytes);
@@ -320,8 +323,7 @@ static void report_end(rpc_stream *s) {
     pthread_mutex_unlock(&s->lock);
     if (s->is_closed || s->handlers.on_end == NULL) return;
     if (s->is_server) {
-        rpc_end end = {s->is_cancelled ? HD_CANCELLED : HD_OK,
-                       s->is_cancelled ? GRPC_STATUS_CANCELLED : GRPC_STATUS_OK,
+        rpc_end end = {s->is_cancelled ? HD_CANCELLED : HD_OK, s->is_cancelled ? GRPC_STATUS_CANCELLED : GRPC_STATUS_OK,
                        s->is_cancelled ? "the client has gone" : ""};
         s->handlers.on_end(s->context, s, &end);
         return;

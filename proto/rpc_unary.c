@@ -7,7 +7,7 @@
 #include <string.h>
 
 #define STACK_BYTES 4096u
-#define WAIT_NS     1000000000ull
+#define WAIT_NS 1000000000ull
 
 hd_status rpc_message_send(rpc_stream *stream, const ProtobufCMessage *message) {
     unsigned char small[STACK_BYTES], *bytes = small;
@@ -129,7 +129,8 @@ static void on_request(void *context, rpc_stream *stream, const rpc_message *mes
     ProtobufCMessage *request = rpc_message_unpack(message, method->request_type);
     if (request == NULL) {
         char reason[160];
-        snprintf(reason, sizeof(reason), "%s: the request is not a %s", rpc_stream_method(stream), method->request_type->name);
+        snprintf(reason, sizeof(reason), "%s: the request is not a %s", rpc_stream_method(stream),
+                 method->request_type->name);
         rpc_stream_finish(stream, HD_INVALID, reason);
         return;
     }
@@ -151,6 +152,7 @@ static void on_no_request(void *context, rpc_stream *stream) {
 }
 
 void rpc_unary_serve(void *unary_method, rpc_stream *stream) {
-    static const rpc_handlers handlers = {.on_message = on_request, .on_half_close = on_no_request, .on_end = on_request_end};
+    static const rpc_handlers handlers = {
+        .on_message = on_request, .on_half_close = on_no_request, .on_end = on_request_end};
     rpc_stream_handle(stream, &handlers, unary_method);
 }

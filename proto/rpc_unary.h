@@ -37,7 +37,7 @@ hd_status rpc_message_send(rpc_stream *stream, const ProtobufCMessage *message);
 /* NULL: not a message of this type. The caller frees it by protobuf_c_message_free_unpacked. */
 ProtobufCMessage *rpc_message_unpack(const rpc_message *message, const ProtobufCMessageDescriptor *type);
 
-/* Server: a method that answers one message with one. handle returns HD_OK with the answer, or a status and a sentence. */
+/* Server: a method that answers one message with one. handle returns HD_OK and the answer, or why not. */
 typedef struct rpc_unary_answer {
     const ProtobufCMessage *message;
     void (*release)(void *context, const ProtobufCMessage *message); /* after packing; may be NULL */

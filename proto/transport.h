@@ -1,8 +1,8 @@
 /* transport.h - frames between two endpoints, driven by the thread that works on them.
  *
- * A transport is one thread's end of its links: what arrives waits until that thread polls, so a step frame goes from the
- * step thread to the wire and from the wire to the thread that computes, and passes no control loop. Implementations:
- * grpc (over rpc.h), inproc (rings between threads of one process).
+ * A transport is one thread's end of its links: what arrives waits until that thread polls, so a step frame goes from
+ * the step thread to the wire and from the wire to the thread that computes, and passes no control loop.
+ * Implementations: grpc (over rpc.h), inproc (rings between threads of one process).
  *
  *   LINKED --on_lost--> LOST --disconnect--> gone
  *

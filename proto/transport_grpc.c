@@ -8,7 +8,7 @@
 #define LISTENERS_MAX 4u
 
 typedef struct grpc_link {
-    transport_link base; /* first */
+    transport_link base;  /* first */
     rpc_channel *channel; /* of a link that was made here */
     rpc_stream *stream;
     transport_handlers handlers;
@@ -92,8 +92,9 @@ static void grpc_disconnect(transport_link *base) {
     free(link);
 }
 
-static hd_status grpc_connect(transport *self, const char *address, const char *channel, const transport_handlers *handlers,
-                              void *context, transport_link **out, hd_error *error) {
+static hd_status grpc_connect(transport *self, const char *address, const char *channel,
+                              const transport_handlers *handlers, void *context, transport_link **out,
+                              hd_error *error) {
     grpc_transport *t = (grpc_transport *)self;
     const char *path = transport_grpc_path(channel);
     if (path == NULL) return hd_error_set(error, HD_INVALID, "no channel '%s'; there are: step, pages", channel);

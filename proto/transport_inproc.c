@@ -1,8 +1,8 @@
 /* transport_inproc.c - links between threads of one process: a ring of bytes in each direction.
  *
  * A record is a line of 64 bytes that holds its length, then the frame in one piece; where the rest of the ring is too
- * short for it, a record without a frame skips to the start. One thread writes and one reads, so the ring itself needs no
- * lock; locks are taken to wake the reader and to make and end links. */
+ * short for it, a record without a frame skips to the start. One thread writes and one reads, so the ring itself needs
+ * no lock; locks are taken to wake the reader and to make and end links. */
 #include <assert.h>
 #include <errno.h>
 #include <pthread.h>
@@ -167,8 +167,9 @@ static void cut(inproc_link *end, hd_status status) {
 
 /* -- links -- */
 
-static hd_status inproc_connect(transport *self, const char *address, const char *channel, const transport_handlers *handlers,
-                                void *context, transport_link **out, hd_error *error) {
+static hd_status inproc_connect(transport *self, const char *address, const char *channel,
+                                const transport_handlers *handlers, void *context, transport_link **out,
+                                hd_error *error) {
     inproc_transport *t = (inproc_transport *)self;
     inproc_pair *pair = pair_new(t->ring_bytes);
     if (pair == NULL) return hd_error_set(error, HD_NO_MEMORY, "no memory for a link to %s", address);

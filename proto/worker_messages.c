@@ -31,7 +31,8 @@ static void encode_sampling(const worker_sampling *s, Hadal__Sampling *m) {
 }
 
 static hd_status send_submit(rpc_stream *stream, Hadal__Submit *submit, const worker_request *request) {
-    uint32_t bias_count = request->sampling.logit_bias_count, answer_count = request->answers != NULL ? request->choices : 0;
+    uint32_t bias_count = request->sampling.logit_bias_count,
+             answer_count = request->answers != NULL ? request->choices : 0;
     Hadal__LogitBias *biases = calloc(bias_count + 1, sizeof(*biases));
     Hadal__LogitBias **bias_list = calloc(bias_count + 1, sizeof(*bias_list));
     Hadal__Answer *answers = calloc(answer_count + 1, sizeof(*answers));
@@ -203,21 +204,21 @@ hd_status worker_event_decode(const Hadal__Event *m, worker_event *event) {
 
 void worker_info_decode(const Hadal__Description *d, worker_info *info) {
     *info = (worker_info){.model_name = d->model_name,
-                         .kernels = d->kernels,
-                         .weights_dtype = d->weights_dtype,
-                         .kv_dtype = d->kv_dtype,
-                         .selection = d->selection,
-                         .vocabulary_size = d->vocabulary_size,
-                         .context_max = d->context_max,
-                         .kv_bytes = d->kv_bytes,
-                         .kv_bytes_per_token = d->kv_bytes_per_token,
-                         .eos_ids = d->eos_ids,
-                         .eos_id_count = (uint32_t)d->n_eos_ids,
-                         .default_temperature = d->default_temperature,
-                         .default_top_p = d->default_top_p,
-                         .default_top_k = d->default_top_k,
-                         .default_min_p = d->default_min_p,
-                         .default_repetition_penalty = d->default_repetition_penalty};
+                          .kernels = d->kernels,
+                          .weights_dtype = d->weights_dtype,
+                          .kv_dtype = d->kv_dtype,
+                          .selection = d->selection,
+                          .vocabulary_size = d->vocabulary_size,
+                          .context_max = d->context_max,
+                          .kv_bytes = d->kv_bytes,
+                          .kv_bytes_per_token = d->kv_bytes_per_token,
+                          .eos_ids = d->eos_ids,
+                          .eos_id_count = (uint32_t)d->n_eos_ids,
+                          .default_temperature = d->default_temperature,
+                          .default_top_p = d->default_top_p,
+                          .default_top_k = d->default_top_k,
+                          .default_min_p = d->default_min_p,
+                          .default_repetition_penalty = d->default_repetition_penalty};
 }
 
 void worker_load_encode(const worker_load *load, Hadal__Load *m) {

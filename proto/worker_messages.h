@@ -9,7 +9,7 @@
 #include "proto/worker.pb-c.h"
 #include "proto/worker_rpc.h"
 
-#define WORKER_SESSION_METHOD  "/hadal.Worker/Session"
+#define WORKER_SESSION_METHOD "/hadal.Worker/Session"
 #define WORKER_DESCRIBE_METHOD "/hadal.Worker/Describe"
 
 /* Sends the request as an order under the session's id. */

@@ -1,5 +1,5 @@
-/* worker_remote.c - a session's client: requests in slots, named by slot and generation so that a late event of one that
- * has ended finds nobody. */
+/* worker_remote.c - a session's client: requests in slots, named by slot and generation, so that a late event finds
+ * nobody. */
 #include "proto/worker_remote.h"
 
 #include <stdlib.h>
@@ -7,9 +7,9 @@
 
 #include "proto/worker_messages.h"
 
-#define REQUESTS_MAX        8192u
-#define DESCRIBE_MS         10000u
-#define SLOT_OF(id)         ((id) % REQUESTS_MAX)
+#define REQUESTS_MAX 8192u
+#define DESCRIBE_MS 10000u
+#define SLOT_OF(id) ((id) % REQUESTS_MAX)
 
 typedef struct remote_slot {
     worker_request *request; /* NULL: free */
@@ -47,14 +47,16 @@ static void fail_all(worker_remote *w, hd_status status, const char *reason) {
         worker_request *request = w->slots[i].request;
         if (request == NULL) continue;
         release(w, &w->slots[i]);
-        request->on_event(request, &(worker_event){.kind = WORKER_FAILED, .last = true, .status = status, .message = reason});
+        request->on_event(request,
+                          &(worker_event){.kind = WORKER_FAILED, .last = true, .status = status, .message = reason});
     }
 }
 
 static hd_status submit(worker_rpc *self, worker_request *request, hd_error *error) {
     worker_remote *w = (worker_remote *)self;
     if (w->session == NULL) return hd_error_set(error, HD_PEER_LOST, "the worker is not connected");
-    if (w->first_free == REQUESTS_MAX) return hd_error_set(error, HD_FULL, "the worker has %u requests of ours", REQUESTS_MAX);
+    if (w->first_free == REQUESTS_MAX)
+        return hd_error_set(error, HD_FULL, "the worker has %u requests of ours", REQUESTS_MAX);
     remote_slot *slot = &w->slots[w->first_free];
     hd_status status = worker_submit_send(w->session, request, slot->id);
     if (status != HD_OK) return hd_error_set(error, status, "the request cannot be sent: %s", hd_status_text(status));
@@ -94,12 +96,8 @@ static void cache_reset(worker_rpc *self) {
     if (w->session != NULL) rpc_message_send(w->session, &order.base);
 }
 
-static const worker_rpc_ops ops = {.name = "grpc",
-                                   .submit = submit,
-                                   .cancel = cancel,
-                                   .info = info,
-                                   .load = load,
-                                   .cache_reset = cache_reset};
+static const worker_rpc_ops ops = {
+    .name = "grpc", .submit = submit, .cancel = cancel, .info = info, .load = load, .cache_reset = cache_reset};
 
 /* -- the session -- */
 
@@ -162,9 +160,8 @@ static void on_described(void *context, const ProtobufCMessage *message, const r
         lose(w, end->status, end->message);
         return;
     }
-    rpc_stream_config config = {.method = WORKER_SESSION_METHOD,
-                                .handlers = {.on_message = on_report, .on_end = on_end},
-                                .context = w};
+    rpc_stream_config config = {
+        .method = WORKER_SESSION_METHOD, .handlers = {.on_message = on_report, .on_end = on_end}, .context = w};
     w->description = copy_of(message);
     if (w->description == NULL || rpc_stream_open(w->channel, w->queue, &config, &w->session) != HD_OK) {
         lose(w, HD_NO_MEMORY, "no memory for a session");
@@ -178,7 +175,8 @@ static void on_described(void *context, const ProtobufCMessage *message, const r
 }
 
 hd_status worker_remote_open(rpc_queue *queue, const char *address, const rpc_tls *tls,
-                             const worker_remote_handlers *handlers, void *context, worker_remote **out, hd_error *error) {
+                             const worker_remote_handlers *handlers, void *context, worker_remote **out,
+                             hd_error *error) {
     worker_remote *w = calloc(1, sizeof(*w));
     if (w == NULL) return hd_error_set(error, HD_NO_MEMORY, "no memory for a worker's connection");
     w->rpc.ops = &ops;
@@ -186,9 +184,8 @@ hd_status worker_remote_open(rpc_queue *queue, const char *address, const rpc_tl
     w->handlers = *handlers;
     w->context = context;
     for (uint32_t i = 0; i < REQUESTS_MAX; i++) w->slots[i] = (remote_slot){.id = REQUESTS_MAX + i, .next_free = i + 1};
-    rpc_unary_config config = {.method = WORKER_DESCRIBE_METHOD,
-                               .answer_type = &hadal__description__descriptor,
-                               .deadline_ms = DESCRIBE_MS};
+    rpc_unary_config config = {
+        .method = WORKER_DESCRIBE_METHOD, .answer_type = &hadal__description__descriptor, .deadline_ms = DESCRIBE_MS};
     Hadal__DescribeRequest request = HADAL__DESCRIBE_REQUEST__INIT;
     hd_status status = rpc_channel_open(&(rpc_channel_config){.address = address, .tls = tls}, &w->channel, error);
     if (status == HD_OK) {

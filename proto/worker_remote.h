@@ -3,7 +3,8 @@
  *   CONNECTING --on_ready--> READY --on_lost--> LOST;    CONNECTING --on_lost--> LOST
  *
  *   1. One session carries all requests: orders there, reports (events of many requests in one message) back.
- *   2. When the session is lost, every request that is open ends with WORKER_FAILED and HD_PEER_LOST, then on_lost comes.
+ *   2. When the session is lost, every request that is open ends with WORKER_FAILED and HD_PEER_LOST, then on_lost
+ *      comes.
  *   3. What the worker itself refuses comes as WORKER_FAILED, not from submit.
  * Threads: every call and callback on the thread of the queue; requests' on_event as well. */
 #ifndef PROTO_WORKER_REMOTE_H
@@ -22,7 +23,8 @@ typedef struct worker_remote_handlers {
 } worker_remote_handlers;
 
 hd_status worker_remote_open(rpc_queue *queue, const char *address, const rpc_tls *tls,
-                             const worker_remote_handlers *handlers, void *context, worker_remote **out, hd_error *error);
+                             const worker_remote_handlers *handlers, void *context, worker_remote **out,
+                             hd_error *error);
 /* Open requests end with WORKER_FAILED and HD_CANCELLED first. Accepts NULL. */
 void worker_remote_close(worker_remote *remote);
 worker_rpc *worker_remote_rpc(worker_remote *remote);

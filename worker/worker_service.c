@@ -1,6 +1,7 @@
 /* worker_service.c - sessions: orders in, reports out.
  *
- *   a request: order --submit--> events on the step thread, packed into the session --last--> back to the queue's thread, freed
+ *   a request: order --submit--> events on the step thread, packed into the session --last--> back to the queue's
+ *   thread, freed
  *   a session: stream --ends--> GONE --its last request has come back--> freed */
 #include "worker/worker_service.h"
 
@@ -14,14 +15,14 @@
 #include "proto/worker_messages.h"
 
 #define PENDING_BYTES_MAX (8u << 20) /* events that wait to be sent */
-#define LOAD_PERIOD_MS    200u
-#define FILE_BYTES_MAX    (48ll << 20)
+#define LOAD_PERIOD_MS 200u
+#define FILE_BYTES_MAX (48ll << 20)
 
 typedef struct served_request {
     worker_request request; /* first */
     struct session *session;
-    Hadal__Order *order; /* the request's memory */
-    uint64_t id;         /* in the session */
+    Hadal__Order *order;                    /* the request's memory */
+    uint64_t id;                            /* in the session */
     struct served_request *next, *previous; /* the session's */
     struct served_request *next_done;
 } served_request;
@@ -34,7 +35,7 @@ typedef struct session {
     worker_load last_load;
     bool waits_for_room;
 
-    pthread_mutex_t lock; /* guards the rest, which the step thread shares */
+    pthread_mutex_t lock;             /* guards the rest, which the step thread shares */
     unsigned char *pending, *sending; /* [PENDING_BYTES_MAX]: filled and emptied in turns */
     size_t pending_bytes;
     served_request *done;
@@ -177,8 +178,9 @@ static void on_load_timer(rpc_timer *timer) {
 /* A request that never reached the worker: said at once. */
 static void refuse(session *s, uint64_t id, hd_status status, const char *message) {
     unsigned char bytes[1024];
-    size_t count = worker_event_pack(
-        &(worker_event){.kind = WORKER_FAILED, .last = true, .status = status, .message = message}, id, bytes, sizeof(bytes));
+    size_t count =
+        worker_event_pack(&(worker_event){.kind = WORKER_FAILED, .last = true, .status = status, .message = message},
+                          id, bytes, sizeof(bytes));
     if (count > sizeof(bytes) || rpc_stream_send(s->stream, &(rpc_part){bytes, count}, 1) == HD_FULL)
         rpc_stream_cancel(s->stream);
 }
@@ -248,7 +250,8 @@ static void on_end(void *context, rpc_stream *stream, const rpc_end *end) {
     session *s = context;
     worker_rpc *worker = s->service->config.worker;
     rpc_timer_cancel(rpc_loop_queue(s->service->config.loop), &s->load_timer);
-    for (served_request *r = s->requests; r != NULL; r = r->next) worker->ops->cancel(worker, r->request.id, UINT32_MAX);
+    for (served_request *r = s->requests; r != NULL; r = r->next)
+        worker->ops->cancel(worker, r->request.id, UINT32_MAX);
     rpc_stream_close(stream);
     pthread_mutex_lock(&s->lock);
     s->stream = NULL;
@@ -286,7 +289,8 @@ static void on_session(void *context, rpc_stream *stream) {
 
 /* -- description -- */
 
-static hd_status on_describe(void *context, const ProtobufCMessage *request, rpc_unary_answer *answer, hd_error *error) {
+static hd_status on_describe(void *context, const ProtobufCMessage *request, rpc_unary_answer *answer,
+                             hd_error *error) {
     answer->message = &((worker_service *)context)->description.base;
     return HD_OK;
 }

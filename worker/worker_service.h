@@ -20,8 +20,8 @@ typedef struct worker_service_config {
     worker_rpc *worker;
     rpc_loop *loop;
     const char *node_id;
-    const char *model_directory;        /* whose tokenizer files are handed to coordinators */
-    const unsigned char *fingerprint;   /* of the weights, WORKER_FINGERPRINT_BYTES */
+    const char *model_directory;      /* whose tokenizer files are handed to coordinators */
+    const unsigned char *fingerprint; /* of the weights, WORKER_FINGERPRINT_BYTES */
 } worker_service_config;
 
 /* The error names a file of the model directory that cannot be read. */

@@ -45,9 +45,9 @@ void etcd_server_restart(etcd_server *server) {
         int nowhere = open("/dev/null", O_RDWR);
         dup2(nowhere, STDOUT_FILENO);
         dup2(nowhere, STDERR_FILENO);
-        execl(ETCD, "etcd", "--data-dir", server->directory, "--listen-client-urls", server->url, "--advertise-client-urls",
-              server->url, "--listen-peer-urls", server->peer_url, "--initial-advertise-peer-urls", server->peer_url,
-              "--initial-cluster", cluster, (char *)NULL);
+        execl(ETCD, "etcd", "--data-dir", server->directory, "--listen-client-urls", server->url,
+              "--advertise-client-urls", server->url, "--listen-peer-urls", server->peer_url,
+              "--initial-advertise-peer-urls", server->peer_url, "--initial-cluster", cluster, (char *)NULL);
         _exit(127);
     }
     Etcdserverpb__RangeRequest request = ETCDSERVERPB__RANGE_REQUEST__INIT;

@@ -31,7 +31,8 @@ static void world_open(world *w) {
     /* The first address is nobody's. */
     char endpoints[256];
     snprintf(endpoints, sizeof(endpoints), "http://127.0.0.1:1,%s", w->server.url);
-    if (etcd_open(&(etcd_config){.endpoints = endpoints}, w->queue, &w->etcd, &error) != HD_OK) fail_msg("%s", error.text);
+    if (etcd_open(&(etcd_config){.endpoints = endpoints}, w->queue, &w->etcd, &error) != HD_OK)
+        fail_msg("%s", error.text);
 }
 
 static void world_close(world *w) {
@@ -64,7 +65,8 @@ static void on_answer(void *context, const ProtobufCMessage *message, const rpc_
     if (message->descriptor == &etcdserverpb__range_response__descriptor) {
         const Etcdserverpb__RangeResponse *range = (const Etcdserverpb__RangeResponse *)message;
         a->count = range->n_kvs;
-        if (range->n_kvs > 0) snprintf(a->value, sizeof(a->value), "%.*s", (int)range->kvs[0]->value.len, range->kvs[0]->value.data);
+        if (range->n_kvs > 0)
+            snprintf(a->value, sizeof(a->value), "%.*s", (int)range->kvs[0]->value.len, range->kvs[0]->value.data);
     } else if (message->descriptor == &etcdserverpb__txn_response__descriptor) {
         a->succeeded = ((const Etcdserverpb__TxnResponse *)message)->succeeded;
     } else if (message->descriptor == &etcdserverpb__put_response__descriptor) {

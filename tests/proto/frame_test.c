@@ -26,8 +26,15 @@ static unsigned char *encode(const frame *f, size_t *count) {
 
 static const char first[] = "queries of a layer", second[200] = "keys";
 
-static const frame sample = {.kind = 7, .flags = 3, .layer = 11, .tag = 0x1122334455667788, .sequence = 5, .epoch = 6, .value = 9,
-                             .part_count = 3, .parts = {{first, sizeof(first)}, {NULL, 0}, {second, 128}}};
+static const frame sample = {.kind = 7,
+                             .flags = 3,
+                             .layer = 11,
+                             .tag = 0x1122334455667788,
+                             .sequence = 5,
+                             .epoch = 6,
+                             .value = 9,
+                             .part_count = 3,
+                             .parts = {{first, sizeof(first)}, {NULL, 0}, {second, 128}}};
 
 static void a_frame_comes_back_as_it_was(void **state) {
     size_t count;
@@ -102,8 +109,8 @@ static void damage_is_named(void **state) {
         hd_status status;
         const char *says;
     } cases[] = {
-        {0, 'X', HD_CORRUPT, "magic"},         {4, 9, HD_UNSUPPORTED, "version is 9"}, {8, 200, HD_CORRUPT, "200 parts"},
-        {65, 255, HD_CORRUPT, "part 0"},       {88, 1, HD_CORRUPT, "part 3"},          {50, 1, HD_CORRUPT, "reserved"},
+        {0, 'X', HD_CORRUPT, "magic"},        {4, 9, HD_UNSUPPORTED, "version is 9"}, {8, 200, HD_CORRUPT, "200 parts"},
+        {65, 255, HD_CORRUPT, "part 0"},      {88, 1, HD_CORRUPT, "part 3"},          {50, 1, HD_CORRUPT, "reserved"},
         {200, 1, HD_CORRUPT, "the checksum"},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
@@ -120,8 +127,10 @@ static void damage_is_named(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_frame_comes_back_as_it_was), cmocka_unit_test(the_layout_is_what_other_versions_know),
-        cmocka_unit_test(every_flipped_bit_is_found),   cmocka_unit_test(every_cut_is_found),
+        cmocka_unit_test(a_frame_comes_back_as_it_was),
+        cmocka_unit_test(the_layout_is_what_other_versions_know),
+        cmocka_unit_test(every_flipped_bit_is_found),
+        cmocka_unit_test(every_cut_is_found),
         cmocka_unit_test(damage_is_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -15,8 +15,15 @@
 #define PATIENCE_NS 20000000000ull
 
 static membership_node node_of(const char *id, const char *address) {
-    membership_node n = {.role = "worker", .model = "llama", .fingerprint = "0123456789abcdef", .kernels = "avx512",
-                         .weights_dtype = "bf16", .kv_dtype = "bf16", .kv_capacity = 1u << 30, .version_min = 2, .version_max = 3};
+    membership_node n = {.role = "worker",
+                         .model = "llama",
+                         .fingerprint = "0123456789abcdef",
+                         .kernels = "avx512",
+                         .weights_dtype = "bf16",
+                         .kv_dtype = "bf16",
+                         .kv_capacity = 1u << 30,
+                         .version_min = 2,
+                         .version_max = 3};
     snprintf(n.id, sizeof(n.id), "%s", id);
     snprintf(n.address, sizeof(n.address), "%s", address);
     return n;
@@ -41,9 +48,12 @@ static void records_that_are_none_are_refused_by_field(void **state) {
     const struct {
         const char *text, *says;
     } cases[] = {
-        {"", "not JSON"}, {"[]", "not JSON"}, {"{\"id\":7}", "'id'"},
+        {"", "not JSON"},
+        {"[]", "not JSON"},
+        {"{\"id\":7}", "'id'"},
         {"{\"id\":\"a\",\"role\":\"worker\",\"address\":\"h:1\",\"model\":\"\",\"fingerprint\":\"\",\"kernels\":\"\","
-         "\"weights_dtype\":\"\",\"kv_dtype\":\"\",\"kv_capacity\":-1}", "'kv_capacity'"},
+         "\"weights_dtype\":\"\",\"kv_dtype\":\"\",\"kv_capacity\":-1}",
+         "'kv_capacity'"},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         membership_node n;

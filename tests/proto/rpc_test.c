@@ -54,7 +54,8 @@ static void close_at_end(void *context, rpc_stream *stream, const rpc_end *end) 
 }
 
 static void echo_open(void *context, rpc_stream *stream) {
-    static const rpc_handlers handlers = {.on_message = echo_message, .on_half_close = echo_half_close, .on_end = close_at_end};
+    static const rpc_handlers handlers = {
+        .on_message = echo_message, .on_half_close = echo_half_close, .on_end = close_at_end};
     rpc_stream_handle(stream, &handlers, context);
 }
 
@@ -86,11 +87,13 @@ static void world_open_with(world *w, const rpc_tls *server_tls, const rpc_tls *
         {.path = "/hadal.Test/Echo", .queue = rpc_loop_queue(w->loop), .on_open = echo_open, .context = w},
         {.path = "/hadal.Test/Silent", .queue = rpc_loop_queue(w->loop), .on_open = silent_open, .context = w},
     };
-    rpc_server_config config = {.listen_address = "127.0.0.1:0", .tls = server_tls, .methods = methods, .method_count = 3};
+    rpc_server_config config = {
+        .listen_address = "127.0.0.1:0", .tls = server_tls, .methods = methods, .method_count = 3};
     hd_error error;
     if (rpc_server_open(&config, &w->server, &error) != HD_OK) fail_msg("%s", error.text);
-    rpc_channel_config channel = {
-        .address = rpc_server_address(w->server), .tls = client_tls, .tls_name = client_tls != NULL ? "hadal.test" : NULL};
+    rpc_channel_config channel = {.address = rpc_server_address(w->server),
+                                  .tls = client_tls,
+                                  .tls_name = client_tls != NULL ? "hadal.test" : NULL};
     if (rpc_channel_open(&channel, &w->channel, &error) != HD_OK) fail_msg("%s", error.text);
 }
 
@@ -152,10 +155,12 @@ static void call_close(call *c) {
         assert_true(condition);                                                                                        \
     } while (0)
 
-static hd_status ping(world *w, uint64_t number, uint64_t deadline_ms, const char *method, uint64_t *answer, hd_error *error) {
+static hd_status ping(world *w, uint64_t number, uint64_t deadline_ms, const char *method, uint64_t *answer,
+                      hd_error *error) {
     Hadal__PingRequest request = HADAL__PING_REQUEST__INIT;
     request.number = number;
-    rpc_unary_config config = {.method = method, .answer_type = &hadal__ping_answer__descriptor, .deadline_ms = deadline_ms};
+    rpc_unary_config config = {
+        .method = method, .answer_type = &hadal__ping_answer__descriptor, .deadline_ms = deadline_ms};
     ProtobufCMessage *message;
     hd_status status = rpc_unary_wait(w->channel, &config, &request.base, &message, error);
     if (status != HD_OK) return status;
@@ -218,7 +223,8 @@ static void messages_come_back_in_order_and_whole(void **state) {
         unsigned char *bytes = malloc(sizes[i] + 1);
         for (size_t k = 0; k < sizes[i]; k++) bytes[k] = (unsigned char)(k * 7 + i);
         size_t half = sizes[i] / 2;
-        assert_int_equal(rpc_stream_send(c.stream, (rpc_part[]){{bytes, half}, {bytes + half, sizes[i] - half}}, 2), HD_OK);
+        assert_int_equal(rpc_stream_send(c.stream, (rpc_part[]){{bytes, half}, {bytes + half, sizes[i] - half}}, 2),
+                         HD_OK);
         POLL_UNTIL(&w, c.messages == i + 1);
         assert_int_equal(c.last_bytes, sizes[i]);
         assert_memory_equal(c.last, bytes, sizes[i]);
@@ -253,7 +259,9 @@ static void lent_memory_comes_back_once(void **state) {
     for (int i = 0; i < LOANS; i++) {
         loans[i].loan.release = on_release;
         bytes[0] = (unsigned char)i;
-        assert_int_equal(rpc_stream_lend(c.stream, (rpc_part[]){{bytes, 17}, {NULL, 0}, {bytes + 17, BYTES - 17}}, 3, &loans[i].loan), HD_OK);
+        assert_int_equal(rpc_stream_lend(c.stream, (rpc_part[]){{bytes, 17}, {NULL, 0}, {bytes + 17, BYTES - 17}}, 3,
+                                         &loans[i].loan),
+                         HD_OK);
         POLL_UNTIL(&w, c.messages == (unsigned)i + 1);
         assert_int_equal(c.last_bytes, BYTES);
         assert_int_equal(c.last[0], i);
@@ -361,7 +369,8 @@ static void posts_and_timers_run_on_the_polling_thread(void **state) {
     assert_true(rpc_queue_poll(queue, PATIENCE_NS));
     assert_int_equal(p.count, 1);
     unsigned order = 0;
-    timed late = {{.run = on_timer}, &order, 0}, soon = {{.run = on_timer}, &order, 0}, never = {{.run = on_timer}, &order, 0};
+    timed late = {{.run = on_timer}, &order, 0}, soon = {{.run = on_timer}, &order, 0},
+          never = {{.run = on_timer}, &order, 0};
     rpc_timer_set(queue, &late.timer, 30);
     rpc_timer_set(queue, &never.timer, 20);
     rpc_timer_set(queue, &soon.timer, 1000000);
@@ -400,11 +409,14 @@ static int make_certificates(void **state) {
     if (mkdtemp(tls_directory) == NULL) return -1;
     char command[2048];
     snprintf(command, sizeof(command),
-             "cd %s && for i in ca other; do openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
+             "cd %s && for i in ca other; do openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes "
+             "-days 2 "
              "-subj /CN=$i -keyout $i.key -out $i.pem; done 2>/dev/null && "
-             "openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=node -keyout node.key -out node.csr 2>/dev/null && "
+             "openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=node -keyout node.key -out "
+             "node.csr 2>/dev/null && "
              "printf 'subjectAltName=DNS:hadal.test' >ext && "
-             "openssl x509 -req -in node.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out node.pem 2>/dev/null",
+             "openssl x509 -req -in node.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out "
+             "node.pem 2>/dev/null",
              tls_directory);
     return system(command);
 }
@@ -430,8 +442,10 @@ static void peers_with_certificates_of_one_authority_speak(void **state) {
 static void a_peer_of_another_authority_is_refused(void **state) {
     rpc_tls *server, *stranger, *nameless;
     hd_error error;
-    assert_int_equal(rpc_tls_open(tls_path("node.pem"), tls_path("node.key"), tls_path("ca.pem"), &server, &error), HD_OK);
-    assert_int_equal(rpc_tls_open(tls_path("other.pem"), tls_path("other.key"), tls_path("ca.pem"), &stranger, &error), HD_OK);
+    assert_int_equal(rpc_tls_open(tls_path("node.pem"), tls_path("node.key"), tls_path("ca.pem"), &server, &error),
+                     HD_OK);
+    assert_int_equal(rpc_tls_open(tls_path("other.pem"), tls_path("other.key"), tls_path("ca.pem"), &stranger, &error),
+                     HD_OK);
     assert_int_equal(rpc_tls_open(NULL, NULL, tls_path("other.pem"), &nameless, &error), HD_OK);
     const rpc_tls *clients[] = {stranger, nameless, NULL};
     for (int i = 0; i < 3; i++) {

@@ -161,7 +161,8 @@ static void client_connect(world *w, client *c, const char *channel) {
     *c = (client){.world = w};
     transport_handlers handlers = {.on_frame = on_frame, .on_lost = on_lost, .on_room = on_room};
     hd_error error;
-    if (w->client->ops->connect(w->client, w->address, channel, &handlers, c, &c->link, &error) != HD_OK) fail_msg("%s", error.text);
+    if (w->client->ops->connect(w->client, w->address, channel, &handlers, c, &c->link, &error) != HD_OK)
+        fail_msg("%s", error.text);
 }
 
 #define POLL_UNTIL(w, condition)                                                                                       \
@@ -283,15 +284,17 @@ static void a_link_that_is_refused_says_why(void **state) {
     world_close(&w);
 }
 
-#define BOTH(test)                                                                                                     \
-    cmocka_unit_test_prestate(test, (void *)"inproc"), cmocka_unit_test_prestate(test, (void *)"grpc")
+#define BOTH(test) cmocka_unit_test_prestate(test, (void *)"inproc"), cmocka_unit_test_prestate(test, (void *)"grpc")
 
 int main(void) {
     hd_log_set_level(HD_LOG_ERROR);
     const struct CMUnitTest tests[] = {
-        BOTH(frames_come_back_in_order_and_whole), BOTH(past_the_bound_it_is_full_and_room_is_told),
-        BOTH(a_peer_that_goes_is_lost),            BOTH(who_leaves_is_missed_by_its_peer),
-        BOTH(nobody_there_is_lost),                BOTH(a_link_that_is_refused_says_why),
+        BOTH(frames_come_back_in_order_and_whole),
+        BOTH(past_the_bound_it_is_full_and_room_is_told),
+        BOTH(a_peer_that_goes_is_lost),
+        BOTH(who_leaves_is_missed_by_its_peer),
+        BOTH(nobody_there_is_lost),
+        BOTH(a_link_that_is_refused_says_why),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
