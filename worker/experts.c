@@ -26,7 +26,8 @@ enum { TICKET_ROUTER, TICKET_GATE_UP, TICKET_DOWN, TICKET_COUNT };
 struct experts {
     const kernel_ops *kernels;
     hd_pool *pool;
-    uint32_t expert_count, each, hidden_size, hidden_padded, width_padded;
+    uint32_t expert_count, each, hidden_size;
+    size_t gathered_stride, gated_stride; /* elements */
     bool is_normalised;
     hd_dtype input_dtype;
     size_t element_bytes;
@@ -37,8 +38,8 @@ struct experts {
     uint32_t *slot_rows; /* [rows_max * each] */
     group *groups;       /* [expert_count] */
     uint32_t *slot_ends; /* [expert_count + 1] */
-    void *gathered;      /* [rows_max * each, hidden_padded] */
-    void *gated;         /* [rows_max * each, width_padded] */
+    void *gathered;      /* [rows_max * each, gathered_stride] */
+    void *gated;         /* [rows_max * each, gated_stride] */
     float *outputs;      /* [rows_max * each, hidden_size] */
 
     /* Of the run. */
@@ -61,8 +62,8 @@ hd_status experts_open(const model_config *model, hd_dtype input_dtype, uint32_t
     e->expert_count = model->expert_count;
     e->each = model->experts_per_token;
     e->hidden_size = model->hidden_size;
-    e->hidden_padded = HD_ALIGN_UP(model->hidden_size, KERNEL_K_ALIGN);
-    e->width_padded = HD_ALIGN_UP(model->expert_intermediate_size, KERNEL_PANEL);
+    e->gathered_stride = kernel_input_stride(HD_BF16, model->hidden_size); /* whatever the type */
+    e->gated_stride = kernel_input_stride(HD_BF16, HD_ALIGN_UP(model->expert_intermediate_size, KERNEL_PANEL));
     e->is_normalised = model->normalise_expert_weights;
     e->input_dtype = input_dtype;
     e->element_bytes = hd_dtype_bits(input_dtype) / 8;
@@ -74,8 +75,8 @@ hd_status experts_open(const model_config *model, hd_dtype input_dtype, uint32_t
     e->slot_rows = hd_alloc(slots_max * sizeof(uint32_t), HD_CACHE_LINE);
     e->groups = hd_alloc(e->expert_count * sizeof(group), HD_CACHE_LINE);
     e->slot_ends = hd_alloc((e->expert_count + 1) * sizeof(uint32_t), HD_CACHE_LINE);
-    e->gathered = hd_alloc(slots_max * e->hidden_padded * e->element_bytes, HD_CACHE_LINE);
-    e->gated = hd_alloc(slots_max * e->width_padded * e->element_bytes, HD_CACHE_LINE);
+    e->gathered = hd_alloc(slots_max * e->gathered_stride * e->element_bytes, HD_CACHE_LINE);
+    e->gated = hd_alloc(slots_max * e->gated_stride * e->element_bytes, HD_CACHE_LINE);
     e->outputs = hd_alloc(slots_max * e->hidden_size * sizeof(float), HD_CACHE_LINE);
     if (e->router_logits == NULL || e->routes == NULL || e->slot_rows == NULL || e->groups == NULL ||
         e->slot_ends == NULL || e->gathered == NULL || e->gated == NULL || e->outputs == NULL) {
@@ -158,15 +159,15 @@ static void form_groups(experts *e) {
         g->slot_count = count;
         const model_expert *weights = &e->layer->experts[expert];
         kernel_matmul gate_up = {.weights = &weights->gate_up,
-                                 .input = (char *)e->gathered + (size_t)first * e->hidden_padded * e->element_bytes,
-                                 .input_stride = e->hidden_padded,
+                                 .input = (char *)e->gathered + (size_t)first * e->gathered_stride * e->element_bytes,
+                                 .input_stride = e->gathered_stride,
                                  .row_count = count,
-                                 .output = (char *)e->gated + (size_t)first * e->width_padded * e->element_bytes,
-                                 .output_stride = e->width_padded,
+                                 .output = (char *)e->gated + (size_t)first * e->gated_stride * e->element_bytes,
+                                 .output_stride = e->gated_stride,
                                  .epilogue = KERNEL_SWIGLU};
         kernel_matmul down = {.weights = &weights->down,
                               .input = gate_up.output,
-                              .input_stride = e->width_padded,
+                              .input_stride = e->gated_stride,
                               .row_count = count,
                               .output = e->outputs + (size_t)first * e->hidden_size,
                               .output_stride = e->hidden_size,
@@ -186,11 +187,12 @@ static void form_groups(experts *e) {
 }
 
 static void gather(experts *e, unsigned thread, unsigned thread_count) {
-    size_t first, count, row_bytes = e->hidden_padded * e->element_bytes;
+    size_t first, count, row_bytes = e->gathered_stride * e->element_bytes,
+                         copied_bytes = HD_ALIGN_UP(e->hidden_size, KERNEL_K_ALIGN) * e->element_bytes;
     hd_share((size_t)e->row_count * e->each, 1, thread, thread_count, &first, &count);
     for (size_t slot = first; slot < first + count; slot++) {
         memcpy((char *)e->gathered + slot * row_bytes,
-               e->normed + e->slot_rows[slot] * e->normed_stride * e->element_bytes, row_bytes);
+               e->normed + e->slot_rows[slot] * e->normed_stride * e->element_bytes, copied_bytes);
     }
 }
 

@@ -28,15 +28,15 @@ struct forward {
     experts *experts; /* NULL for dense models */
     hd_dtype input_dtype, attention_dtype;
 
-    uint32_t hidden, hidden_padded, rotary_half;
+    uint32_t hidden, rotary_half;
     uint32_t query_width, key_width, qkv_width, key_padded; /* key_width: all KV heads; key_padded: one head's query */
-    size_t qkv_stride, attended_stride, gated_stride, logits_stride;
+    size_t normed_stride, qkv_stride, attended_stride, gated_stride, logits_stride;
 
     row_place *places;      /* [rows_max] */
     attention_rows *rows;   /* [spans_max] */
     float *cosines, *sines; /* [rows_max, rotary_half] */
     float *residual;        /* [rows_max, hidden] */
-    void *normed;           /* [rows_max, hidden_padded] in input_dtype */
+    void *normed;           /* [rows_max, normed_stride] in input_dtype */
     float *qkv;             /* [rows_max, qkv_stride] */
     void *queries;          /* [kv_heads, R, group, key_padded] in attention_dtype; the padding is never written */
     void *keys, *values;    /* [R, key_width] in attention_dtype */
@@ -78,7 +78,7 @@ static hd_status take_buffers(forward *f) {
         {&f->cosines, rows * f->rotary_half * sizeof(float)},
         {&f->sines, rows * f->rotary_half * sizeof(float)},
         {&f->residual, rows * f->hidden * sizeof(float)},
-        {&f->normed, bytes_of(f->input_dtype, rows * f->hidden_padded)},
+        {&f->normed, bytes_of(f->input_dtype, rows * f->normed_stride)},
         {&f->qkv, rows * f->qkv_stride * sizeof(float)},
         {&f->queries, bytes_of(f->attention_dtype, rows * f->model->query_heads * f->key_padded)},
         {&f->keys, bytes_of(f->attention_dtype, rows * f->key_width)},
@@ -118,15 +118,16 @@ hd_status forward_open(const forward_config *config, forward **out) {
     f->input_dtype = kernel_matrix_input_dtype(&config->weights->lm_head);
     f->attention_dtype = config->attention->ops->dtype(config->attention);
     f->hidden = model->hidden_size;
-    f->hidden_padded = HD_ALIGN_UP(f->hidden, KERNEL_K_ALIGN);
     f->rotary_half = model->rope.rotary_dim / 2;
     f->query_width = model->query_heads * model->head_dim;
     f->key_width = model->kv_heads * model->head_dim;
     f->qkv_width = f->query_width + 2 * f->key_width;
     f->key_padded = HD_ALIGN_UP(model->head_dim, KERNEL_K_ALIGN);
     f->qkv_stride = HD_ALIGN_UP(f->qkv_width, KERNEL_N_ALIGN);
-    f->attended_stride = HD_ALIGN_UP(f->query_width, KERNEL_K_ALIGN);
-    f->gated_stride = HD_ALIGN_UP(model->intermediate_size, KERNEL_PANEL);
+    /* As for bf16 whatever the type: rows stay a multiple of 32 elements apart. */
+    f->normed_stride = kernel_input_stride(HD_BF16, f->hidden);
+    f->attended_stride = kernel_input_stride(HD_BF16, f->query_width);
+    f->gated_stride = kernel_input_stride(HD_BF16, HD_ALIGN_UP(model->intermediate_size, KERNEL_PANEL));
     f->logits_stride = HD_ALIGN_UP(model->vocabulary_size, KERNEL_N_ALIGN);
 
     hd_status status = take_buffers(f);
@@ -154,9 +155,9 @@ static float *residual_row(forward *f, size_t row) {
 }
 
 static void norm_row(forward *f, size_t row, const float *weight) {
-    void *output = (char *)f->normed + bytes_of(f->input_dtype, row * f->hidden_padded);
+    void *output = (char *)f->normed + bytes_of(f->input_dtype, row * f->normed_stride);
     f->kernels->rmsnorm(residual_row(f, row), f->hidden, weight, f->model->rms_eps, 1, f->hidden, f->input_dtype,
-                        output, f->hidden_padded);
+                        output, f->normed_stride);
 }
 
 /* Query and key norms, rotation, and the heads to where attention wants them. */
@@ -268,7 +269,7 @@ static void run_behind(forward *f, uint32_t layer_index) {
     if (f->live_count == 0) return;
 
     uint32_t rows = f->live_count;
-    kernel_matmul normed = {.input = f->normed, .input_stride = f->hidden_padded, .row_count = rows};
+    kernel_matmul normed = {.input = f->normed, .input_stride = f->normed_stride, .row_count = rows};
     if (!is_first) {
         const model_layer *layer = &f->weights->layers[layer_index];
         kernel_matmul output = {.weights = &layer->attention_output,
@@ -281,7 +282,7 @@ static void run_behind(forward *f, uint32_t layer_index) {
                                 .epilogue = KERNEL_ADD};
         prepare_product(f, PRODUCT_OUTPUT, &output);
         if (layer->experts != NULL) {
-            experts_prepare(f->experts, layer, f->normed, f->hidden_padded, rows);
+            experts_prepare(f->experts, layer, f->normed, f->normed_stride, rows);
         } else {
             kernel_matmul gate_up = normed;
             gate_up.weights = &layer->gate_up;
@@ -385,8 +386,8 @@ static void run_logits(void *context, unsigned thread, unsigned thread_count) {
 float *forward_logits(forward *f, uint32_t first, uint32_t count) {
     assert(count > 0 && count <= f->config.logits_rows_max && first + count <= f->logits_row_count);
     kernel_matmul call = {.weights = &f->weights->lm_head,
-                          .input = (char *)f->normed + bytes_of(f->input_dtype, (size_t)first * f->hidden_padded),
-                          .input_stride = f->hidden_padded,
+                          .input = (char *)f->normed + bytes_of(f->input_dtype, (size_t)first * f->normed_stride),
+                          .input_stride = f->normed_stride,
                           .row_count = count,
                           .output = f->logits,
                           .output_stride = f->logits_stride,
