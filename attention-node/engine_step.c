@@ -266,6 +266,19 @@ static uint32_t gather_group(const engine *e, const engine_layer *layer, const p
                                spans);
 }
 
+/* The page that begins a group, if it is in memory: a page that is only wanted soon is not waited for. */
+static bool page_of_group(const engine *e, const engine_layer *layer, const plan_span *span, uint64_t group,
+                          uint32_t head, kernel_span *page) {
+    const block_pool *pool = &e->home.store.pool;
+    uint32_t run = sequence_run_at(span->runs, span->run_count, group * HD_GROUP_TOKENS);
+    if (run == span->run_count) return false;
+    uint32_t block = span->runs[run].block.index;
+    if (!block_pool_is_resident(pool, block)) return false;
+    *page = (kernel_span){.keys = block_pool_page(pool, block, layer->table.key_stream, head),
+                          .values = block_pool_page(pool, block, layer->table.value_stream, head)};
+    return true;
+}
+
 void engine_write_output(const engine *e, const engine_layer *layer, uint32_t first_row, uint32_t row_count,
                          uint32_t head, const kernel_partial *partial) {
     const attention_layer_call *call = &e->step.call;
@@ -359,12 +372,15 @@ static void attend_item(engine *e, const engine_layer *layer, const engine_threa
     uint64_t first_visible = engine_first_visible(e, item);
     set_positions(e, t, item);
     kernel_partial first = item->is_whole ? engine_scratch_partial(e, t, 0) : item_partial(e, item, head, 0);
+    kernel_span ahead;
     merge_tree tree;
     merge_tree_init(&tree, e->kernels, kernel_rows, layer->shape.value_dim);
     for (uint64_t group = item->group_first; group < item->group_end; group++) {
         call.span_count = gather_group(e, layer, span, group, first_visible, head, t->spans);
         if (call.span_count == 0) continue;
         if (has_lost(e, item)) break;
+        bool has_ahead = group + 1 < item->group_end && page_of_group(e, layer, span, group + 1, head, &ahead);
+        call.ahead = has_ahead ? &ahead : NULL;
         uint32_t index = merge_tree_begin(&tree, 0, group);
         assert(index < e->partials_per_thread);
         call.partial = index == 0 ? first : engine_scratch_partial(e, t, index);

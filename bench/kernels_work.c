@@ -99,6 +99,7 @@ static void attend_share(void *context, unsigned thread, unsigned thread_count) 
         call.queries = (const uint16_t *)w->memory->inputs + item % parts * w->rows_at_once * call.query_stride;
         for (uint32_t group = 0; group < w->group_count; group++) {
             call.spans = w->spans + (item / parts * w->group_count + group) * HD_GROUP_BLOCKS;
+            call.ahead = group + 1 < w->group_count ? call.spans + HD_GROUP_BLOCKS : NULL;
             call.partial = group == 0 ? total : part;
             kernels->attend(&call);
             if (group > 0) kernels->merge(&total, &part, w->rows_at_once, w->shape.value_dim);

@@ -12,7 +12,7 @@ enum {
     ATTEND_STAGES = 3, /* pages whose scores or weights exist at a time */
     ATTEND_STAGE_FLOATS = ATTEND_ROWS * HD_BLOCK_TOKENS,
     ATTEND_PLAIN_SCRATCH_BYTES = (ATTEND_STAGES * ATTEND_STAGE_FLOATS + ATTEND_ROWS * VEC_LANES) * sizeof(float),
-    ATTEND_AMX_ROWS = 256, /* rows that share one reading of a page */
+    ATTEND_AMX_ROWS = 256, /* rows that share one reading of a page from memory */
     ATTEND_AMX_SCRATCH_BYTES = 48 << 10,
     ATTEND_SCRATCH_BYTES =
         ATTEND_PLAIN_SCRATCH_BYTES > ATTEND_AMX_SCRATCH_BYTES ? ATTEND_PLAIN_SCRATCH_BYTES : ATTEND_AMX_SCRATCH_BYTES,

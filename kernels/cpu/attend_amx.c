@@ -28,9 +28,9 @@
 enum {
     TILE_ROWS = 16,
     TILE_COLUMNS = 16,
-    ROWS_MAX = 2 * TILE_ROWS,              /* of a row tile */
+    ROWS_MAX = 2 * TILE_ROWS,               /* of a row tile */
     TILES_MAX = ATTEND_AMX_ROWS / ROWS_MAX, /* that take a page one after the other */
-    BLOCK = 32, /* positions that are weighed at a time */
+    BLOCK = 32,                             /* positions that are weighed at a time */
     PAGE_BLOCKS = HD_BLOCK_TOKENS / BLOCK,
     VALUE_STEPS = HD_BLOCK_TOKENS / TILE_K,
     ROWS_TOGETHER = 4, /* weighed side by side, so that latencies overlap */
@@ -58,7 +58,7 @@ _Static_assert(sizeof(amx_scratch) <= ATTEND_AMX_SCRATCH_BYTES, "what attend.h s
 
 /* Rows by tiles of columns, 16 by 16 each, at most two by two: a block of scores, or some columns of out. */
 typedef struct product {
-    const char *a, *b[2];      /* b[1] is NULL where there is one tile of columns */
+    const char *a, *b[2];                        /* b[1] is NULL where there is one tile of columns */
     size_t a_bytes, b_bytes[2], b_step_bytes[2]; /* from row to row; from step to step */
     float *c[2];
     size_t c_bytes[2];
@@ -83,11 +83,11 @@ typedef struct pipeline {
     float scale; /* from a score, as it is when it is weighed, to base 2 */
     uint32_t key_steps, value_tiles, value_products;
     unit before, now, after;
-    uint32_t weighed;           /* blocks of now that are */
-    uint32_t scored;            /* blocks of now whose scores are on their way; more than 4: of after */
-    uint32_t values_begun;      /* products of before */
-    product at;                 /* the product at hand */
-    bool is_scoring;            /* it makes scores */
+    uint32_t weighed;      /* blocks of now that are */
+    uint32_t scored;       /* blocks of now whose scores are on their way; more than 4: of after */
+    uint32_t values_begun; /* products of before */
+    product at;            /* the product at hand */
+    bool is_scoring;       /* it makes scores */
     tile_fetch fetch;
 } pipeline;
 
@@ -141,8 +141,8 @@ static void begin_scores(pipeline *p, const unit *u, uint32_t block, float *scor
     const kernel_attend *call = p->call;
     uint32_t panel = block * BLOCK / KERNEL_PANEL, column = block * BLOCK % KERNEL_PANEL;
     const size_t row_bytes = KERNEL_PANEL * 2 * sizeof(uint16_t), step_bytes = TILE_K / 2 * row_bytes;
-    const char *keys = (const char *)u->span->keys + (panel * p->key_steps * TILE_K * KERNEL_PANEL + column * 2) *
-                                                         sizeof(uint16_t);
+    const char *keys =
+        (const char *)u->span->keys + (panel * p->key_steps * TILE_K * KERNEL_PANEL + column * 2) * sizeof(uint16_t);
     p->at = (product){
         .a = (const char *)call->queries + u->tile->first * call->query_stride * sizeof(uint16_t),
         .a_bytes = call->query_stride * sizeof(uint16_t),
@@ -171,8 +171,8 @@ static void set_value_columns(const pipeline *p, const unit *u, uint32_t tile, i
     uint32_t column = tile * TILE_COLUMNS, panel = column / KERNEL_PANEL * KERNEL_PANEL,
              left = call->shape.value_dim - panel, width = left < KERNEL_PANEL ? left : KERNEL_PANEL;
     size_t row_bytes = width * 2 * sizeof(uint16_t);
-    at->b[which] = (const char *)u->span->values +
-                        ((size_t)panel * HD_BLOCK_TOKENS + (column - panel) * 2) * sizeof(uint16_t);
+    at->b[which] =
+        (const char *)u->span->values + ((size_t)panel * HD_BLOCK_TOKENS + (column - panel) * 2) * sizeof(uint16_t);
     at->b_bytes[which] = row_bytes;
     at->b_step_bytes[which] = TILE_K / 2 * row_bytes;
     at->c[which] = call->partial.out + u->tile->first * call->partial.out_stride + column;
@@ -276,10 +276,10 @@ typedef struct exponential {
 } exponential;
 
 static exponential exponential_make(float scale) {
-    static const float sixteenths[16] = {
-        0x1.fff0ap-1f, 0x1.0b4d8p+0f, 0x1.17232p+0f, 0x1.237eep+0f, 0x1.3066bp+0f, 0x1.3de0dp+0f,
-        0x1.4bf3bp+0f, 0x1.5aa61p+0f, 0x1.69ff0p+0f, 0x1.7a05ep+0f, 0x1.8ac27p+0f, 0x1.9c3cbp+0f,
-        0x1.ae7d0p+0f, 0x1.c18c3p+0f, 0x1.d5737p+0f, 0x1.ea3c4p+0f};
+    static const float sixteenths[16] = {0x1.fff0ap-1f, 0x1.0b4d8p+0f, 0x1.17232p+0f, 0x1.237eep+0f,
+                                         0x1.3066bp+0f, 0x1.3de0dp+0f, 0x1.4bf3bp+0f, 0x1.5aa61p+0f,
+                                         0x1.69ff0p+0f, 0x1.7a05ep+0f, 0x1.8ac27p+0f, 0x1.9c3cbp+0f,
+                                         0x1.ae7d0p+0f, 0x1.c18c3p+0f, 0x1.d5737p+0f, 0x1.ea3c4p+0f};
     static const uint16_t odd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
                                      33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
     vec table = vec_load(sixteenths);
@@ -295,8 +295,9 @@ static exponential exponential_make(float scale) {
 
 INLINE __m512i weight_of(const exponential *e, vec score, vec reference) {
     vec x = _mm512_fmsub_ps(score, e->scale, reference);
-    __m512i sixteenth = _mm512_castps_si512(_mm512_add_round_ps(x, e->magic, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
-    vec rest = _mm512_reduce_ps(x, 4 << 4 | _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    enum { DOWN = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC, SIXTEENTHS = 4 << 4 };
+    __m512i sixteenth = _mm512_castps_si512(_mm512_add_round_ps(x, e->magic, DOWN));
+    vec rest = _mm512_reduce_ps(x, SIXTEENTHS | DOWN);
     vec power = vec_fma(_mm512_permutexvar_ps(sixteenth, e->slopes), rest, _mm512_permutexvar_ps(sixteenth, e->table));
     return _mm512_add_epi32(_mm512_castps_si512(_mm512_scalef_ps(power, x)), e->half);
 }
@@ -324,8 +325,7 @@ static void complete_scores(pipeline *p, float *scores) {
     uint32_t first_slot = p->weighed * BLOCK;
     for (uint32_t row = 0; row < u->tile->rows; row++) {
         page_slots visible = visible_to(p, u->tile, row, u->span);
-        if (p->call->soft_cap > 0.0f)
-            attend_cap_scores(scores + row * BLOCK, BLOCK, p->call->scale, p->call->soft_cap);
+        if (p->call->soft_cap > 0.0f) attend_cap_scores(scores + row * BLOCK, BLOCK, p->call->scale, p->call->soft_cap);
         attend_hide_scores(scores + row * BLOCK, BLOCK, (int)visible.first - (int)first_slot,
                            (int)visible.end - (int)first_slot);
     }
@@ -419,8 +419,9 @@ static void begin_tile(const kernel_attend *call, row_tile *tile, uint32_t first
     }
 }
 
-/* To a sum of at most 2^EXPONENT_MAX, through a power of two, which rounds nothing. */
-static void finish_row(const kernel_attend *call, const row_tile *tile, uint32_t row) {
+/* To a sum of at most 2^EXPONENT_MAX, through a power of two, which rounds nothing. False when floats did not carry
+ * the row's weights. */
+static bool finish_row(const kernel_attend *call, const row_tile *tile, uint32_t row) {
     const kernel_partial *partial = &call->partial;
     uint32_t place = tile->first + row;
     float *out = partial->out + place * partial->out_stride;
@@ -428,7 +429,7 @@ static void finish_row(const kernel_attend *call, const row_tile *tile, uint32_t
     if ((tile->has_reference >> row & 1) == 0) {
         partial->max[place] = -INFINITY;
         partial->sum[place] = 0.0f;
-        return;
+        return true;
     }
     float sum = tile->sums[row][0], reference = tile->references[row];
     int exponent = 0;
@@ -439,6 +440,7 @@ static void finish_row(const kernel_attend *call, const row_tile *tile, uint32_t
     }
     partial->sum[place] = ldexpf(sum, -exponent);
     partial->max[place] = (reference + (float)exponent) * LN_2;
+    return sum <= SUM_MAX;
 }
 
 /* The largest score of the only row. */
@@ -478,14 +480,11 @@ static void attend_rows(pipeline *p, uint32_t first, uint32_t rows) {
         begin_tile(call, &p->tiles[p->tile_count++], first + done, rows - done < ROWS_MAX ? rows - done : ROWS_MAX);
     run(p);
     MEMORY_BARRIER();
-    for (uint32_t done = 0; done < rows; done++) {
-        const row_tile *tile = &p->tiles[done / ROWS_MAX];
-        finish_row(call, tile, done % ROWS_MAX);
-        bool is_whole = (tile->has_reference >> done % ROWS_MAX & 1) == 0 || tile->sums[done % ROWS_MAX][0] <= SUM_MAX;
-        if (!is_whole) call->partial.sum[first + done] = -1.0f;
-    }
-    for (uint32_t row = first; row < first + rows; row++) {
-        if (call->partial.sum[row] < 0) attend_row_again(p, row);
+    bool is_whole[ATTEND_AMX_ROWS];
+    for (uint32_t row = 0; row < rows; row++)
+        is_whole[row] = finish_row(call, &p->tiles[row / ROWS_MAX], row % ROWS_MAX);
+    for (uint32_t row = 0; row < rows; row++) {
+        if (!is_whole[row]) attend_row_again(p, first + row); /* in the memory of a tile that is done */
     }
 }
 

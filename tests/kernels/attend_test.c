@@ -271,6 +271,29 @@ static void the_largest_score_may_come_first_or_last(void **state) {
     assert_right(&call, &context);
 }
 
+/* Weights of a row whose scores grow far beyond its first ones may have left the range of floats on the way. */
+static void a_score_far_above_those_before_is_right_and_moves_no_other_row(void **state) {
+    uint64_t seed = 12;
+    kernel_page_shape shape = {HD_BF16, 64, 64};
+    cases_context context = cases_make_context(&shape, 1024, &seed);
+    kernel_attend call = cases_attend(&context, 40, 40, &seed);
+    static const uint32_t steep[] = {5, 17, 39}, tokens[] = {1023, 300, 700};
+    for (uint32_t i = 0; i < 3; i++) {
+        for (uint32_t k = 0; k < 64; k++) {
+            ((uint16_t *)call.queries)[steep[i] * call.query_stride + k] =
+                hd_f32_to_bf16(40.0f * cases_get(context.keys, HD_BF16, (size_t)tokens[i] * 64 + k));
+        }
+    }
+    table->attend(&call);
+    assert_right(&call, &context);
+    for (uint32_t row = 0; row < 40; row++) {
+        kernel_attend alone = rows_of(&call, row, 1);
+        table->attend(&alone);
+        assert_same_rows(&alone, 0, &call, row, 1);
+    }
+    cases_release();
+}
+
 static kernel_partial make_partial(uint32_t rows, uint32_t dim, uint64_t *seed) {
     kernel_partial partial = {.out = cases_take(rows * (dim + 3) * sizeof(float)),
                               .out_stride = dim + 3,
@@ -398,6 +421,7 @@ int main(void) {
         cmocka_unit_test_teardown(a_row_that_sees_nothing_is_the_empty_partial, cases_teardown),
         cmocka_unit_test_teardown(huge_scores_stay_finite_and_pick_the_largest, cases_teardown),
         cmocka_unit_test_teardown(the_largest_score_may_come_first_or_last, cases_teardown),
+        cmocka_unit_test_teardown(a_score_far_above_those_before_is_right_and_moves_no_other_row, cases_teardown),
         cmocka_unit_test_teardown(merge_weighs_by_max_and_leaves_bits_alone_beside_the_empty, cases_teardown),
         cmocka_unit_test_teardown(finish_divides_joins_the_sink_and_returns_the_lse, cases_teardown),
         cmocka_unit_test_teardown(page_store_places_every_token, cases_teardown),
