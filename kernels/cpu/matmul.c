@@ -86,10 +86,28 @@ static void multiply_and_expand(tile_product *product, const chunk *next, uint16
     }
 }
 
+#if defined(KERNEL_HAS_AMX)
+/* Where a tile unit would have one row only, vectors take int8 weights as they are. */
+static void part_sum_row(const part *p) {
+    const uint16_t *input = (const uint16_t *)p->call->input + p->first_row * p->call->input_stride;
+    for (uint32_t number = 0, count = chunk_count(p); number < count; number++) {
+        chunk now = chunk_of(p, number);
+        row_multiply_amx(input + now.k, (const int8_t *)now.data, now.depth, now.width,
+                         p->sums + (size_t)now.panel * KERNEL_PANEL, now.k > 0, chunk_wanted(p, number + 1));
+    }
+}
+#endif
+
 static void part_sum(const part *p) {
     const kernel_matmul *call = p->call;
     const kernel_matrix *weights = call->weights;
     bool is_int8 = weights->dtype == HD_INT8;
+#if defined(KERNEL_HAS_AMX)
+    if (is_int8 && p->rows == 1) {
+        part_sum_row(p);
+        return;
+    }
+#endif
     hd_dtype input_dtype = kernel_matrix_input_dtype(weights);
     size_t input_bytes = hd_dtype_bits(input_dtype) / 8;
     const char *input = (const char *)call->input + p->first_row * call->input_stride * input_bytes;
