@@ -20,10 +20,10 @@
  *   6. A sequence may be opened for a range of its positions only: an aligned power of two of groups, so that the range
  *      is one node of the merge tree. Its rows then give that node's partial results instead of finished output, and
  *      whoever owns the ranges merges them into the bits that one attention would give.
- *   7. Keys and values may lie on a disk. When bytes of a sequence cannot be had from there in time, or are not what was
- *      written, its rows of that step are not kept (its length tells), their output is finite and means nothing, and the
- *      step goes on for all others. When the disk takes no more and a step's rows fit nowhere else, step_begin answers
- *      HD_FULL.
+ *   7. Keys and values may lie on a disk. When bytes of a sequence cannot be had from there in time, or are not what
+ *      was written, its rows of that step are not kept (its length tells), their output is finite and means nothing,
+ *      and the step goes on for all others. When the disk takes no more and a step's rows fit nowhere else, step_begin
+ *      answers HD_FULL.
  * Threads: all calls of one attention come from one thread, the step thread; stats may be read from any thread. */
 #ifndef ATTENTION_NODE_ATTENTION_H
 #define ATTENTION_NODE_ATTENTION_H
@@ -154,8 +154,8 @@ typedef struct attention_ops {
     hd_status (*fork)(attention *self, uint64_t source, uint64_t length, uint64_t sequence, uint64_t epoch,
                       uint64_t tokens_max, hd_error *error);
     hd_status (*truncate)(attention *self, uint64_t sequence, uint64_t epoch, uint64_t length);
-    /* How many tokens are there; HD_TIMED_OUT, HD_IO, HD_CORRUPT: why its rows of the last step are not. Tables with states only: fork and truncate go to the largest length that has a
-     * snapshot, or to 0. */
+    /* How many tokens are there; HD_TIMED_OUT, HD_IO, HD_CORRUPT: why its rows of the last step are not. Tables with
+     * states only: fork and truncate go to the largest length that has a snapshot, or to 0. */
     hd_status (*sequence_length)(const attention *self, uint64_t sequence, uint64_t *length);
     /* What is open under this name, and of its ranges, whoever opened it; at most found_max. For a takeover. */
     hd_status (*sequence_find)(attention *self, uint64_t sequence, attention_found *found, uint32_t found_max,
@@ -178,8 +178,8 @@ typedef struct attention_ops {
     hd_status (*submit)(attention *self, const attention_layer_call *call);
     hd_status (*wait)(attention *self, uint32_t layer);
     /* The step's tokens are there from now on. HD_CANCELLED, and none of them are, when a layer that can be computed
-     * was left out. HD_TIMED_OUT, HD_IO, HD_CORRUPT: those of some sequences are not (rule 7), and sequence_length tells
-     * of which; after HD_TIMED_OUT the same rows may be tried again. HD_CORRUPT tells of the worst. */
+     * was left out. HD_TIMED_OUT, HD_IO, HD_CORRUPT: those of some sequences are not (rule 7), and sequence_length
+     * tells of which; after HD_TIMED_OUT the same rows may be tried again. HD_CORRUPT tells of the worst. */
     hd_status (*step_end)(attention *self);
     /* Drops every block that only the prefix cache holds. */
     void (*cache_reset)(attention *self);

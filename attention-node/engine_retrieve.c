@@ -79,7 +79,8 @@ hd_status engine_retrieve_open(engine *e, uint64_t index_bytes, unsigned builder
     e->finders = hd_alloc_zeroed(thread_count * sizeof(*e->finders), HD_CACHE_LINE);
     e->finder_memory = hd_alloc_zeroed(all, HD_CACHE_LINE);
     if (found_count > 0) e->founds = hd_alloc_zeroed(found_count * sizeof(*e->founds), HD_CACHE_LINE);
-    if (e->finders == NULL || e->finder_memory == NULL || (found_count > 0 && e->founds == NULL)) return hd_error_set(error, HD_NO_MEMORY, "out of memory");
+    if (e->finders == NULL || e->finder_memory == NULL || (found_count > 0 && e->founds == NULL))
+        return hd_error_set(error, HD_NO_MEMORY, "out of memory");
     unsigned char *next = e->finder_memory;
     for (uint32_t i = 0; i < thread_count; i++) {
         e->finders[i] = (engine_finder){.scratch = part(&next, sizes.scratch),
@@ -342,6 +343,7 @@ void engine_attend_found(engine *e, const engine_layer *layer, unsigned thread, 
         e->kernels->attend(call);
         e->kernels->merge(result, &call->partial, group_size, value_dim);
     }
-    if (index_set_has_rest(s->indexes) && !engine_has_lost(e, s->runs)) e->kernels->merge(result, &found->rest, group_size, value_dim);
+    if (index_set_has_rest(s->indexes) && !engine_has_lost(e, s->runs))
+        e->kernels->merge(result, &found->rest, group_size, value_dim);
     e->threads[thread].searched.attend_ns += hd_now_ns() - start;
 }

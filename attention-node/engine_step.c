@@ -99,8 +99,8 @@ static hd_status make_room(engine *e, const attention_rows *rows, uint32_t span_
     hd_status status = block_store_make_room(store, (uint32_t)blocks);
     if (status == HD_OK) return HD_OK;
     return hd_error_set(error, status,
-                        "no memory for %llu more blocks of %u tokens: the %u in memory are in use, and the cold tier %s "
-                        "takes none of them",
+                        "no memory for %llu more blocks of %u tokens: the %u in memory are in use, and the cold tier "
+                        "%s takes none of them",
                         (unsigned long long)blocks, HD_BLOCK_TOKENS, store->pool.frames.slot_count,
                         store->cold.directory.path);
 }
@@ -412,7 +412,8 @@ void engine_run_layer(void *context, unsigned thread, unsigned thread_count) {
         if (ticket < sparse) {
             head = (uint32_t)(ticket % heads);
             const engine_sparse_row *row = &e->step.sparse_rows[ticket / heads];
-            engine_found *found = e->step.is_finding || e->step.has_found ? &e->founds[ticket - e->step.found_first] : NULL;
+            bool is_known = e->step.is_finding || e->step.has_found;
+            engine_found *found = is_known ? &e->founds[ticket - e->step.found_first] : NULL;
             if (e->step.is_finding) engine_find_sparse(e, layer, thread, row, head, found);
             else engine_attend_sparse(e, layer, thread, row, head, found, false);
             continue;

@@ -50,8 +50,8 @@ static hd_status plan_memory(const node_options *options, node *n, hd_error *err
     return status == HD_OK ? memory_plan_make(&request, &n->memory, error) : status;
 }
 
-/* Without a cold tier identities are compared within this process alone, so the key may be new at each start; a key that nobody knows
- * makes it impossible to search for colliding prompts. */
+/* Without a cold tier identities are compared within this process alone, so the key may be new at each start; a key
+ * that nobody knows makes it impossible to search for colliding prompts. */
 static hd_status draw_key(unsigned char *key, size_t bytes, hd_error *error) {
     return getrandom(key, bytes, 0) == (ssize_t)bytes ? HD_OK
                                                       : hd_error_set(error, HD_IO, "the system gave no random bytes");

@@ -422,9 +422,10 @@ static void report_prompts(batcher *b, sequence *const *members, uint32_t count)
 }
 
 static const char *lost_message(hd_status lost) {
-    return lost == HD_CORRUPT ? "keys and values of this request came back from disk other than they were written; ask again, "
-                                "and look at the disk of --cold-dir"
-                              : "keys and values of this request cannot be read from disk; look at the disk of --cold-dir";
+    return lost == HD_CORRUPT
+               ? "keys and values of this request came back from disk other than they were written; ask again, and look "
+                 "at the disk of --cold-dir"
+               : "keys and values of this request cannot be read from disk; look at the disk of --cold-dir";
 }
 
 /* What was not there in time may be at the next try; bytes that are not what was written never are. */
