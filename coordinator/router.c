@@ -377,7 +377,6 @@ hd_status router_open(const router_config *config, router **out, hd_error *error
 
 static void finish(void *context) {
     router *r = context;
-    r->is_closing = true;
     rpc_timer_cancel(r->queue, &r->tick);
     router_close_links(r);
     router_close_nodes(r);

@@ -64,7 +64,7 @@ typedef struct routed {
     uint64_t cancelled[WORKER_CHOICES_MAX / 64];
     uint64_t begun_ns, waiting_since_ns, prompt_done;
     uint32_t ended, failures;
-    bool has_started, has_said, is_moving, is_cancelled;
+    bool has_started, is_moving, is_cancelled;
 } routed;
 
 typedef struct watched_node { /* of any role but worker: what the operator sees */
@@ -89,7 +89,6 @@ struct router {
     rpc_timer tick;
     _Atomic uint32_t open; /* requests; any thread */
     hd_counter *takeovers;
-    bool is_closing;
 };
 
 static inline uint64_t router_now_ns(const router *r) {
