@@ -51,7 +51,7 @@ typedef struct attention_tensor {
 
 #define ATTENTION_SALT_BYTES 16
 #define ATTENTION_PREFIX_BYTES 32
-/* Names of sequences lie below 2^56. Above them, sharded puts which of a sequence's ranges it means (sharded.h). */
+/* The bits of a name above these say which range of a sequence it is; sequence_find looks for all of them. */
 #define ATTENTION_NAME_BITS 56u
 
 typedef struct attention_sequence_params {

@@ -241,8 +241,10 @@ static hd_status run_layer(service_link *link, const frame *f, service_answer *a
         call.keys.data = link->keys;
         call.values.data = link->values;
     }
+    uint64_t start = hd_now_ns();
     hd_status status = link->view->ops->submit(link->view, &call);
     if (status == HD_OK) status = link->view->ops->wait(link->view, f->layer);
+    atomic_fetch_add_explicit(&s->busy_ns, hd_now_ns() - start, memory_order_relaxed);
     if (status != HD_OK) return status;
     pack_output(link, &shape, a->output, call.output_stride * shape.element_bytes);
     pack_partial(link, &shape, &a->partial);
@@ -435,8 +437,13 @@ void attention_service_set_draining(attention_service *s, bool is_draining) {
     atomic_store(&s->is_draining, is_draining);
 }
 
+void attention_service_reset_busy(attention_service *s) {
+    atomic_store_explicit(&s->busy_ns, 0, memory_order_relaxed);
+}
+
 void attention_service_state_read(attention_service *s, attention_service_state *state) {
     pthread_mutex_lock(&s->lock);
     *state = s->published;
     pthread_mutex_unlock(&s->lock);
+    state->busy_ns = atomic_load_explicit(&s->busy_ns, memory_order_relaxed);
 }

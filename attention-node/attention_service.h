@@ -34,6 +34,7 @@ typedef struct attention_service_state {
     attention_stats stats; /* zeros without an engine */
     uint32_t links;
     uint32_t head_first, head_count;
+    uint64_t busy_ns; /* of the service's thread in layers, since the start or the last reset */
     char model[128];
 } attention_service_state;
 
@@ -46,6 +47,7 @@ hd_status attention_service_start(attention_service *service, transport *driven)
 void attention_service_close(attention_service *service);
 
 void attention_service_set_draining(attention_service *service, bool is_draining);
+void attention_service_reset_busy(attention_service *service);
 void attention_service_state_read(attention_service *service, attention_service_state *state);
 
 #endif

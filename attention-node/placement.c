@@ -92,6 +92,13 @@ static bool is_candidate(const placing *p, uint32_t node, const placement_row *r
            !placement_row_has(row, node) && room_of(p, node) >= tokens;
 }
 
+static uint32_t nodes_of_lane(const placement_request *request, placement_heads lane) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < request->node_count; i++)
+        count += request->nodes[i].is_usable && is_same_heads(request->nodes[i].heads, lane);
+    return count;
+}
+
 /* Where the sequence has least already, then where most is free: ranges spread over the nodes. */
 static bool add_nodes(placing *p, placement_row *row, uint64_t tokens) {
     while (row->node_count < p->request->replicas) {
@@ -102,7 +109,8 @@ static bool add_nodes(placing *p, placement_row *row, uint64_t tokens) {
                 (p->shares[i] == p->shares[best] && room_of(p, i) > room_of(p, best)))
                 best = i;
         }
-        if (best == UINT32_MAX) return false;
+        /* Where there are not so many nodes, there are fewer replicas. */
+        if (best == UINT32_MAX) return row->node_count > 0 && row->node_count == nodes_of_lane(p->request, p->lane);
         row->nodes[row->node_count++] = best;
         p->taken[best] += tokens;
         p->shares[best]++;
@@ -144,13 +152,6 @@ static bool place_ranges(placing *p, placement *map, uint64_t size) {
         if (!add_nodes(p, row, least(fitting, p->request->tokens_max - first))) return false;
     }
     return true;
-}
-
-static uint32_t nodes_of_lane(const placement_request *request, placement_heads lane) {
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < request->node_count; i++)
-        count += request->nodes[i].is_usable && is_same_heads(request->nodes[i].heads, lane);
-    return count;
 }
 
 /* Whole while it is short or there is one node; else about as much for every node. */

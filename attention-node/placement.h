@@ -57,7 +57,7 @@ typedef struct placement_request {
     uint32_t kv_heads;
     uint64_t tokens_max;
     uint64_t range_min; /* positions: sequences up to so many lie whole where a node has the room. A power of two */
-    uint32_t replicas;  /* of each row; at least 1 */
+    uint32_t replicas;  /* of each row, at least 1; fewer where a lane has not so many nodes */
     bool is_whole_only; /* it cannot be split by positions */
 } placement_request;
 

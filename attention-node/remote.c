@@ -540,7 +540,7 @@ hd_status remote_open(const remote_config *config, attention **out, hd_error *er
     r->kv_dtype = config->kv_dtype;
     r->rows_max = config->step_rows_max;
     r->sequences_max = config->sequences_max;
-    r->answer_ns = config->answer_ms * 1000000u;
+    r->answer_ns = (config->link_ms != 0 ? config->link_ms : config->answer_ms) * 1000000u;
     snprintf(r->name, sizeof(r->name), "%s", config->address);
     hd_status status = take_memory(r, config) ? HD_OK : hd_error_set(error, HD_NO_MEMORY, "out of memory");
     if (status == HD_OK) {
@@ -548,6 +548,7 @@ hd_status remote_open(const remote_config *config, attention **out, hd_error *er
         status = r->transport->ops->connect(r->transport, config->address, "step", &handlers, r, &r->link, error);
     }
     if (status == HD_OK) status = say_hello(r, config, error);
+    r->answer_ns = config->answer_ms * 1000000u;
     if (status == HD_OK) *out = &r->base;
     else close_remote(&r->base);
     return status;

@@ -22,8 +22,8 @@ typedef struct remote_config {
     hd_dtype kv_dtype;
     unsigned char fingerprint[16];
     uint32_t step_rows_max, sequences_max;
-    uint64_t answer_ms;
-    const char *kernels; /* the worker's table: another one at the node gives other bits, and is logged */
+    uint64_t answer_ms, link_ms; /* for an answer; for the link and its HELLO (0: answer_ms) */
+    const char *kernels;         /* the worker's table: another one at the node gives other bits, and is logged */
 } remote_config;
 
 /* Links and says HELLO. HD_PEER_LOST: nobody there. HD_INVALID, HD_UNSUPPORTED: it does not fit, the error says why. */

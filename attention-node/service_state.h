@@ -50,6 +50,7 @@ struct attention_service {
     pthread_t thread;
     bool has_thread;
     _Atomic bool is_closing, is_draining;
+    _Atomic uint64_t busy_ns;
     service_link *links;
     uint64_t next_link, published_ns;
 

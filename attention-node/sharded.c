@@ -46,6 +46,16 @@ void sharded_give(sharded *s, shard_sequence *sequence) {
     sequence->is_open = false;
 }
 
+/* Callers' names have all 64 bits, and the range takes some: what is left is a hash. Should two of them ever meet, a
+ * node refuses the later one, since it has another epoch, range or prompt. */
+uint64_t sharded_name(uint64_t sequence, uint32_t ordinal) {
+    uint64_t z = sequence + 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    z ^= z >> 31;
+    return z >> (64 - ATTENTION_NAME_BITS) | (uint64_t)ordinal << ATTENTION_NAME_BITS;
+}
+
 /* ---- Nodes ---- */
 
 void sharded_lose(sharded *s, uint32_t index, hd_status status) {
@@ -113,6 +123,14 @@ void sharded_remove(attention *self, uint32_t index) {
     hd_free(node->spans);
     *node = (shard_node){.attention = NULL};
     while (s->node_count > 0 && s->nodes[s->node_count - 1].attention == NULL) s->node_count--;
+}
+
+bool sharded_is_lost(const attention *self, uint32_t index) {
+    return sharded_of(self)->nodes[index].is_lost;
+}
+
+const attention_layer_table *sharded_table(const attention *self) {
+    return &sharded_of(self)->config.layers;
 }
 
 const placement *sharded_placement(const attention *self, uint64_t name) {

@@ -5,7 +5,8 @@
  * finished output for their heads; ranges of positions answer with partial results, which are merged here in the order
  * of the one tree (merge_tree.h), so that the bits are those of one engine.
  *   1. Opening and beginning a step reserve on every node or on none.
- *   2. Names below 2^56 are callers' sequences; on a node, range n of one goes by the name | n << ATTENTION_NAME_BITS.
+ *   2. On a node, range n of a sequence goes by a name that is a function of the caller's name and n (sharded_name), the
+ *      same in every process.
  *   3. The first node of a row answers, the others keep the same bytes. When a node is lost, the others of its rows go
  *      on. A sequence with a row that nobody has any more gets HD_PEER_LOST, until it is opened again with a newer
  *      epoch: what is left of it is kept then, and the caller appends the rest again.
@@ -32,6 +33,9 @@ typedef struct sharded_config {
     uint32_t replicas;
     const kernel_ops *kernels; /* merges */
     hd_pool *pool;             /* likewise; idle while the caller waits */
+    /* Before a sequence is opened and before a step begins: the time for nodes to come and go. NULL for none. */
+    void (*tend)(void *context, attention *sharded);
+    void *tend_context;
 } sharded_config;
 
 hd_status sharded_open(const sharded_config *config, attention **out, hd_error *error);
@@ -48,6 +52,10 @@ hd_status sharded_add(attention *sharded, const sharded_node *node, uint32_t *in
 void sharded_set_draining(attention *sharded, uint32_t index, bool is_draining);
 /* The node is lost, or has nothing any more: what is on it is given up, and its attention closed. */
 void sharded_remove(attention *sharded, uint32_t index);
+
+uint64_t sharded_name(uint64_t sequence, uint32_t ordinal);
+bool sharded_is_lost(const attention *sharded, uint32_t index);
+const attention_layer_table *sharded_table(const attention *sharded); /* of all heads; its own copy */
 
 /* Where an open sequence lies; NULL when it is not open. Until the next call. */
 const placement *sharded_placement(const attention *sharded, uint64_t sequence);

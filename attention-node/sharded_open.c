@@ -80,8 +80,8 @@ static void find_open(sharded *s, shard_sequence *sequence) {
         shard_node *node = &s->nodes[i];
         if (node->attention == NULL || node->is_lost) continue;
         uint32_t count = 0;
-        hd_status status =
-            node->attention->ops->sequence_find(node->attention, sequence->name, found, PLACEMENT_ROWS_MAX, &count);
+        hd_status status = node->attention->ops->sequence_find(node->attention, sharded_name(sequence->name, 0), found,
+                                                               PLACEMENT_ROWS_MAX, &count);
         if (status == HD_PEER_LOST || status == HD_TIMED_OUT) sharded_lose(s, i, status);
         for (uint32_t k = 0; k < count && status == HD_OK; k++) {
             placement_row row = {.first_position = found[k].first_position,
@@ -255,9 +255,7 @@ static hd_status check_params(const attention_sequence_params *params, bool *is_
         return hd_error_set(error, HD_INVALID, "%llu tokens of prompt, but %llu at most",
                             (unsigned long long)params->token_count, (unsigned long long)params->tokens_max);
     }
-    if (params->sequence >> ATTENTION_NAME_BITS == 0) return HD_OK;
-    return hd_error_set(error, HD_INVALID, "%llu is no name of a sequence: it has more than %u bits",
-                        (unsigned long long)params->sequence, ATTENTION_NAME_BITS);
+    return HD_OK;
 }
 
 static shard_sequence *take_slot(sharded *s, uint64_t name, hd_error *error) {
@@ -270,6 +268,7 @@ hd_status sharded_sequence_open(attention *self, const attention_sequence_params
                                 hd_error *error) {
     sharded *s = sharded_of(self);
     assert(!s->step.is_open);
+    if (s->config.tend != NULL) s->config.tend(s->config.tend_context, self);
     bool is_whole_only = false;
     hd_status status = check_params(params, &is_whole_only, error);
     if (status != HD_OK) return status;

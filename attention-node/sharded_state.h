@@ -92,7 +92,7 @@ static inline sharded *sharded_of(const attention *self) {
 
 shard_sequence *sharded_find(const sharded *s, uint64_t name); /* NULL: not open */
 static inline uint64_t shard_name(uint64_t sequence, const placement_row *row) {
-    return sequence | (uint64_t)row->ordinal << ATTENTION_NAME_BITS;
+    return sharded_name(sequence, row->ordinal);
 }
 /* The node's rows go to whoever else has them; sequences with rows that nobody has are broken. */
 void sharded_lose(sharded *s, uint32_t node, hd_status status);

@@ -167,6 +167,7 @@ static void end_begun(sharded *s) {
 hd_status sharded_step_begin(attention *self, const attention_rows *rows, uint32_t row_span_count, hd_error *error) {
     sharded *s = sharded_of(self);
     assert(!s->step.is_open);
+    if (s->config.tend != NULL) s->config.tend(s->config.tend_context, self);
     if (row_span_count == 0 || row_span_count > s->config.sequences_max) {
         return hd_error_set(error, HD_INVALID, "a step of %u sequences, but 1 to %u are possible", row_span_count,
                             s->config.sequences_max);

@@ -37,6 +37,7 @@ typedef struct cli_command {
 /* Every command, in the order of help; the end is NULL. */
 extern const cli_command *const cli_commands[];
 
+extern const cli_command attention_node_command, bench_offload_command;
 extern const cli_command coordinator_command, worker_command, nodes_command, sequences_command, drain_command,
     undrain_command, cancel_command;
 extern const cli_command serve_command, generate_command, bench_serve_command, bench_decode_command,

@@ -43,7 +43,8 @@ static hd_status plan_memory(const node_options *options, node *n, hd_error *err
                               .hot_bytes = options->hot_memory,
                               .warm_bytes = options->warm_memory,
                               .cold_bytes = options->cold_size,
-                              .context_tokens = options->max_context,
+                              /* On attention nodes there may be room for more; an engine checks for itself. */
+                              .context_tokens = n->settings.open_attention != NULL ? 0 : options->max_context,
                               .model_tokens = n->config->max_positions};
     hd_status status = model_weights_estimate(options->model_directory, n->config, n->settings.weights_dtype,
                                               &request.weights_bytes, error);
@@ -167,8 +168,13 @@ hd_status node_open(const node_options *options, const node_settings *settings, 
             hd_error_set(error, status, "cannot start %llu threads", (unsigned long long)options->threads);
     }
     if (status == HD_OK) status = open_weights(options, n, error);
-    if (status == HD_OK) status = open_engine(options, n, error);
-    if (status == HD_OK) status = check_context(options, n, error);
+    if (status == HD_OK && settings->open_attention != NULL)
+        status = settings->open_attention(settings->context, n, error);
+    n->is_offloaded = n->attention != NULL;
+    if (status == HD_OK && !n->is_offloaded) {
+        status = open_engine(options, n, error);
+        if (status == HD_OK) status = check_context(options, n, error);
+    }
     if (status == HD_OK) log_configuration(options, n);
     else node_close(n, 0);
     return status;
@@ -196,7 +202,7 @@ hd_status node_start(const node_options *options, node *n, hd_error *error) {
 void node_close(node *n, uint64_t drain_ms) {
     worker_close(n->worker, drain_ms);
     hd_metrics_close(n->metrics);
-    if (n->attention != NULL) n->attention->ops->close(n->attention);
+    if (n->attention != NULL && !n->is_offloaded) n->attention->ops->close(n->attention);
     selection_overrides_fini(&n->overrides);
     model_weights_close(n->weights);
     hd_pool_close(n->pool);

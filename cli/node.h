@@ -33,6 +33,7 @@ typedef struct node {
     model_weights *weights;
     selection_overrides overrides; /* lent to the attention */
     attention *attention;
+    bool is_offloaded; /* attention is somebody else's */
     hd_metrics *metrics; /* what worker and coordinator count */
     worker *worker;      /* after node_start */
 } node;

@@ -103,6 +103,7 @@ static void name_of_directory(const char *path, char *name, size_t name_bytes) {
 
 hd_status node_options_check(const node_options *o, node_settings *settings, hd_error *error) {
     const kernel_ops *kernels;
+    *settings = (node_settings){.open_attention = NULL};
     hd_status status = node_options_log_level(o->log_level, error);
     if (status == HD_OK) status = choose_weights(o->weights, &settings->weights_dtype, error);
     if (status == HD_OK) status = choose_kv(o->kv_dtype, &settings->kv_dtype, error);

@@ -31,9 +31,14 @@ typedef struct node_options {
 /* Fills flags and returns how many. */
 size_t node_options_flags(node_options *options, hd_flag *flags);
 
+struct node;
+
 typedef struct node_settings { /* the same as values */
     hd_dtype kv_dtype, weights_dtype;
     char model_name[256];
+    /* Sets node->attention, which stays its own, or leaves it NULL for an engine of the node's. NULL: an engine. */
+    hd_status (*open_attention)(void *context, struct node *node, hd_error *error);
+    void *context;
 } node_settings;
 
 hd_status node_options_log_level(const char *name, hd_error *error); /* sets it */

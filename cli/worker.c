@@ -8,6 +8,7 @@
 #include "cli/cluster.h"
 #include "cli/command.h"
 #include "cli/node.h"
+#include "cli/offload.h"
 #include "cli/signals.h"
 #include "proto/node_service.h"
 #include "worker/worker_service.h"
@@ -18,12 +19,14 @@
 static struct {
     node_options node;
     cluster_options cluster;
+    offload_options offload;
     const char *model, *listen;
-} options = {.node = NODE_OPTIONS_DEFAULTS, .cluster = CLUSTER_OPTIONS_DEFAULTS};
+} options = {.node = NODE_OPTIONS_DEFAULTS, .cluster = CLUSTER_OPTIONS_DEFAULTS, .offload = OFFLOAD_OPTIONS_DEFAULTS};
 
 typedef struct running {
     node node;
     cluster cluster;
+    offload offload;
     worker_service *service;
     node_service control;
     rpc_server *server;
@@ -37,6 +40,7 @@ static size_t worker_flags(hd_flag *flags) {
     memcpy(flags, own, sizeof(own));
     size_t count = sizeof(own) / sizeof(own[0]);
     count += cluster_options_flags(&options.cluster, flags + count);
+    count += offload_options_flags(&options.offload, flags + count);
     return count + node_options_flags(&options.node, flags + count);
 }
 
@@ -45,6 +49,7 @@ static hd_status check_options(node_settings *settings, hd_error *error) {
     if (options.listen == NULL) return hd_error_set(error, HD_INVALID, "--listen is missing: HOST:PORT");
     options.node.model_directory = options.model;
     hd_status status = cluster_options_check(&options.cluster, error);
+    if (status == HD_OK) status = offload_options_check(&options.offload, error);
     return status == HD_OK ? node_options_check(&options.node, settings, error) : status;
 }
 
@@ -126,9 +131,10 @@ static cli_exit worker_run(const cli_command *command, const cli_arguments *argu
     running r = {.server = NULL};
     if (check_options(&settings, &error) != HD_OK) return cli_misuse(command, &error);
     signals_load();
-    if (node_open(&options.node, &settings, true, &r.node, &error) != HD_OK) return cli_fail(&error);
-    hd_status status = node_start(&options.node, &r.node, &error);
-    if (status == HD_OK) status = cluster_open(&options.cluster, "worker", &r.cluster, &error);
+    hd_status status = cluster_open(&options.cluster, "worker", &r.cluster, &error);
+    if (status == HD_OK) offload_prepare(&r.offload, &options.offload, &options.node, &r.cluster, &settings);
+    if (status == HD_OK) status = node_open(&options.node, &settings, true, &r.node, &error);
+    if (status == HD_OK) status = node_start(&options.node, &r.node, &error);
     if (status == HD_OK) status = start(&r, &error);
     if (status == HD_OK) {
         signals_hold();
@@ -139,6 +145,7 @@ static cli_exit worker_run(const cli_command *command, const cli_arguments *argu
     if (r.cluster.loop != NULL) cluster_leave(&r.cluster);
     rpc_server_close(r.server); /* which ends the sessions and cancels their requests */
     node_close(&r.node, 0);
+    offload_close(&r.offload);
     cluster_close(&r.cluster);
     worker_service_close(r.service);
     if (status != HD_OK) return cli_fail(&error);

@@ -93,7 +93,7 @@ static void forget(sequence *s) {
 static void close_sequence(batcher *b, sequence *s, bool keep, bool early) {
     attention *a = b->config.attention;
     hd_status status = a->ops->sequence_close(a, s->name, s->epoch, keep, early);
-    if (status != HD_OK) {
+    if (status != HD_OK && status != HD_STALE) { /* stale: it is another worker's by now */
         hd_log(HD_LOG_ERROR, "sequence_close_failed", "request=%" PRIu64 " status=%s", s->request->id,
                hd_status_name(status));
     }
@@ -116,8 +116,10 @@ static void end_choice(batcher *b, job *j, uint32_t choice, worker_finish finish
 static void fail_job(batcher *b, job *j, hd_status status, const char *message) {
     worker_request *request = j->request;
     hd_log(HD_LOG_WARN, "request_failed", "request=%" PRIu64 " status=%s", request->id, hd_status_name(status));
+    /* Who lost an attention node comes again, and finds what the others have. */
+    bool keep = status == HD_PEER_LOST && !request->no_cache;
     for (uint32_t i = 0; i < b->config.running_max; i++) {
-        if (b->sequences[i].job == j) close_sequence(b, &b->sequences[i], false, true);
+        if (b->sequences[i].job == j) close_sequence(b, &b->sequences[i], keep, true);
     }
     release_job(b, j);
     emit(request, &(worker_event){.kind = WORKER_FAILED, .last = true, .status = status, .message = message});
@@ -439,10 +441,30 @@ static void mind_lost(batcher *b, sequence *s) {
     else s->rest_until_ns = hd_now_ns() + REST_MS * NS_PER_MS;
 }
 
+static void run_members(batcher *b, sequence *const *members, uint32_t count);
+
+/* An attention node was lost in the step, or one of its sequences is another worker's now. The others are as they were
+ * before, and go on, each alone; so do those whose keys and values other nodes have as well. */
+static void run_survivors(batcher *b, sequence *const *members, uint32_t count, hd_status status, const char *message) {
+    attention *a = b->config.attention;
+    for (uint32_t i = 0; i < count; i++) {
+        sequence *s = members[i];
+        uint64_t length = 0;
+        if (s->job == NULL) continue;
+        bool is_whole = a->ops->sequence_length(a, s->name, &length) == HD_OK && length >= s->length;
+        if (is_whole) run_members(b, &members[i], 1);
+        else fail_job(b, s->job, status, message);
+    }
+}
+
 static void run_members(batcher *b, sequence *const *members, uint32_t count) {
     bool has_begun = false;
     hd_error error = {.text = ""};
     hd_status status = step_run(b->step, members, count, &has_begun, &error);
+    if (status == HD_PEER_LOST || (status == HD_STALE && count > 1)) {
+        run_survivors(b, members, count, status, error.text);
+        return;
+    }
     if (status != HD_OK && !has_begun && count > 1) {
         /* Refused as a whole because of some: each alone tells which. */
         for (uint32_t i = 0; i < count; i++) {

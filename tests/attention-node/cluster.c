@@ -37,7 +37,7 @@ static attention *open_engine(cluster *c, uint32_t lane, uint64_t node_bytes) {
 
 /* ---- Wires ---- */
 
-static void open_server(cluster *c, uint32_t index, uint64_t node_bytes) {
+void cluster_start_server(cluster *c, uint32_t index, uint64_t node_bytes) {
     cluster_server *s = &c->servers[index];
     hd_error error = {.text = ""};
     assert_int_equal(hd_pool_open(1, &s->pool), HD_OK);
@@ -111,7 +111,7 @@ uint32_t cluster_add_node(cluster *c, uint32_t lane, uint64_t node_bytes) {
     if (c->shape.wire == CLUSTER_ENGINES) {
         c->nodes[index] = open_engine(c, lane, node_bytes);
     } else {
-        open_server(c, index, node_bytes);
+        cluster_start_server(c, index, node_bytes);
         c->nodes[index] = open_remote(c, lane, index);
     }
     assert_int_equal(add_to(c->many.attention, c, lane, c->nodes[index]), index);

@@ -48,6 +48,8 @@ void cluster_open(cluster *c, const toy_shape *toy, const cluster_shape *shape);
 void cluster_close(cluster *c);
 /* One more node of that lane; its index. */
 uint32_t cluster_add_node(cluster *c, uint32_t lane, uint64_t node_bytes);
+/* An attention node that nobody is linked to yet. */
+void cluster_start_server(cluster *c, uint32_t index, uint64_t node_bytes);
 void cluster_kill_server(cluster *c, uint32_t index);
 /* Gives `other`, a copy of c, a sharded attention of its own over c's nodes, which cluster_detach_second closes. */
 void cluster_attach_second(cluster *c, cluster *other);

@@ -176,7 +176,12 @@ static void replicas_are_on_different_nodes_and_replace_each_other(void **state)
     for (uint32_t i = 0; i < map.row_count; i++) assert_false(placement_row_has(&map.rows[i], 1));
     assert_false(placement_drop(&map, 0) && placement_drop(&map, 2));
     nodes[1].is_usable = nodes[2].is_usable = false;
-    assert_int_equal(placement_place(&(placement){.version = 0}, &request, NULL), HD_INVALID);
+    map = (placement){.version = 0};
+    assert_int_equal(placement_place(&map, &request, NULL), HD_OK); /* one node keeps what there is one node for */
+    check_map(&map, &request);
+    nodes[2] = node_of(0, 4, 1000);
+    map = (placement){.version = 0};
+    assert_int_equal(placement_place(&map, &request, NULL), HD_INVALID); /* two would have to */
 }
 
 static void random_requests_are_covered(void **state) {

@@ -105,7 +105,7 @@ static void a_node_that_refuses_leaves_nothing_reserved(void **state) {
     const placement *map = sharded_placement(many, 1);
     assert_int_equal(map->row_count, 2);
     uint32_t second = map->rows[1].nodes[0];
-    uint64_t name = 1 | (uint64_t)1 << ATTENTION_NAME_BITS;
+    uint64_t name = sharded_name(1, 1);
     assert_int_equal(c.nodes[second]->ops->truncate(c.nodes[second], name, 9, 2048), HD_OK);
     assert_int_equal(toy_step(&c.many, &(toy_rows){&s, 1000, 1024}, 1, NULL, NULL), HD_OK);
     assert_int_equal(toy_step(&c.many, &(toy_rows){&s, 2024, 100}, 1, NULL, NULL), HD_STALE);

@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.join(ROOT, "tools"))
 from server import Server  # noqa: E402
 
 HADAL, MODEL = sys.argv[1:3]
-COMMANDS = ["serve", "coordinator", "worker", "nodes", "sequences", "drain", "undrain", "cancel", "generate", "bench serve", "bench decode", "bench kernels"]
+COMMANDS = ["serve", "coordinator", "worker", "nodes", "sequences", "drain", "undrain", "cancel", "attention-node", "bench offload", "generate", "bench serve", "bench decode", "bench kernels"]
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("HADAL_")}
 
 

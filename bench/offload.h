@@ -1,0 +1,34 @@
+/* offload.h - `hadal bench offload`: what it costs that keys and values are somewhere else.
+ *
+ * The same decode steps are run over an engine here and over an attention node behind gRPC on this host (its service on a
+ * thread and a pool of its own), in turns, so that what disturbs one disturbs the other. The wire's own share is held
+ * against an echo of the same bytes over one more stream, in the same run.
+ * Threads: runs on the calling thread as the step thread; the pool must be free. */
+#ifndef BENCH_OFFLOAD_H
+#define BENCH_OFFLOAD_H
+
+#include "attention-node/attention.h"
+#include "base/threads.h"
+#include "kernels/ops.h"
+#include "model/config.h"
+#include "model/weights.h"
+
+typedef struct bench_offload_config {
+    const char *model_name;
+    const model_config *model;
+    const model_weights *weights;
+    const kernel_ops *kernels;
+    hd_pool *pool;
+    attention *attention; /* an engine; lent, empty */
+    hd_dtype kv_dtype;
+    uint64_t node_bytes; /* memory of the attention node */
+    uint32_t node_threads;
+    uint64_t depth;
+    uint32_t batch, steps;
+    uint32_t rows_max; /* of a step */
+    const char *json_path;
+} bench_offload_config;
+
+hd_status bench_offload_run(const bench_offload_config *config, hd_error *error);
+
+#endif

@@ -1,0 +1,185 @@
+/* attention_node.c - the role that keeps keys and values, until a signal ends it. */
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+
+#include "attention-node/attention_service.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/memory.h"
+#include "cli/cluster.h"
+#include "cli/command.h"
+#include "cli/node_options.h"
+#include "cli/signals.h"
+#include "proto/node_service.h"
+
+#define HOT_SHARE 80u /* per cent of what is available, where no --hot-memory is given */
+
+static struct {
+    cluster_options cluster;
+    uint64_t hot_memory, threads, max_workers, orphan_timeout;
+    const char *listen, *kernels, *log_level;
+} options = {.cluster = CLUSTER_OPTIONS_DEFAULTS, .max_workers = 16, .orphan_timeout = 60000, .log_level = "info"};
+
+static size_t attention_node_flags(hd_flag *flags) {
+    const hd_flag own[] = {
+        {"listen", HD_FLAG_STRING, &options.listen, "HOST:PORT", "where workers connect", false},
+        {"hot-memory", HD_FLAG_SIZE, &options.hot_memory, "BYTES",
+         "memory for keys and values (default: 80 % of what is available)", false},
+        {"threads", HD_FLAG_U64, &options.threads, "N", "compute threads (default: the CPUs this process may use)",
+         false},
+        {"kernels", HD_FLAG_STRING, &options.kernels, "NAME",
+         "the table of kernels (default: the best that this CPU runs)", false},
+        {"max-workers", HD_FLAG_U64, &options.max_workers, "N", "workers that are linked at once", false},
+        {"orphan-timeout", HD_FLAG_DURATION, &options.orphan_timeout, "TIME",
+         "how long a lost worker's sequences wait for another one", false},
+        {"log-level", HD_FLAG_STRING, &options.log_level, "debug|info|warn|error", "what is logged", false},
+    };
+    size_t count = cluster_options_flags(&options.cluster, flags);
+    memcpy(flags + count, own, sizeof(own));
+    return count + sizeof(own) / sizeof(own[0]);
+}
+
+typedef struct {
+    cluster cluster;
+    hd_pool *pool;
+    transport *transport;
+    attention_service *service;
+    node_service control;
+    rpc_server *server;
+} role;
+
+static void close_role(role *r) {
+    if (r->cluster.loop != NULL) cluster_leave(&r->cluster);
+    attention_service_close(r->service);
+    rpc_server_close(r->server);
+    if (r->transport != NULL) r->transport->ops->close(r->transport);
+    cluster_close(&r->cluster);
+    hd_pool_close(r->pool);
+}
+
+static void on_usage(void *context, node_usage *usage) {
+    role *r = context;
+    attention_service_state state;
+    attention_service_state_read(r->service, &state);
+    *usage =
+        (node_usage){.kv_bytes = (state.stats.blocks_sequences + state.stats.blocks_reserved) * state.stats.block_bytes,
+                     .kv_capacity = r->cluster.node.kv_capacity,
+                     .sequences = state.stats.sequences};
+}
+
+static void on_drain(void *context, bool is_draining) {
+    role *r = context;
+    attention_service_set_draining(r->service, is_draining);
+    cluster_set_state(&r->cluster, is_draining ? NODE_DRAINING : NODE_READY);
+    hd_log(HD_LOG_INFO, is_draining ? "draining" : "undrained", "node=%s", r->cluster.node.id);
+}
+
+static hd_status open_service(role *r, hd_error *error) {
+    uint64_t available = hd_memory_available_bytes(), limit = hd_memory_limit_bytes();
+    uint64_t usable = available < limit ? available : limit;
+    attention_service_config config = {.hot_bytes =
+                                           options.hot_memory > 0 ? options.hot_memory : usable / 100 * HOT_SHARE,
+                                       .links_max = (uint32_t)options.max_workers,
+                                       .orphan_ms = options.orphan_timeout};
+    if (config.hot_bytes > usable) {
+        char asked[32], there[32];
+        return hd_error_set(error, HD_NO_MEMORY, "--hot-memory %s does not fit: %s are available",
+                            hd_format_size(config.hot_bytes, asked, sizeof(asked)),
+                            hd_format_size(usable, there, sizeof(there)));
+    }
+    if (getrandom(config.key, sizeof(config.key), 0) != (ssize_t)sizeof(config.key))
+        return hd_error_set(error, HD_IO, "the system gave no random bytes");
+    hd_status status = kernel_ops_choose(options.kernels, &config.kernels, error);
+    if (status != HD_OK) return status;
+    status = hd_pool_open((unsigned)options.threads, &r->pool);
+    if (status != HD_OK)
+        return hd_error_set(error, status, "cannot start %llu threads", (unsigned long long)options.threads);
+    config.pool = r->pool;
+    status = attention_service_open(&config, &r->service);
+    if (status == HD_OK) status = transport_grpc_open(r->cluster.tls, &r->transport);
+    if (status != HD_OK) return hd_error_set(error, status, "no memory for the service");
+    r->cluster.node.kv_capacity = config.hot_bytes;
+    snprintf(r->cluster.node.kernels, sizeof(r->cluster.node.kernels), "%s", config.kernels->name);
+    return HD_OK;
+}
+
+static hd_status open_role(role *r, hd_error *error) {
+    hd_status status = cluster_open(&options.cluster, "attention-node", &r->cluster, error);
+    if (status == HD_OK) status = open_service(r, error);
+    if (status != HD_OK) return status;
+    rpc_method methods[1 + NODE_SERVICE_METHODS];
+    status = transport_grpc_listen(r->transport, "step", attention_service_accept, r->service, &methods[0]);
+    r->control.node = &r->cluster.node;
+    r->control.usage = on_usage;
+    r->control.on_drain = on_drain;
+    r->control.context = r;
+    node_service_methods(&r->control, rpc_loop_queue(r->cluster.loop), methods + 1);
+    rpc_server_config serving = {.listen_address = options.listen,
+                                 .tls = r->cluster.tls,
+                                 .methods = methods,
+                                 .method_count = 1 + NODE_SERVICE_METHODS};
+    if (status == HD_OK) status = rpc_server_open(&serving, &r->server, error);
+    if (status == HD_OK) status = attention_service_start(r->service, r->transport);
+    if (status != HD_OK) return error->text[0] != '\0' ? status : hd_error_set(error, status, "cannot serve");
+    status = cluster_join(&r->cluster, &options.cluster, rpc_server_address(r->server), error);
+    if (status == HD_OK)
+        hd_log(HD_LOG_INFO, "listening", "address=%s role=attention-node", rpc_server_address(r->server));
+    return status;
+}
+
+/* Nothing new comes; what is here goes on until it is done, or the time is over. */
+static void drain(role *r) {
+    on_drain(r, true);
+    uint64_t deadline = hd_now_ns() + options.cluster.drain_timeout * 1000000u;
+    for (;;) {
+        attention_service_state state;
+        attention_service_state_read(r->service, &state);
+        if (state.stats.sequences == 0 || hd_now_ns() >= deadline) {
+            hd_log(HD_LOG_INFO, "drained", "sequences_left=%llu", (unsigned long long)state.stats.sequences);
+            return;
+        }
+        nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+    }
+}
+
+static cli_exit attention_node_run(const cli_command *command, const cli_arguments *arguments) {
+    hd_error error = {{0}};
+    hd_status status = node_options_log_level(options.log_level, &error);
+    if (status == HD_OK && options.listen == NULL)
+        status = hd_error_set(&error, HD_INVALID, "--listen is missing: HOST:PORT");
+    if (status == HD_OK) status = cluster_options_check(&options.cluster, &error);
+    if (status != HD_OK) return cli_misuse(command, &error);
+    if (options.max_workers == 0 || options.max_workers > 1024) {
+        hd_error_set(&error, HD_INVALID, "--max-workers must be 1 to 1024");
+        return cli_misuse(command, &error);
+    }
+    signals_load();
+    role r = {.pool = NULL};
+    status = open_role(&r, &error);
+    if (status == HD_OK) {
+        signals_hold();
+        const char *signal_name = signals_wait();
+        hd_log(HD_LOG_INFO, "ending", "signal=%s second_signal=ends_at_once", signal_name);
+        drain(&r);
+    }
+    close_role(&r);
+    if (status != HD_OK) return cli_fail(&error);
+    hd_log(HD_LOG_INFO, "ended", "status=ok");
+    return CLI_DONE;
+}
+
+const cli_command attention_node_command = {
+    .name = "attention-node",
+    .arguments = "",
+    .summary = "keep keys and values for the workers of a cluster, and attend to them",
+    .details =
+        "Joins a cluster as an attention node. It knows no model: the first worker that links says what is kept.\n"
+        "    hadal attention-node --etcd http://10.0.0.1:2379 --listen 10.0.0.7:7001 --hot-memory 200G\n"
+        "SIGTERM takes nothing new, waits for what is here (--drain-timeout), then ends; a second one ends at once.\n",
+    .positionals_min = 0,
+    .positionals_max = 0,
+    .flags = attention_node_flags,
+    .run = attention_node_run,
+};

@@ -1,0 +1,128 @@
+/* offload.c - membership on one side, a set of attention nodes on the other. */
+#include "cli/offload.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "worker/worker.h"
+
+#define LINK_MS 3000u /* for a link and its first answer */
+#define LOOK_MS 1500u /* for a view of the cluster */
+
+size_t offload_options_flags(offload_options *o, hd_flag *flags) {
+    const hd_flag own[] = {
+        {"attention", HD_FLAG_STRING, &o->attention, "auto|nodes|local",
+         "where keys and values are: on attention nodes, in this process, or on attention nodes where there are any",
+         false},
+        {"kv-replicas", HD_FLAG_U64, &o->replicas, "N", "attention nodes that keep the same", false},
+        {"kv-lanes", HD_FLAG_U64, &o->lanes, "N",
+         "parts that the KV heads are split into over attention nodes; the same for all workers of a model", false},
+        {"kv-range", HD_FLAG_U64, &o->range_tokens, "TOKENS",
+         "a context up to so long lies on one attention node where it fits; a power of two", false},
+        {"attention-timeout", HD_FLAG_DURATION, &o->answer_timeout, "TIME",
+         "an attention node that has not answered after so long is lost", false},
+        {"attention-wait", HD_FLAG_DURATION, &o->wait, "TIME", "for attention nodes at start", false},
+    };
+    memcpy(flags, own, sizeof(own));
+    return sizeof(own) / sizeof(own[0]);
+}
+
+static bool is_one_of(const char *text, const char *a, const char *b, const char *c) {
+    return strcmp(text, a) == 0 || strcmp(text, b) == 0 || strcmp(text, c) == 0;
+}
+
+hd_status offload_options_check(const offload_options *o, hd_error *error) {
+    if (!is_one_of(o->attention, "auto", "nodes", "local"))
+        return hd_error_set(error, HD_INVALID, "--attention: '%s' is none of auto, nodes, local", o->attention);
+    if (o->range_tokens < 1024 || (o->range_tokens & (o->range_tokens - 1)) != 0)
+        return hd_error_set(error, HD_INVALID, "--kv-range must be a power of two, and at least 1024");
+    if (o->replicas == 0 || o->replicas > PLACEMENT_REPLICAS_MAX)
+        return hd_error_set(error, HD_INVALID, "--kv-replicas must be 1 to %u", PLACEMENT_REPLICAS_MAX);
+    if (o->lanes == 0 || o->lanes > PLACEMENT_NODES_MAX)
+        return hd_error_set(error, HD_INVALID, "--kv-lanes must be 1 to %u", PLACEMENT_NODES_MAX);
+    return HD_OK;
+}
+
+/* ---- What membership says, on the loop's thread ---- */
+
+static void on_node(void *context, const membership_node *told) {
+    offload *o = context;
+    if (strcmp(told->role, "attention-node") != 0) return;
+    if (node_set_put(o->set, told->id, told->address, told->state != NODE_READY) != HD_OK)
+        hd_log(HD_LOG_WARN, "attention_node_ignored", "node=%s reason=too_many", told->id);
+}
+
+static void on_gone(void *context, const char *id) {
+    node_set_remove(((offload *)context)->set, id);
+}
+
+static void follow(void *context) {
+    static const membership_handlers handlers = {.on_node = on_node, .on_gone = on_gone};
+    offload *o = context;
+    (void)o->cluster->membership->ops->follow(o->cluster->membership, &handlers, o);
+}
+
+/* ---- In the place of an engine ---- */
+
+static hd_status open_set(offload *o, const node *n, hd_error *error) {
+    attention_layer_table layers;
+    hd_status status = transport_grpc_open(o->cluster->tls, &o->wire);
+    if (status == HD_OK) status = worker_layer_table(n->config, n->settings.kv_dtype, &layers);
+    if (status != HD_OK) return hd_error_set(error, status, "no memory for the links to attention nodes");
+    node_set_config config = {.sharded = {.layers = layers,
+                                          .kv_dtype = n->settings.kv_dtype,
+                                          .step_rows_max = (uint32_t)o->node->max_batch_tokens,
+                                          .sequences_max = n->running_max,
+                                          .range_min = o->options->range_tokens,
+                                          .replicas = (uint32_t)o->options->replicas,
+                                          .kernels = n->kernels,
+                                          .pool = n->pool},
+                              .lanes = (uint32_t)o->options->lanes,
+                              .transport = o->wire,
+                              .model_name = n->settings.model_name,
+                              .answer_ms = o->options->answer_timeout,
+                              .link_ms = LINK_MS};
+    memcpy(config.fingerprint, n->weights->fingerprint, sizeof(config.fingerprint));
+    status = node_set_open(&config, &o->set, error);
+    free((void *)layers.streams);
+    free((void *)layers.layers);
+    return status;
+}
+
+static hd_status open_attention(void *context, node *n, hd_error *error) {
+    offload *o = context;
+    bool is_auto = strcmp(o->options->attention, "auto") == 0;
+    hd_status status = open_set(o, n, error);
+    if (status != HD_OK) return status;
+    rpc_loop_call(o->cluster->loop, follow, o);
+    if (is_auto) {
+        status = node_set_wait(o->set, LOOK_MS, error);
+        if (status == HD_TIMED_OUT && node_set_is_empty(o->set)) {
+            hd_log(HD_LOG_INFO, "no_attention_nodes", "attention=local");
+            return HD_OK; /* node->attention unset: an engine */
+        }
+    }
+    if (status != HD_OK || !is_auto) {
+        hd_log(HD_LOG_INFO, "waiting_for_attention_nodes", "lanes=%llu", (unsigned long long)o->options->lanes);
+        status = node_set_wait(o->set, o->options->wait, error);
+    }
+    if (status == HD_OK) n->attention = node_set_attention(o->set);
+    return status;
+}
+
+void offload_prepare(offload *o, const offload_options *options, const node_options *node_flags, cluster *in,
+                     node_settings *settings) {
+    if (strcmp(options->attention, "local") == 0) return;
+    *o = (offload){.options = options, .node = node_flags, .cluster = in};
+    settings->open_attention = open_attention;
+    settings->context = o;
+}
+
+void offload_close(offload *o) {
+    if (o->cluster != NULL && o->cluster->loop != NULL)
+        cluster_leave(o->cluster); /* nobody tells the set of nodes any more */
+    node_set_close(o->set);
+    if (o->wire != NULL) o->wire->ops->close(o->wire);
+    *o = (offload){.set = NULL};
+}

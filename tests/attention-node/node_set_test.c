@@ -1,0 +1,114 @@
+/* node_set_test.c - nodes that come, drain and go while a sequence is worked on. */
+#include "attention-node/node_set.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/attention-node/cluster.h"
+
+#define MIB ((uint64_t)1 << 20)
+
+static const toy_shape shape_plain = {2, 4, 2, 32, 16, HD_BF16, {0}, 0, false};
+
+typedef struct {
+    cluster servers; /* only its attention nodes are used */
+    cluster worker;  /* its `many` is the set's attention */
+    node_set *set;
+} rig;
+
+/* Servers of a cluster, and a worker that is told of them by name alone. */
+static void rig_open(rig *r, uint32_t lanes, uint32_t nodes) {
+    cluster_open(&r->servers, &shape_plain, &(cluster_shape){1, 0, 1, 32 * MIB, 1024, CLUSTER_INPROC, 0});
+    for (uint32_t i = 0; i < nodes; i++) cluster_start_server(&r->servers, i, 32 * MIB);
+    r->worker = r->servers;
+    assert_int_equal(transport_inproc_open(r->servers.hub, 64u << 20, &r->worker.wire), HD_OK);
+    node_set_config config = {.sharded = {.layers = r->servers.many.config.layers,
+                                          .kv_dtype = HD_BF16,
+                                          .step_rows_max = 1024,
+                                          .sequences_max = 8,
+                                          .range_min = 1024,
+                                          .replicas = 1,
+                                          .kernels = r->servers.many.config.kernels,
+                                          .pool = r->servers.many.pool},
+                              .lanes = lanes,
+                              .transport = r->worker.wire,
+                              .model_name = "toy",
+                              .answer_ms = 20000,
+                              .link_ms = 2000};
+    hd_error error = {.text = ""};
+    if (node_set_open(&config, &r->set, &error) != HD_OK) fail_msg("%s", error.text);
+    r->worker.many.attention = node_set_attention(r->set);
+}
+
+static void put(rig *r, uint32_t index, bool is_draining) {
+    assert_int_equal(
+        node_set_put(r->set, r->servers.servers[index].address, r->servers.servers[index].address, is_draining), HD_OK);
+}
+
+static void rig_close(rig *r) {
+    node_set_close(r->set);
+    r->worker.wire->ops->close(r->worker.wire);
+    cluster_close(&r->servers);
+}
+
+static void heads_are_shared_out_and_work_begins_when_all_are_there(void **state) {
+    rig r;
+    rig_open(&r, 2, 4);
+    hd_error error = {.text = ""};
+    put(&r, 0, false);
+    assert_int_equal(node_set_wait(r.set, 50, &error), HD_TIMED_OUT);
+    assert_non_null(strstr(error.text, "KV heads 2 to 4"));
+    for (uint32_t i = 1; i < 4; i++) put(&r, i, false);
+    if (node_set_wait(r.set, 5000, &error) != HD_OK) fail_msg("%s", error.text);
+    toy_sequence s;
+    toy_sequence_init(&s, 1, 1, 3000);
+    toy_sequence_push_text(&s, 3, 2500);
+    assert_int_equal(cluster_sequence_open(&r.worker, &s, 0), 0);
+    cluster_run(&r.worker, &s, 0, 2500, 700);
+    assert_int_equal(sharded_placement(r.worker.many.attention, 1)->row_count, 2 * 3);
+    toy_sequence_fini(&s);
+    rig_close(&r);
+}
+
+static void a_node_that_goes_is_replaced_by_one_that_comes(void **state) {
+    rig r;
+    rig_open(&r, 1, 3);
+    hd_error error = {.text = ""};
+    put(&r, 0, false);
+    put(&r, 1, false);
+    if (node_set_wait(r.set, 5000, &error) != HD_OK) fail_msg("%s", error.text);
+    toy_sequence s, t;
+    toy_sequence_init(&s, 1, 1, 3000);
+    toy_sequence_push_text(&s, 3, 2500);
+    assert_int_equal(cluster_sequence_open(&r.worker, &s, 0), 0);
+    cluster_run(&r.worker, &s, 0, 1500, 700);
+    /* Draining, and even gone from the membership: what runs goes on, and nothing new comes there. */
+    put(&r, 1, true);
+    node_set_remove(r.set, r.servers.servers[1].address);
+    cluster_run(&r.worker, &s, 1500, 500, 700);
+    put(&r, 2, false);
+    toy_sequence_init(&t, 2, 2, 3000);
+    toy_sequence_push_text(&t, 4, 2000);
+    assert_int_equal(cluster_sequence_open(&r.worker, &t, 0), 0);
+    cluster_run(&r.worker, &t, 0, 2000, 700);
+    const placement *of_t = sharded_placement(r.worker.many.attention, 2);
+    for (uint32_t i = 0; i < of_t->row_count; i++) assert_int_not_equal(of_t->rows[i].nodes[0], 1);
+    /* Killed: what was there alone is filled again on the others, under a newer epoch. */
+    cluster_kill_server(&r.servers, 1);
+    assert_int_equal(toy_step(&r.worker.many, &(toy_rows){&s, 2000, 10}, 1, NULL, NULL), HD_PEER_LOST);
+    s.epoch = 2;
+    uint64_t cached = cluster_sequence_open(&r.worker, &s, UINT64_MAX);
+    assert_in_range(cached, 0, 2047);
+    cluster_run(&r.worker, &s, cached, 2500 - cached, 900);
+    toy_sequence_fini(&s);
+    toy_sequence_fini(&t);
+    rig_close(&r);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(heads_are_shared_out_and_work_begins_when_all_are_there),
+        cmocka_unit_test(a_node_that_goes_is_replaced_by_one_that_comes),
+    };
+    return cmocka_run_group_tests_name("node_set", tests, NULL, NULL);
+}
