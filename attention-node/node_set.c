@@ -12,13 +12,16 @@
 
 #define NAME_BYTES 128u
 #define RETRY_NS 1000000000ull
+#define DOUBLINGS_MAX 6u
 #define NOT_LINKED UINT32_MAX
 
 typedef struct known_node {
     char id[NAME_BYTES], address[RPC_ADDRESS_BYTES];
     bool is_known, is_listed, is_draining;
+    bool is_back; /* announced again: it is tried at once */
     uint32_t index, lane; /* in the sharded attention; the step thread's */
     uint64_t retry_ns;
+    uint32_t failures; /* one after the other: the pause doubles each time */
 } known_node;
 
 struct node_set {
@@ -59,6 +62,7 @@ hd_status node_set_put(node_set *set, const char *id, const char *address, bool 
     known_node *node = find(set, id);
     if (node == NULL) node = take_place(set, id);
     if (node != NULL) {
+        if (!node->is_listed || strcmp(node->address, address) != 0) node->is_back = true;
         node->is_listed = true;
         node->is_draining = is_draining;
         snprintf(node->address, sizeof(node->address), "%s", address);
@@ -161,6 +165,8 @@ static void tend(void *context, attention *sharded) {
     for (uint32_t i = 0; i < PLACEMENT_NODES_MAX; i++) {
         known_node *node = &set->nodes[i];
         pthread_mutex_lock(&set->lock);
+        if (node->is_back) node->retry_ns = node->failures = 0;
+        node->is_back = false;
         known_node said = *node;
         if (node->index != NOT_LINKED && sharded_is_lost(sharded, node->index)) {
             sharded_remove(sharded, node->index);
@@ -173,7 +179,10 @@ static void tend(void *context, attention *sharded) {
             sharded_set_draining(sharded, node->index, said.is_draining || !said.is_listed);
         } else if (said.is_listed && now >= node->retry_ns) {
             link_node(set, node, said.address);
-            node->retry_ns = hd_now_ns() + RETRY_NS;
+            node->failures = node->index != NOT_LINKED        ? 0
+                             : node->failures < DOUBLINGS_MAX ? node->failures + 1
+                                                              : DOUBLINGS_MAX;
+            node->retry_ns = hd_now_ns() + (RETRY_NS << node->failures);
         }
     }
 }

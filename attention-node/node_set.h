@@ -7,8 +7,8 @@
  *
  *   1. With `lanes` head ranges, a node takes the one that fewest nodes have; one that keeps another already keeps it.
  *   2. That membership has lost a node ends nothing: what runs there goes on until the link itself is lost.
- *   3. A node that cannot be linked is tried again every second; the step thread waits for it at most link_ms each
- *      time.
+ *   3. A node that cannot be linked is tried again, after pauses that double from a second to a minute; the step thread
+ *      waits for it at most link_ms each time.
  * Threads: put and remove from any; open, wait and everything else as attention.h. */
 #ifndef ATTENTION_NODE_NODE_SET_H
 #define ATTENTION_NODE_NODE_SET_H

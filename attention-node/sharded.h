@@ -1,12 +1,12 @@
 /* sharded.h - an attention over several others: fans out by placement, and merges what they answer.
  *
  * Each node (an engine, or a remote one) has a range of the KV heads. Where a sequence lies is its placement. Every
- * node gets the rows that concern it, and all of them work at the same time where they are remote. Whole rows answer with
- * finished output for their heads; ranges of positions answer with partial results, which are merged here in the order
+ * node gets the rows that concern it, and all of them work at the same time where they are remote. Whole rows answer
+ * with finished output for their heads; ranges of positions answer with partial results, which are merged here in the order
  * of the one tree (merge_tree.h), so that the bits are those of one engine.
  *   1. Opening and beginning a step reserve on every node or on none.
- *   2. On a node, range n of a sequence goes by a name that is a function of the caller's name and n (sharded_name), the
- *      same in every process.
+ *   2. On a node, range n of a sequence goes by a name that is a function of the caller's name and n (sharded_name),
+ *      the same in every process.
  *   3. The first node of a row answers, the others keep the same bytes. When a node is lost, the others of its rows go
  *      on. A sequence with a row that nobody has any more gets HD_PEER_LOST, until it is opened again with a newer
  *      epoch: what is left of it is kept then, and the caller appends the rest again.

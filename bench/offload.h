@@ -1,7 +1,7 @@
 /* offload.h - `hadal bench offload`: what it costs that keys and values are somewhere else.
  *
- * The same decode steps are run over an engine here and over an attention node behind gRPC on this host (its service on a
- * thread and a pool of its own), in turns, so that what disturbs one disturbs the other. The wire's own share is held
+ * The same decode steps are run over an engine here and over an attention node behind gRPC on this host (its service on
+ * a thread and a pool of its own), in turns, so that what disturbs one disturbs the other. The wire's own share is held
  * against an echo of the same bytes over one more stream, in the same run.
  * Threads: runs on the calling thread as the step thread; the pool must be free. */
 #ifndef BENCH_OFFLOAD_H

@@ -7,7 +7,7 @@
 #include "base/log.h"
 #include "worker/worker.h"
 
-#define LINK_MS 3000u /* for a link and its first answer */
+#define LINK_MS 1000u /* for a link and its first answer */
 #define LOOK_MS 1500u /* for a view of the cluster */
 
 size_t offload_options_flags(offload_options *o, hd_flag *flags) {

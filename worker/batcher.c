@@ -29,6 +29,7 @@
 #define NS_PER_MS 1000000ull
 #define FULL_RETRY_MS 100u /* attention may be shared with others, whose releases nobody announces */
 #define NO_CHOICE UINT32_MAX
+#define LOSSES_MAX 4u /* attention nodes lost in one step, before those who were in it are given up */
 #define REST_MS 250u         /* of a sequence whose pages the disk still has, while others go on */
 #define NAP_MS 10u           /* when all of them rest */
 #define TRIES_IO 3u          /* of a step whose read failed */
@@ -63,6 +64,7 @@ struct batcher {
     sequence **members;       /* [running_max]: of the step */
     schedule_prompt *prompts; /* [running_max] */
     uint64_t next_name;
+    uint32_t losses; /* that the step in hand has been run again for */
     uint64_t full_until_ns; /* attention was full: no use to ask again before, unless something is released */
 };
 
@@ -447,14 +449,17 @@ static void run_members(batcher *b, sequence *const *members, uint32_t count);
  * before, and go on, each alone; so do those whose keys and values other nodes have as well. */
 static void run_survivors(batcher *b, sequence *const *members, uint32_t count, hd_status status, const char *message) {
     attention *a = b->config.attention;
+    b->losses++;
     for (uint32_t i = 0; i < count; i++) {
         sequence *s = members[i];
         uint64_t length = 0;
         if (s->job == NULL) continue;
-        bool is_whole = a->ops->sequence_length(a, s->name, &length) == HD_OK && length >= s->length;
+        bool is_whole = b->losses <= LOSSES_MAX && a->ops->sequence_length(a, s->name, &length) == HD_OK &&
+                        length >= s->length;
         if (is_whole) run_members(b, &members[i], 1);
         else fail_job(b, s->job, status, message);
     }
+    b->losses--;
 }
 
 static void run_members(batcher *b, sequence *const *members, uint32_t count) {

@@ -49,6 +49,11 @@ FORWARD(sequence_close, (attention * self, uint64_t sequence, uint64_t epoch, bo
 FORWARD(submit, (attention * self, const attention_layer_call *call), call)
 FORWARD(step_end, (attention * self))
 
+static hd_status faulty_length(const attention *self, uint64_t sequence, uint64_t *length) {
+    const attention *engine = ((const faulty *)self)->engine;
+    return engine->ops->sequence_length(engine, sequence, length);
+}
+
 static void faulty_reset(attention *self) {
     attention *engine = ((faulty *)self)->engine;
     engine->ops->cache_reset(engine);
@@ -71,6 +76,7 @@ static void bench_make_faulty(bench *b) {
     ops->sequence_open = faulty_sequence_open;
     ops->fork = faulty_fork;
     ops->truncate = faulty_truncate;
+    ops->sequence_length = faulty_length;
     ops->sequence_close = faulty_sequence_close;
     ops->step_begin = faulty_begin;
     ops->submit = faulty_submit;

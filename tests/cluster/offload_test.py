@@ -1,0 +1,108 @@
+"""Keys and values on attention nodes: the tokens of one process, whoever of the cluster is killed or drained meanwhile.
+
+usage: offload_test.py HADAL
+"""
+import os
+import random
+import shutil
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import takeover_test  # noqa: E402
+from cluster import ETCD, Cluster, make_model  # noqa: E402
+
+HADAL = sys.argv[1]
+
+
+def bodies():
+    """Contexts that lie whole on a node, and some that are spread over several by positions."""
+    draw = random.Random(5)
+    for i, length in enumerate((300, 2600, 900, 1900)):
+        yield {"prompt": [draw.randrange(3, 500) for _ in range(length)], "max_tokens": 120, "ignore_eos": True,
+               "temperature": 0 if i % 2 == 0 else 1, "seed": 70 + i}
+
+
+class Offload(unittest.TestCase):
+    run_alone = classmethod(takeover_test.Takeover.run_alone.__func__)
+    check = takeover_test.Takeover.check
+
+    @classmethod
+    def setUpClass(cls):
+        cls.directory = tempfile.mkdtemp(prefix="hadal-offload-")
+        cls.model = make_model(os.path.join(cls.directory, "golden"))
+        cls.requests = list(bodies())
+        cls.expected = cls.run_alone(cls.requests)
+
+    @classmethod
+    def tearDownClass(cls):
+        shutil.rmtree(cls.directory)
+
+    def cluster(self):
+        return Cluster(HADAL, tempfile.mkdtemp(dir=self.directory))
+
+    def start_node(self, cluster, name):
+        cluster.start(name, [HADAL, "attention-node", "--etcd", cluster.etcd_url, "--listen", "127.0.0.1:0", "--node-id", name,
+                             "--threads", "1", "--hot-memory", "96M", "--drain-timeout", "20s"])
+        cluster.wait(f"{name} joined", lambda: "event=joined" in cluster.processes[name].text())
+
+    def begin(self, cluster, nodes, workers, *flags):
+        cluster.start_etcd()
+        for i in range(nodes):
+            self.start_node(cluster, f"attention-{i + 1}")
+        for i in range(workers):
+            cluster.start_worker(f"worker-{i + 1}", self.model, "--attention", "nodes", "--kv-range", "1024", *flags)
+        api = cluster.start_coordinator("coordinator-1")
+        cluster.wait_ready(api)
+        for i in range(workers):
+            cluster.wait_state(api, f"worker-{i + 1}", "ready")
+        return api
+
+    def takeovers(self, cluster):
+        return cluster.processes["coordinator-1"].text().count("event=takeover")
+
+    def test_a_killed_worker_and_a_killed_attention_node(self):
+        with self.cluster() as cluster:
+            api = self.begin(cluster, 3, 2)
+            streams = takeover_test.Streams(api, self.requests)
+            streams.wait_tokens(60)
+            cluster.processes["worker-1"].kill()
+            self.check(streams)
+            streams = takeover_test.Streams(api, self.requests)
+            streams.wait_tokens(60)
+            cluster.processes["attention-2"].kill()
+            self.check(streams)
+            self.check(takeover_test.Streams(api, self.requests[:2]), self.expected[:2])
+            self.assertGreaterEqual(self.takeovers(cluster), 2)
+
+    def test_with_replicas_a_killed_attention_node_moves_nothing(self):
+        with self.cluster() as cluster:
+            api = self.begin(cluster, 2, 1, "--kv-replicas", "2")
+            streams = takeover_test.Streams(api, self.requests)
+            streams.wait_tokens(60)
+            cluster.processes["attention-1"].kill()
+            self.check(streams)
+            self.assertEqual(self.takeovers(cluster), 0)
+
+    def test_a_drained_attention_node_takes_nothing_new_and_goes_when_it_is_empty(self):
+        with self.cluster() as cluster:
+            api = self.begin(cluster, 2, 1, "--kv-lanes", "1")
+            streams = takeover_test.Streams(api, self.requests)
+            streams.wait_tokens(20)
+            self.assertEqual(cluster.run("drain", "attention-1", api=api)[0], 0)
+            cluster.wait_state(api, "attention-1", "draining")
+            self.check(streams)
+            cluster.wait("it is empty", lambda: cluster.nodes(api)["attention-1"]["sequences"] == 0)
+            self.check(takeover_test.Streams(api, self.requests))
+            self.assertTrue(cluster.nodes(api)["attention-1"]["safe_to_delete"])
+            cluster.processes["attention-1"].kill()
+            self.check(takeover_test.Streams(api, self.requests[:2]), self.expected[:2])
+            self.assertEqual(self.takeovers(cluster), 0)
+
+
+if __name__ == "__main__":
+    if not os.access(ETCD, os.X_OK):
+        print(f"skipped: {ETCD} is not installed (Debian: etcd-server)")
+        sys.exit(0)
+    unittest.main(argv=sys.argv[:1] + sys.argv[2:])
