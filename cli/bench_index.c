@@ -54,7 +54,7 @@ const cli_command bench_index_command = {
                "of the true best 100 that it finds, the bytes that it reads for that (of those of the keys in bf16),\n"
                "queries a second, and how far attention over what it finds is from attention over all, beside an\n"
                "oracle's.\n"
-               "    hadal bench index --data shifted-131072 --index clusters,graph\n",
+               "    hadal bench index --data shifted-131072 --index clusters,oracle\n",
     .positionals_min = 0,
     .positionals_max = 0,
     .flags = bench_index_flags,
