@@ -13,7 +13,7 @@
 size_t offload_options_flags(offload_options *o, hd_flag *flags) {
     const hd_flag own[] = {
         {"attention", HD_FLAG_STRING, &o->attention, "auto|nodes|local",
-         "where keys and values are: on attention nodes, in this process, or on attention nodes where there are any",
+         "where KV is: on attention nodes, in this process, or on nodes where there are any",
          false},
         {"kv-replicas", HD_FLAG_U64, &o->replicas, "N", "attention nodes that keep the same", false},
         {"kv-lanes", HD_FLAG_U64, &o->lanes, "N",
