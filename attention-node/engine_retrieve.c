@@ -268,8 +268,7 @@ void engine_find(engine *e, const engine_layer *layer, unsigned thread, const en
                            .tokens = found->tokens,
                            .rest = index_set_has_rest(s->indexes) ? &found->rest : NULL};
     index_search_run(index_set_index(s->indexes, e->step.call.layer, head), &search);
-    /* Sinks are attended to anyway. */
-    while (search.token_count > 0 && search.tokens[0] < answer->sinks_end) search.tokens++, search.token_count--;
+    assert(answer->sinks_end == SELECTION_INDEX_FIRST); /* what the index leaves out */
     found->first = search.tokens;
     found->count = search.token_count;
     counts->searches++;

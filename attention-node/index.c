@@ -159,7 +159,8 @@ static uint64_t next_serial(void) {
 }
 
 hd_status index_open(const index_params *params, const index_source *source, kv_index **out) {
-    assert(params->key_dim % 16 == 0 && params->value_dim % 16 == 0 && params->keys_max < UINT32_MAX);
+    assert(params->key_dim % 16 == 0 && params->value_dim % 16 == 0 && params->keys_max < UINT32_MAX &&
+           params->sinks % 16 == 0 && params->sinks < INDEX_GRAIN);
     if (params->has_rest && !params->kind->has_rest) return HD_UNSUPPORTED;
     kv_index *self = calloc(1, sizeof(*self));
     if (self == NULL) return HD_NO_MEMORY;
@@ -372,7 +373,8 @@ static void publish(kv_index *self, index_segment *segment) {
 
 hd_status index_build(kv_index *self, index_builder *builder) {
     assert(self->params.kind == builder->params.kind && self->params.key_dim == builder->params.key_dim &&
-           self->params.value_dim == builder->params.value_dim && self->params.has_rest == builder->params.has_rest);
+           self->params.value_dim == builder->params.value_dim && self->params.has_rest == builder->params.has_rest &&
+           self->params.sinks == builder->params.sinks);
     if (builder->serial != self->serial) builder_forget(builder);
     if (builder->building.segment == NULL) {
         index_extent target = unpack(atomic_load(&self->target));

@@ -55,6 +55,7 @@ typedef struct index_params {
     const kernel_ops *kernels;
     uint32_t key_dim, value_dim; /* multiples of 16, at most 512 */
     uint64_t keys_max;
+    uint32_t sinks;              /* leading tokens that no search finds or estimates; 16 n < INDEX_GRAIN */
     uint64_t seed;               /* from the sequence's identity, layer and head; equal seeds and data, equal indexes */
     bool has_rest;               /* keep what search needs for `rest` */
 } index_params;
@@ -77,8 +78,8 @@ typedef struct index_search {
     /* Results. */
     uint32_t *tokens;          /* room for query_count * tokens_each: ascending, each once, for all queries together */
     uint32_t token_count;
-    const kernel_partial *rest; /* NULL, or (with has_rest) the estimate of all covered tokens that are not in `tokens`,
-                                 * a row per query, in the form that kernel_ops.merge takes */
+    const kernel_partial *rest; /* NULL, or (with has_rest) the estimate of all covered tokens but the sinks and
+                                 * `tokens`, a row per query, in the form that kernel_ops.merge takes */
     uint64_t bytes_scanned;     /* what the search read: keys, centroids, sketches, links; not the estimate's part */
     uint64_t bytes_rest;        /* what only the estimate read */
 } index_search;

@@ -83,7 +83,8 @@ static bool build_step(index_building *building) {
 static uint32_t search_one(const index_view *view, index_search *search, const bounds_scratch *s, uint32_t row,
                            uint32_t *tokens) {
     const kernel_scan *scan = view->params->kernels->scan;
-    uint32_t dim = view->params->key_dim, pages = (uint32_t)(search->extent.covered / PAGE);
+    uint32_t dim = view->params->key_dim, skipped = view->params->sinks / PAGE;
+    uint32_t pages = (uint32_t)(search->extent.covered / PAGE) - skipped;
     for (uint32_t i = 0; i < dim; i++) {
         float value = hd_bf16_to_f32(search->queries[row * search->query_stride + i]);
         s->query[i] = value;
@@ -95,10 +96,11 @@ static uint32_t search_one(const index_view *view, index_search *search, const b
         scan->dot_rows(s->split, 2 * dim, (const uint16_t *)(const void *)segment->data, 2 * dim, segment->count / PAGE,
                        s->bounds + segment->first / PAGE);
     }
-    uint32_t wanted = pages_wanted(search->extent.covered, search->tokens_each);
-    float limit = index_cut(scan, s->bounds, pages, wanted);
-    uint32_t count = scan->collect_from(s->bounds, pages, limit, s->pages, wanted);
+    uint32_t wanted = search->tokens_each < pages ? search->tokens_each : pages;
+    float limit = index_cut(scan, s->bounds + skipped, pages, wanted);
+    uint32_t count = scan->collect_from(s->bounds + skipped, pages, limit, s->pages, wanted);
     for (uint32_t p = 0; p < count; p++) {
+        s->pages[p] += skipped;
         const uint16_t *keys = view->source->keys(view->source->context, (uint64_t)s->pages[p] * PAGE, PAGE, s->keys);
         scan->dot_rows(s->query, dim, keys, dim, PAGE, s->scores + (size_t)p * PAGE);
     }

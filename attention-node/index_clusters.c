@@ -153,16 +153,30 @@ size_t clusters_workspace_bytes(const index_params *params, uint32_t count) {
 
 /* ---- phases ---- */
 
+/* Sinks are in no cluster, and take no part in making one. */
+static uint32_t first_key(const index_building *building) {
+    return building->segment->first == 0 ? building->params->sinks : 0;
+}
+
 static const uint16_t *read_keys(const index_building *building, uint32_t first, uint32_t count, uint16_t *room) {
     return building->source->keys(building->source->context, building->segment->first + first, count, room);
 }
 
-/* The space is fitted to keys spread evenly over the segment. */
+/* Keys spread evenly over the segment: how many, at most MOMENT_KEYS, and the i-th of them. */
+static uint32_t sample_count(const index_building *building) {
+    uint32_t count = building->segment->count - first_key(building);
+    return count < MOMENT_KEYS ? count : MOMENT_KEYS;
+}
+
+static uint32_t sampled_key(const index_building *building, uint32_t i) {
+    uint32_t first = first_key(building), count = building->segment->count - first;
+    return first + (uint32_t)((uint64_t)i * count / sample_count(building));
+}
+
 static void fit(index_building *building, workspace *w) {
-    uint32_t count = building->segment->count, dim = building->params->key_dim;
-    uint32_t sampled = count < MOMENT_KEYS ? count : MOMENT_KEYS;
+    uint32_t count = building->segment->count, dim = building->params->key_dim, sampled = sample_count(building);
     for (uint32_t i = 0; i < sampled; i++) {
-        const uint16_t *key = read_keys(building, (uint32_t)((uint64_t)i * count / sampled), 1, w->rows);
+        const uint16_t *key = read_keys(building, sampled_key(building, i), 1, w->rows);
         memcpy(w->sample + (size_t)i * dim, key, dim * sizeof(*key));
     }
     index_space_fit(&w->space, w->sample, sampled, building->queries, building->query_count, w->dense);
@@ -216,7 +230,7 @@ static void set_centres(const index_building *building, workspace *w, clusters_s
     float x[SKETCH_DIM_MAX];
     memset(w->centres, 0, (size_t)s->cluster_count * dim * sizeof(float));
     memset(s->sizes, 0, s->cluster_count * sizeof(uint32_t));
-    for (uint32_t key = 0; key < building->segment->count; key++) {
+    for (uint32_t key = first_key(building); key < building->segment->count; key++) {
         float *sum = w->centres + (size_t)w->clusters[key] * dim;
         load_point(building, w, key, x);
         for (uint32_t i = 0; i < dim; i++) sum[i] += x[i];
@@ -240,7 +254,7 @@ static void set_slots(const index_building *building, workspace *w, clusters_seg
         for (uint32_t b = 0; b < blocks; b++) s->block_clusters[block++] = (uint16_t)c;
     }
     s->header->block_count = block;
-    for (uint32_t key = 0; key < building->segment->count; key++) {
+    for (uint32_t key = first_key(building); key < building->segment->count; key++) {
         w->slots[key] = w->fill[w->clusters[key]]++;
         s->tokens[w->slots[key]] = key;
     }
@@ -257,10 +271,10 @@ static void residual_of(const index_building *building, const workspace *w, cons
  * keys do not tell. */
 static void set_spreads(const index_building *building, workspace *w, clusters_segment *s) {
     const float prior = 8.0f;
-    uint32_t count = building->segment->count;
+    uint32_t first = first_key(building), end = building->segment->count, count = end - first;
     float x[SKETCH_DIM_MAX], total = 0.0f;
     memset(s->spreads, 0, s->cluster_count * sizeof(float));
-    for (uint32_t key = 0; key < count; key++) {
+    for (uint32_t key = first; key < end; key++) {
         residual_of(building, w, s, key, x);
         for (uint32_t i = 0; i < s->dim; i++) s->spreads[w->clusters[key]] += x[i] * x[i];
     }
@@ -269,7 +283,7 @@ static void set_spreads(const index_building *building, workspace *w, clusters_s
     for (uint32_t c = 0; c < s->cluster_count; c++)
         s->spreads[c] = sqrtf((s->spreads[c] / mean + prior) / ((float)s->sizes[c] + prior));
     float *variances = s->header->residual_variances;
-    for (uint32_t key = 0; key < count; key++) {
+    for (uint32_t key = first; key < end; key++) {
         float inverse = 1.0f / s->spreads[w->clusters[key]];
         residual_of(building, w, s, key, x);
         for (uint32_t i = 0; i < s->dim; i++) variances[i] += x[i] * inverse * (x[i] * inverse);
@@ -296,7 +310,7 @@ static void add_values(const index_building *building, workspace *w, uint32_t fi
     uint32_t dim = building->params->value_dim;
     const uint16_t *values =
         building->source->values(building->source->context, building->segment->first + first, INDEX_GRAIN, w->rows);
-    for (uint32_t r = 0; r < INDEX_GRAIN; r++) {
+    for (uint32_t r = first == 0 ? first_key(building) : 0; r < INDEX_GRAIN; r++) {
         float *sum = w->value_sums + (size_t)w->clusters[first + r] * dim;
         for (uint32_t i = 0; i < dim; i++) sum[i] += hd_bf16_to_f32(values[(size_t)r * dim + i]);
     }
@@ -305,13 +319,12 @@ static void add_values(const index_building *building, workspace *w, uint32_t fi
 /* Within a cluster, a key whose coordinates differ from the centre's has another value: the least squares line through
  * sampled residuals tells by how much. */
 static void fit_gradients(const index_building *building, workspace *w, const clusters_segment *s) {
-    uint32_t count = building->segment->count, value_dim = building->params->value_dim, dim = s->dim;
-    uint32_t sampled = count < MOMENT_KEYS ? count : MOMENT_KEYS;
+    uint32_t value_dim = building->params->value_dim, dim = s->dim, sampled = sample_count(building);
     float x[SKETCH_DIM_MAX], difference[512];
     memset(w->square, 0, (size_t)dim * dim * sizeof(float));
     memset(w->cross, 0, (size_t)dim * value_dim * sizeof(float));
     for (uint32_t n = 0; n < sampled; n++) {
-        uint32_t key = (uint32_t)((uint64_t)n * count / sampled);
+        uint32_t key = sampled_key(building, n);
         const float *mean = w->value_sums + (size_t)w->clusters[key] * value_dim;
         const uint16_t *value =
             building->source->values(building->source->context, building->segment->first + key, 1, w->rows);
@@ -362,7 +375,7 @@ static void arrange(index_building *building, workspace *w, clusters_segment *s)
 /* Each phase but the short ones goes over the segment a piece at a time; this takes the next piece and says whether it
  * was the phase's last. */
 static bool run_phase(index_building *building, workspace *w, clusters_segment *s) {
-    uint32_t count = building->segment->count, first = building->cursor;
+    uint32_t count = building->segment->count, first = building->cursor, skipped = first_key(building);
     uint32_t piece = count - first < PIECE ? count - first : PIECE;
     switch ((build_phase)building->phase) {
     case FIT: fit(building, w); return true;
@@ -375,9 +388,12 @@ static bool run_phase(index_building *building, workspace *w, clusters_segment *
         piece = INDEX_GRAIN;
         project(building, w, first);
         break;
-    case ASSIGN: kmeans_assign(&w->clustering, first, piece, w->clusters + first); break;
+    case ASSIGN:
+        if (first < skipped) piece -= skipped, first = skipped;
+        kmeans_assign(&w->clustering, first - skipped, piece, w->clusters + first);
+        break;
     case ENCODE:
-        for (uint32_t key = first; key < first + piece; key++) encode(building, w, s, key);
+        for (uint32_t key = first < skipped ? skipped : first; key < first + piece; key++) encode(building, w, s, key);
         break;
     case VALUES:
         piece = INDEX_GRAIN;
@@ -396,6 +412,8 @@ bool clusters_build_step(index_building *building) {
         lay_out_workspace(building->params, count, building->workspace, w);
         memset(w->value_sums, 0, (size_t)cluster_count_of(count) * building->params->value_dim * sizeof(float));
         w->clustering.seed = building->seed;
+        w->clustering.points += first_key(building) * w->clustering.point_stride;
+        w->clustering.point_count -= first_key(building);
     }
     clusters_segment s = clusters_lay_out(building->params, count, building->segment->data);
     if (!run_phase(building, w, &s)) return false;

@@ -45,7 +45,7 @@ static void scan_grain(const index_view *view, const index_search *search, const
     for (uint32_t q = 0; q < search->query_count; q++) {
         view->params->kernels->scan->dot_rows(scratch->query + (size_t)q * dim, dim, keys, dim, INDEX_GRAIN,
                                               scratch->scores);
-        for (uint32_t i = 0; i < INDEX_GRAIN; i++)
+        for (uint32_t i = first == 0 ? view->params->sinks : 0; i < INDEX_GRAIN; i++)
             index_top_add(&scratch->tops[q], index_item(scratch->scores[i], (uint32_t)first + i));
     }
 }

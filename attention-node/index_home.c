@@ -65,6 +65,7 @@ static hd_status fit_builder(builder_slot *slot, const index_set *set, const ind
                            .key_dim = layer->shape.key_dim,
                            .value_dim = layer->shape.value_dim,
                            .keys_max = set->keys_max,
+                           .sinks = SELECTION_INDEX_FIRST,
                            .has_rest = set->has_rest};
     return index_builder_open(&params, &slot->builder);
 }

@@ -46,7 +46,7 @@ struct index_kind {
     size_t (*workspace_bytes)(const index_params *params, uint32_t count);
     size_t (*search_bytes)(const index_params *params, uint32_t query_count, uint32_t tokens_each);
     bool (*build_step)(index_building *building);                           /* true when the segment is done */
-    /* Writes tokens (ascending, each once), token_count, rest where it is asked for, and what was read. */
+    /* Writes tokens (ascending, each once, no sinks), token_count, rest where it is asked for, and what was read. */
     void (*search)(const index_view *view, index_search *search);
 };
 

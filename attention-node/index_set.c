@@ -92,6 +92,7 @@ static index_params params_of(const index_home *home, const index_set *set, uint
                           .key_dim = l->shape.key_dim,
                           .value_dim = l->shape.value_dim,
                           .keys_max = set->keys_max,
+                          .sinks = SELECTION_INDEX_FIRST,
                           .seed = (uint64_t)layer << 32 | head,
                           .has_rest = set->has_rest};
 }

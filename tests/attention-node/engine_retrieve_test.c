@@ -56,16 +56,22 @@ static void finish(toy *t, toy_sequence *s, bool keep) {
 }
 
 /* Rows first .. length-1 of a sequence of its own. */
-static void run_alone(const toy_shape *of, unsigned threads, uint64_t chunk, uint64_t prompt, uint64_t length,
-                      const char *selection, uint64_t first, float *outputs) {
+static void run_pulled(const toy_shape *of, float sink_pull, unsigned threads, uint64_t chunk, uint64_t prompt,
+                       uint64_t length, const char *selection, uint64_t first, float *outputs) {
     toy t;
     toy_sequence s;
     open_toy(&t, of, threads);
+    t.sink_pull = sink_pull;
     start(&t, &s, 1, prompt, length, selection);
     toy_run(&t, &s, 0, first, 500, NULL);
     toy_run(&t, &s, first, length - first, chunk, outputs);
     finish(&t, &s, false);
     toy_fini(&t);
+}
+
+static void run_alone(const toy_shape *of, unsigned threads, uint64_t chunk, uint64_t prompt, uint64_t length,
+                      const char *selection, uint64_t first, float *outputs) {
+    run_pulled(of, 0.0f, threads, chunk, prompt, length, selection, first, outputs);
 }
 
 static double largest_difference(const float *a, const float *b, size_t count) {
@@ -85,6 +91,37 @@ static void an_index_that_returns_everything_gives_full_attention(void **state) 
     /* It can fail: a handful of tokens is not everything. */
     run_alone(&shape_f32, 2, 200, PROMPT, LENGTH, "retrieval,index=exact,tokens=8", FIRST, found);
     assert_true(largest_difference(full, found, floats(&t, LENGTH - FIRST)) > 1e-3);
+    free(full);
+    free(found);
+    toy_fini(&t);
+}
+
+static double relative_error(const float *a, const float *reference, size_t count) {
+    double square = 0.0, whole = 0.0;
+    for (size_t i = 0; i < count; i++) {
+        square += pow((double)a[i] - reference[i], 2.0);
+        whole += pow(reference[i], 2.0);
+    }
+    return sqrt(square / whole);
+}
+
+/* The first tokens carry most of the weight, and there are more of them than an index is asked for. */
+static void sinks_count_once_beside_an_estimate_of_the_rest(void **state) {
+    enum { PROMPT = 4300, LENGTH = 4320, FIRST = PROMPT };
+    const float pull = 6.0f;
+    toy t;
+    toy_init(&t, &shape_bf16);
+    size_t count = floats(&t, LENGTH - FIRST);
+    float *full = outputs_of(&t, LENGTH - FIRST), *found = outputs_of(&t, LENGTH - FIRST);
+    run_pulled(&shape_bf16, pull, 2, 500, PROMPT, LENGTH, NULL, FIRST, full);
+    run_pulled(&shape_bf16, pull, 2, 500, PROMPT, LENGTH, "retrieval,index=clusters,tokens=16", FIRST, found);
+    double error = relative_error(found, full, count);
+    print_message("with the estimate: %.3f\n", error);
+    run_pulled(&shape_bf16, pull, 2, 500, PROMPT, LENGTH, "retrieval,index=clusters,tokens=16,estimate=0", FIRST, found);
+    double without = relative_error(found, full, count);
+    print_message("without: %.3f\n", without);
+    assert_true(error < 0.1);
+    assert_true(error < without / 2);
     free(full);
     free(found);
     toy_fini(&t);
@@ -211,6 +248,7 @@ static void memory_for_indexes_is_refused_by_name_and_comes_back(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_index_that_returns_everything_gives_full_attention),
+        cmocka_unit_test(sinks_count_once_beside_an_estimate_of_the_rest),
         cmocka_unit_test(bits_do_not_depend_on_chunks_and_threads),
         cmocka_unit_test(a_cached_prompt_and_its_indexes_give_the_same_bits),
         cmocka_unit_test(forks_and_cuts_give_the_same_bits),

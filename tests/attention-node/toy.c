@@ -27,12 +27,14 @@ static uint64_t mix(uint64_t a, uint64_t b) {
 }
 
 /* About normal, variance 1, rounded to what the engine is given. */
-static float element(const toy *t, uint64_t hash, int kind, uint32_t layer, uint32_t head, uint32_t i) {
+static float element(const toy *t, uint64_t hash, uint64_t position, int kind, uint32_t layer, uint32_t head,
+                     uint32_t i) {
     uint64_t state = mix(mix(hash, (uint64_t)kind * 64 + layer), (uint64_t)head << 32 | i);
     float sum = 0.0f;
     uint64_t bits = toy_random(&state);
     for (int part = 0; part < 4; part++) sum += (float)(bits >> (16 * part) & 0xffff) / 65536.0f;
     float value = (sum - 2.0f) * 1.7320508f;
+    if (i == 0 && (kind == QUERY || (kind == KEY && position < TOY_SINKS))) value += t->sink_pull;
     return t->shape.dtype == HD_BF16 ? hd_bf16_to_f32(hd_f32_to_bf16(value)) : value;
 }
 
@@ -157,22 +159,23 @@ typedef struct {
     size_t query_pad, output_stride;
 } step_tensors;
 
-static void fill_row(const toy *t, const step_tensors *x, uint32_t layer, uint64_t hash, uint64_t row,
-                     uint64_t row_count) {
+static void fill_row(const toy *t, const step_tensors *x, uint32_t layer, uint64_t hash, uint64_t position,
+                     uint64_t row, uint64_t row_count) {
     const toy_shape *shape = &t->shape;
     for (uint32_t head = 0; head < shape->kv_heads; head++) {
         for (uint32_t g = 0; g < shape->group_size; g++) {
             size_t at = ((head * row_count + row) * shape->group_size + g) * x->query_pad;
             for (uint32_t i = 0; i < shape->key_dim; i++) {
-                put(t, x->queries, at + i, element(t, hash, QUERY, layer, head * shape->group_size + g, i));
+                put(t, x->queries, at + i, element(t, hash, position, QUERY, layer, head * shape->group_size + g, i));
             }
         }
         for (uint32_t i = 0; i < shape->key_dim; i++) {
-            put(t, x->keys, (row * shape->kv_heads + head) * shape->key_dim + i, element(t, hash, KEY, layer, head, i));
+            put(t, x->keys, (row * shape->kv_heads + head) * shape->key_dim + i,
+                element(t, hash, position, KEY, layer, head, i));
         }
         for (uint32_t i = 0; i < shape->value_dim; i++) {
             put(t, x->values, (row * shape->kv_heads + head) * shape->value_dim + i,
-                element(t, hash, VALUE, layer, head, i));
+                element(t, hash, position, VALUE, layer, head, i));
         }
     }
 }
@@ -186,7 +189,8 @@ static void run_layer(toy *t, const toy_rows *rows, uint32_t rows_count, uint64_
     uint64_t row = 0;
     for (uint32_t i = 0; i < rows_count; i++) {
         for (uint64_t k = 0; k < rows[i].count; k++, row++) {
-            fill_row(t, x, layer, rows[i].sequence->hashes[rows[i].first + k], row, row_count);
+            uint64_t position = rows[i].first + k;
+            fill_row(t, x, layer, rows[i].sequence->hashes[position], position, row, row_count);
         }
     }
     size_t element_bytes = hd_dtype_bits(t->shape.dtype) / 8;
@@ -282,9 +286,9 @@ static void expect_head(const toy *t, const toy_sequence *s, uint32_t layer, uin
            sum = 0.0;
     double result[512] = {0};
     for (uint32_t i = 0; i < t->shape.key_dim; i++)
-        query[i] = element(t, s->hashes[position], QUERY, layer, query_head, i);
+        query[i] = element(t, s->hashes[position], position, QUERY, layer, query_head, i);
     for (uint64_t p = first; p <= position; p++) {
-        for (uint32_t i = 0; i < t->shape.key_dim; i++) key[i] = element(t, s->hashes[p], KEY, layer, head, i);
+        for (uint32_t i = 0; i < t->shape.key_dim; i++) key[i] = element(t, s->hashes[p], p, KEY, layer, head, i);
         scores[p] = is_hidden(s, position, p) ? -INFINITY : score_of(t, query, key, layer);
         max = fmax(max, scores[p]);
     }
@@ -292,7 +296,7 @@ static void expect_head(const toy *t, const toy_sequence *s, uint32_t layer, uin
     for (uint64_t p = first; p <= position; p++) {
         double weight = exp(scores[p] - max);
         sum += weight;
-        for (uint32_t i = 0; i < dim; i++) result[i] += weight * element(t, s->hashes[p], VALUE, layer, head, i);
+        for (uint32_t i = 0; i < dim; i++) result[i] += weight * element(t, s->hashes[p], p, VALUE, layer, head, i);
     }
     for (uint32_t i = 0; i < dim; i++) output[i] = (float)(result[i] / sum);
     free(scores);

@@ -15,6 +15,7 @@
 #include "attention-node/engine.h"
 
 #define TOY_LAYERS_MAX 4u
+#define TOY_SINKS 128u
 
 typedef struct toy_shape {
     uint32_t layer_count, kv_heads, group_size, key_dim, value_dim;
@@ -39,6 +40,7 @@ typedef struct toy {
     attention_stream streams[2 * TOY_LAYERS_MAX];
     attention_layer layers[TOY_LAYERS_MAX];
     float *sinks;
+    float sink_pull; /* added to the first coordinate of every query, and of the first TOY_SINKS keys; 0 at first */
     engine_config config; /* of the engine that toy_open opens; may be changed before */
     hd_pool *pool;
     attention *attention;
