@@ -171,6 +171,7 @@ size_t worker_event_pack(const worker_event *event, uint64_t id, unsigned char *
     m.stop_id = event->stop_id;
     m.status = (uint32_t)rpc_code_of_status(event->status);
     m.message = (char *)(event->message != NULL ? event->message : "");
+    m.selection = (char *)(event->selection != NULL ? event->selection : "");
     report.n_events = 1;
     report.events = list;
     size_t count = protobuf_c_message_get_packed_size(&report.base);
@@ -190,6 +191,7 @@ hd_status worker_event_decode(const Hadal__Event *m, worker_event *event) {
                             .cached_tokens = m->cached_tokens,
                             .prompt_done = m->prompt_done,
                             .prompt_count = m->prompt_count,
+                            .selection = m->selection[0] != '\0' ? m->selection : NULL,
                             .token_id = m->token_id,
                             .position = m->position,
                             .logprobs = m->logprobs.len > 0 ? (const worker_logprob *)m->logprobs.data : NULL,

@@ -203,6 +203,7 @@ static void check_tokens(const uint32_t *tokens, uint64_t first, uint64_t count)
 
 static void check_answered(const client_request *r, uint64_t first) {
     if (r->has_failed) fail_msg("%s: %s", hd_status_name(r->status), r->message);
+    assert_string_equal(r->selection, "full");
     assert_int_equal(first + r->choices[0].token_count, ANSWER);
     check_tokens(r->choices[0].token_ids, first, r->choices[0].token_count);
 }

@@ -57,6 +57,8 @@ static void on_event(worker_request *request, const worker_event *event) {
     switch (event->kind) {
     case WORKER_STARTED:
         expect(r->started_order == 0, "started twice");
+        expect(event->selection != NULL, "started with no selection");
+        snprintf(r->selection, sizeof(r->selection), "%s", event->selection);
         r->started_order = order;
         r->cached_tokens = r->prompt_done = event->cached_tokens;
         break;

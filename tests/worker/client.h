@@ -39,6 +39,7 @@ typedef struct client_request {
     bool has_failed;
     hd_status status;
     char message[256];
+    char selection[256]; /* that it has started with */
     void (*watch)(struct client_request *request, const worker_event *event);
     void *watch_context;
 } client_request;
