@@ -1,6 +1,7 @@
 #!/bin/sh
-# demo.sh - serves a small model made on the spot and asks it about a document of 32,000 tokens. Called by ./run demo, which has
-# installed and built what is needed.
+# demo.sh [TOKENS] - serves a small model made on the spot and asks it about a document of 32,000 tokens.
+# demo.sh cluster [FLAGS] - the same model in a cluster that loses nodes (cluster_demo.py).
+# Called by ./run demo and ./run cluster-demo, which have installed and built what is needed.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -12,4 +13,9 @@ if [ ! -f "$model/config.json" ]; then
     mkdir -p "$model"
     "$python" tools/needle/make_needle_model.py "$model"
 fi
-exec "$python" tools/demo.py build/hadal "$model" "$@"
+script=tools/demo.py
+if [ "${1:-}" = cluster ]; then
+    script=tools/cluster_demo.py
+    shift
+fi
+exec "$python" "$script" build/hadal "$model" "$@"

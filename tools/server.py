@@ -1,4 +1,4 @@
-"""A `hadal serve` process and a small HTTP client for it, of Python's standard library alone."""
+"""A small HTTP client, and a `hadal serve` process that is one, of Python's standard library alone."""
 import http.client
 import json
 import os
@@ -14,46 +14,19 @@ def free_port():
         return listener.getsockname()[1]
 
 
-class Server:
-    """Runs `hadal serve MODEL_DIR FLAGS` from `with` to its end; log is the path its standard error goes to."""
+class Client:
+    """What is asked of one address; key is an API key, where there are keys."""
 
-    def __init__(self, binary, model, flags=(), log=os.devnull):
-        self.port = free_port()
-        self.log = log
-        self.command = [binary, "serve", model, "--listen", f"127.0.0.1:{self.port}", *flags]
-        self.process = None
-
-    def __enter__(self):
-        with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(self.command, stderr=log, stdout=log)
-        deadline = time.monotonic() + 600
-        while True:
-            if self.process.poll() is not None:
-                with open(self.log, errors="replace") as log:
-                    raise RuntimeError(f"{' '.join(self.command)} ended with {self.process.returncode}:\n{log.read()[-2000:]}")
-            try:
-                if self.get("/ready")[0] == 200:
-                    return self
-            except OSError:
-                pass
-            if time.monotonic() > deadline:
-                self.process.kill()
-                raise RuntimeError("the server was not ready within 600 s")
-            time.sleep(0.05)
-
-    def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(timeout=60)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+    def __init__(self, host, port, key=None):
+        self.host, self.port = host, port
+        self.headers = {"Content-Type": "application/json"}
+        if key is not None:
+            self.headers["Authorization"] = f"Bearer {key}"
 
     def _request(self, method, path, body=None, timeout=3600):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
         payload = None if body is None else json.dumps(body).encode()
-        connection.request(method, path, payload, {"Content-Type": "application/json"})
+        connection.request(method, path, payload, self.headers)
         return connection, connection.getresponse()
 
     def get(self, path):
@@ -100,6 +73,43 @@ class Server:
             if line.startswith((name + " ", name + "{")):
                 return float(line.rsplit(" ", 1)[1])
         raise KeyError(name)
+
+
+class Server(Client):
+    """Runs `hadal serve MODEL_DIR FLAGS` from `with` to its end; log is the path its standard error goes to."""
+
+    def __init__(self, binary, model, flags=(), log=os.devnull):
+        super().__init__("127.0.0.1", free_port())
+        self.log = log
+        self.command = [binary, "serve", model, "--listen", f"127.0.0.1:{self.port}", *flags]
+        self.process = None
+
+    def __enter__(self):
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(self.command, stderr=log, stdout=log)
+        deadline = time.monotonic() + 600
+        while True:
+            if self.process.poll() is not None:
+                with open(self.log, errors="replace") as log:
+                    raise RuntimeError(f"{' '.join(self.command)} ended with {self.process.returncode}:\n{log.read()[-2000:]}")
+            try:
+                if self.get("/ready")[0] == 200:
+                    return self
+            except OSError:
+                pass
+            if time.monotonic() > deadline:
+                self.process.kill()
+                raise RuntimeError("the server was not ready within 600 s")
+            time.sleep(0.05)
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
 
     def memory(self, key):
         """VmRSS or VmHWM of the process, in bytes."""

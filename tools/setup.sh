@@ -1,10 +1,11 @@
 #!/bin/sh
 # setup.sh GROUP... - installs what a task of ./run needs on Debian 12, by package name, and nothing that is there already.
 #
-#   build   compilers, CMake and libraries         needle  Python packages that write the needle model
-#   lint    clang-tidy, clang-format               api     the official OpenAI clients for Python and Node
-#   fuzz    clang with libFuzzer                   fuzz and lint include build's packages
+#   build   compilers, CMake and libraries         needle   Python packages that write the needle model
+#   lint    clang-tidy, clang-format               api      the official OpenAI clients for Python and Node
+#   fuzz    clang with libFuzzer                   cluster  etcd, and ip for network namespaces
 #   cuda    a CUDA toolkit in var/cuda, where HADAL_CUDA_HOME names none
+# fuzz and lint include build's packages.
 #
 # What dpkg and the stamps beside the Python and npm packages say is believed, so a second call changes nothing and takes a
 # few hundredths of a second. HADAL_SETUP=skip trusts that everything is there (a system that is not Debian).
@@ -21,6 +22,7 @@ libjansson-dev libsodium-dev libxxhash-dev liburing-dev libdnnl-dev libgrpc-dev 
 etcd-client openssl cargo-web rustc-web python3"
 lint_packages="$build_packages clang-tidy clang-format"
 fuzz_packages="$build_packages clang llvm-14 libclang-rt-14-dev"
+cluster_packages="etcd-server iproute2 util-linux python3"
 python_packages="python3 python3-venv python3-pip"
 log=build/setup.log
 node_version=6.49.0 # of the npm package openai; the newest that runs on Debian 12's Node 18
@@ -107,7 +109,7 @@ install_cuda() {
 }
 
 [ "${HADAL_SETUP:-}" = skip ] && exit 0
-[ $# -gt 0 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2; }
 mkdir -p build
 for group in "$@"; do
     # shellcheck disable=SC2086
@@ -115,9 +117,10 @@ for group in "$@"; do
     build) begin_crate; install_packages $build_packages ;;
     lint) install_packages $lint_packages ;;
     fuzz) install_packages $fuzz_packages ;;
+    cluster) install_packages $cluster_packages ;;
     needle) install_python requirements-needle.txt ;;
     api) install_python requirements-api.txt; install_node ;;
     cuda) install_cuda ;;
-    *) fail "no group '$group'; there are: build lint fuzz needle api cuda" ;;
+    *) fail "no group '$group'; there are: build lint fuzz cluster needle api cuda" ;;
     esac
 done
