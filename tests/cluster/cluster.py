@@ -10,11 +10,14 @@ import time
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 ETCD = "/usr/bin/etcd"
+# A loopback address of this process alone: tests that run beside it, whose connections come from 127.0.0.1, cannot take a port
+# between the moment when it was found free and the moment when it is listened on, nor while its node is dead.
+HOST = "127.{}.{}.{}".format(64 + (os.getpid() >> 16) % 64, os.getpid() >> 8 & 255, os.getpid() & 255)
 
 
 def free_port():
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.bind((HOST, 0))
         return listener.getsockname()[1]
 
 
@@ -47,7 +50,7 @@ class Process:
             self.process.kill()
         self.process.wait()
 
-    def stop(self, timeout=30):
+    def stop(self, timeout=90):
         """SIGTERM; the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -72,7 +75,7 @@ class Api:
 
     def request(self, method, path, body=None, timeout=120):
         """(status, object)"""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout)
         try:
             payload = None if body is None else json.dumps(body).encode()
             connection.request(method, path, payload, {"Content-Type": "application/json"})
@@ -83,14 +86,14 @@ class Api:
 
     def stream(self, body, on_token=None):
         """The token ids of each choice of a streamed completion, in the order in which they came, and how each ended."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=120)
         try:
             connection.request("POST", "/v1/completions", json.dumps({**body, "stream": True, "return_token_ids": True}),
                                {"Content-Type": "application/json"})
             response = connection.getresponse()
             if response.status != 200:
                 raise AssertionError(f"HTTP {response.status}: {response.read().decode()[:500]}")
-            tokens, ends, is_done, times = {}, {}, False, []
+            tokens, ends, is_done = {}, {}, False
             for line in response:
                 if not line.startswith(b"data: "):
                     continue
@@ -103,14 +106,13 @@ class Api:
                 for choice in event.get("choices", []):
                     new = choice.get("token_ids") or []
                     tokens.setdefault(choice["index"], []).extend(new)
-                    times.append(time.monotonic())
                     if choice.get("finish_reason"):
                         ends[choice["index"]] = choice["finish_reason"]
                     if on_token and new:
                         on_token(len(new))
             if not is_done:
                 raise AssertionError("the stream was cut")
-            return {"tokens": tokens, "ends": ends, "gap": max([b - a for a, b in zip(times, times[1:])] or [0])}
+            return {"tokens": tokens, "ends": ends}
         finally:
             connection.close()
 
@@ -120,7 +122,7 @@ class Cluster:
         self.binary, self.directory = binary, directory
         self.processes, self.ports = {}, {}
         self.etcd_port, self.peer_port = free_port(), free_port()
-        self.etcd_url = f"http://127.0.0.1:{self.etcd_port}"
+        self.etcd_url = f"http://{HOST}:{self.etcd_port}"
 
     def __enter__(self):
         return self
@@ -135,34 +137,43 @@ class Cluster:
         return self.processes[name]
 
     def start_etcd(self):
-        peer = f"http://127.0.0.1:{self.peer_port}"
-        return self.start("etcd", [ETCD, "--data-dir", os.path.join(self.directory, "etcd"), "--listen-client-urls", self.etcd_url,
-                                   "--advertise-client-urls", self.etcd_url, "--listen-peer-urls", peer,
-                                   "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"])
+        peer = f"http://{HOST}:{self.peer_port}"
+        self.start("etcd", [ETCD, "--data-dir", os.path.join(self.directory, "etcd"), "--listen-client-urls", self.etcd_url,
+                            "--advertise-client-urls", self.etcd_url, "--listen-peer-urls", peer,
+                            "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"])
+        # Nodes that join wait for it a few seconds only.
+        self.wait("etcd", lambda: Api(self.etcd_port).request("GET", "/health", timeout=5)[1]["health"] == "true")
 
     def start_worker(self, name, model, *flags):
         self.ports.setdefault(name, free_port())
         return self.start(name, [self.binary, "worker", "--etcd", self.etcd_url, "--model", model, "--listen",
-                                 f"127.0.0.1:{self.ports[name]}", "--node-id", name, "--threads", "1", "--hot-memory", "64M",
-                                 "--max-batch-tokens", "64", "--drain-timeout", "20s", *flags])
+                                 f"{HOST}:{self.ports[name]}", "--node-id", name, "--threads", "1", "--hot-memory", "64M",
+                                 "--max-batch-tokens", "64", "--drain-timeout", "60s", *flags])
 
     def start_coordinator(self, name, *flags):
         self.ports.setdefault(name, free_port())
-        self.start(name, [self.binary, "coordinator", "--etcd", self.etcd_url, "--listen", f"127.0.0.1:{self.ports[name]}",
-                          "--node-id", name, "--drain-timeout", "20s", *flags])
+        self.start(name, [self.binary, "coordinator", "--etcd", self.etcd_url, "--listen", f"{HOST}:{self.ports[name]}",
+                          "--node-id", name, "--drain-timeout", "60s", *flags])
         return Api(self.ports[name])
 
-    def wait(self, what, condition, timeout=60):
-        deadline = time.monotonic() + timeout
+    def wait(self, what, condition, timeout=60, lasting=0):
+        """Until the condition holds, and has held for so long."""
+        deadline, since = time.monotonic() + timeout, None
         while True:
+            holds = False
             for name, process in self.processes.items():
                 if process.process.poll() not in (None, -signal.SIGKILL, 0):
                     raise AssertionError(f"{name} has ended:\n{process.text()[-2000:]}")
             try:
-                if condition():
-                    return
+                holds = condition()
             except OSError:
                 pass
+            if not holds:
+                since = None
+            elif since is None:
+                since = time.monotonic()
+            if holds and time.monotonic() - since >= lasting:
+                return
             if time.monotonic() > deadline:
                 logs = "\n".join(f"-- {name}\n{process.text()[-1500:]}" for name, process in self.processes.items() if name != "etcd")
                 raise AssertionError(f"not within {timeout} s: {what}\n{logs}")
@@ -179,6 +190,6 @@ class Cluster:
 
     def run(self, *arguments, api):
         """One of the operator's commands; (exit code, standard output, standard error)."""
-        result = subprocess.run([self.binary, *arguments, "--coordinator", f"http://127.0.0.1:{api.port}"], capture_output=True,
+        result = subprocess.run([self.binary, *arguments, "--coordinator", f"http://{HOST}:{api.port}"], capture_output=True,
                                 text=True, timeout=120)
         return result.returncode, result.stdout, result.stderr

@@ -13,7 +13,7 @@ import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from cluster import ETCD, Api, Cluster, Process, free_port, make_model  # noqa: E402
+from cluster import ETCD, HOST, Api, Cluster, Process, free_port, make_model  # noqa: E402
 
 HADAL = sys.argv[1]
 STREAMS, TOKENS = 8, 160
@@ -80,7 +80,7 @@ class Takeover(unittest.TestCase):
     def run_alone(cls, requests):
         """The answers of a single process."""
         port = free_port()
-        process = Process([HADAL, "serve", cls.model, "--listen", f"127.0.0.1:{port}", "--threads", "1", "--hot-memory", "64M"],
+        process = Process([HADAL, "serve", cls.model, "--listen", f"{HOST}:{port}", "--threads", "1", "--hot-memory", "64M"],
                           os.path.join(cls.directory, "serve.log"))
         api = Api(port)
         try:
@@ -114,25 +114,32 @@ class Takeover(unittest.TestCase):
         for i, (answer, wanted) in enumerate(zip(answers, expected or self.expected)):
             self.assertEqual(answer["tokens"], wanted["tokens"], f"request {i}")
             self.assertEqual(answer["ends"], wanted["ends"], f"request {i}")
-        return max(answer["gap"] for answer in answers)
 
     def test_killed_workers_lose_no_token(self):
         with self.cluster() as cluster:
             api = self.begin(cluster)
+            coordinator = cluster.processes["coordinator-1"]
             for turn in range(4):
                 streams = Streams(api, self.requests)
                 # Sometimes in the prefill, sometimes late.
                 streams.wait_tokens((0, 40, 300, 800)[turn])
                 victim = f"worker-{turn % 2 + 1}"
                 if turn == 0:
-                    cluster.wait("something running", lambda: cluster.nodes(api)[victim]["sequences"] > 0, 10)
+                    cluster.wait("something running", lambda: cluster.nodes(api)[victim]["sequences"] > 0)
+                connected = f"event=worker_connected node={victim} "
+                connections = coordinator.text().count(connected)
                 cluster.processes[victim].kill()
-                gap = self.check(streams)
-                self.assertLess(gap, 10)
+                self.check(streams)
+                # Its connection told at once: nobody waited for pings, or for a lease to run out.
+                self.assertNotIn("keepalive", self.last_loss(cluster, victim))
                 cluster.start_worker(victim, self.model)
-                cluster.wait("it has joined again", lambda: f"node={victim}" in
-                             cluster.processes["coordinator-1"].text().split("worker_lost")[-1].split("worker_connected")[-1])
-            self.assertGreaterEqual(cluster.processes["coordinator-1"].text().count("event=takeover"), 4)
+                cluster.wait("it has joined again", lambda: coordinator.text().count(connected) > connections)
+            self.assertGreaterEqual(coordinator.text().count("event=takeover"), 4)
+
+    def last_loss(self, cluster, worker):
+        """What the coordinator logged of it."""
+        lines = cluster.processes["coordinator-1"].text().splitlines()
+        return [line for line in lines if f"event=worker_lost node={worker} " in line][-1]
 
     def test_a_worker_that_hangs_is_left_and_is_not_heard_when_it_wakes(self):
         with self.cluster() as cluster:
@@ -141,6 +148,7 @@ class Takeover(unittest.TestCase):
             streams.wait_tokens(100)
             cluster.processes["worker-1"].pause()  # no reset arrives, as in a partition: pings decide
             self.check(streams)
+            self.assertIn("keepalive", self.last_loss(cluster, "worker-1"))
             cluster.processes["worker-1"].go_on()
             cluster.wait_state(api, "worker-1", "ready")
             self.check(Streams(api, self.requests))
@@ -203,6 +211,9 @@ class Takeover(unittest.TestCase):
             time.sleep(5)  # longer than every lease
             cluster.processes["etcd"].go_on()
             self.check(streams)
+            # When it wakes it may end the leases that ran out meanwhile: the view to be kept is the one after that.
+            cluster.wait("both workers, for good", lambda: all(cluster.nodes(api).get(f"worker-{i + 1}", {}).get("state") == "ready"
+                                                               for i in range(2)), lasting=2)
             cluster.processes["etcd"].kill()
             self.check(Streams(api, self.requests))  # the last view is good for new ones as well
             cluster.start_etcd()
@@ -259,7 +270,7 @@ class Takeover(unittest.TestCase):
             self.begin(cluster, workers=1)
             other = make_model(os.path.join(cluster.directory, "golden"), "mistral")
             stranger = cluster.start_worker("stranger", other)
-            self.assertEqual(stranger.process.wait(timeout=30), 1)
+            self.assertEqual(stranger.process.wait(timeout=60), 1)
             self.assertIn("node worker-1 serves other weights under the name 'golden'", stranger.text())
             del cluster.processes["stranger"]
 
