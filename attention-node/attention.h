@@ -181,6 +181,15 @@ typedef struct attention_ops {
      * was left out. HD_TIMED_OUT, HD_IO, HD_CORRUPT: those of some sequences are not (rule 7), and sequence_length
      * tells of which; after HD_TIMED_OUT the same rows may be tried again. HD_CORRUPT tells of the worst. */
     hd_status (*step_end)(attention *self);
+    /* step_begin and step_end in two halves, so that several attentions work at once: HD_PENDING, and step_finish gives
+     * the answer; or the answer itself. Rows and error are borrowed until then, and no other call comes between. */
+    hd_status (*step_begin_post)(attention *self, const attention_rows *rows, uint32_t row_span_count, hd_error *error);
+    hd_status (*step_end_post)(attention *self);
+    hd_status (*step_finish)(attention *self);
+    /* Of the open step, between two layers: why a span's rows are lost so far (rule 7), or HD_OK. Who has further parts
+     * of the same rows elsewhere tells those by step_lose: computed from what is lost, they must not be kept either. */
+    hd_status (*step_lost)(attention *self, uint32_t span);
+    void (*step_lose)(attention *self, uint32_t span, hd_status why);
     /* Drops every block that only the prefix cache holds. */
     void (*cache_reset)(attention *self);
     void (*stats)(const attention *self, attention_stats *stats); /* any thread */

@@ -14,14 +14,16 @@
  *   PREFIX    as OPEN
  *   BEGIN                                   wire_row ... | token ids of all rows
  *   LAYER     (layer)                       queries [H, R, G, pad] or nothing | keys, values [kept rows, H, dim]
- *   END
+ *   END                                     a status of every span, u32, or nothing: rows that other nodes lost
  *   RESET     (the prefix cache)
  *
  * An answer has the call's kind with ATTENTION_ANSWER set, the status in flags, a number in value (OPEN, PREFIX: cached
  * tokens; LENGTH: length; HELLO: the version), and the parts wire_stats | a sentence for a person | ..., then of HELLO
  * the kernels' name, of FIND wire_found ..., of LAYER
  *   output [whole rows, H, G, value_dim] | partial out [H, range rows, G, value_dim] | max | sum [H, range rows, G]
- * without replica rows. Rows keep the order of BEGIN. Little endian, as the machines are; statuses and types are the
+ *   | a status of every span, u32, or nothing: rows that are lost so far (attention.h, rule 7)
+ * without replica rows. Rows keep the order of BEGIN. wire_stats grows at its end: what a shorter one has not is 0, and
+ * what a longer one has besides is ignored. Little endian, as the machines are; statuses and types are the
  * numbers of hd_status and hd_dtype, which only ever grow at their ends.
  * Threads: values. */
 #ifndef ATTENTION_NODE_ATTENTION_FRAMES_H
@@ -95,8 +97,9 @@ _Static_assert(sizeof(wire_row) == 40, "wire layout");
 typedef struct wire_stats {
     uint64_t budget_bytes, block_bytes, blocks_total, blocks_sequences, blocks_reserved, blocks_cached, sequences;
     uint64_t prefix_queries_tokens, prefix_hits_tokens, appended_tokens, evicted_blocks;
+    uint64_t index_bytes, index_budget_bytes, hot_used_bytes, warm_used_bytes, cold_used_bytes, warm_bytes, cold_bytes;
 } wire_stats;
-_Static_assert(sizeof(wire_stats) == 88, "wire layout");
+_Static_assert(sizeof(wire_stats) == 144, "wire layout");
 
 typedef struct wire_found {
     uint64_t name, epoch, first_position, end_position, length;

@@ -32,7 +32,14 @@ static void read_wire_stats(const attention_service *s, wire_stats *w) {
                       .prefix_queries_tokens = stats.prefix_queries_tokens,
                       .prefix_hits_tokens = stats.prefix_hits_tokens,
                       .appended_tokens = stats.appended_tokens,
-                      .evicted_blocks = stats.evicted_blocks};
+                      .evicted_blocks = stats.evicted_blocks,
+                      .index_bytes = stats.index_bytes,
+                      .index_budget_bytes = stats.index_budget_bytes,
+                      .hot_used_bytes = stats.hot_used_bytes,
+                      .warm_used_bytes = stats.warm_used_bytes,
+                      .cold_used_bytes = stats.cold_used_bytes,
+                      .warm_bytes = stats.warm_bytes,
+                      .cold_bytes = stats.cold_bytes};
 }
 
 /* The worker has heard the answer before when it calls again, so at most the last one is still being given back. */
@@ -99,7 +106,7 @@ static hd_status run_open(service_link *link, const frame *f, uint64_t *value, h
     uint64_t length;
     hd_status status = params_of(f, &params, selection, sizeof(selection), error);
     if (status != HD_OK) return status;
-    bool is_new = s->engine->ops->sequence_length(s->engine, f->sequence, &length) != HD_OK;
+    bool is_new = s->engine->ops->sequence_length(s->engine, f->sequence, &length) == HD_NOT_FOUND;
     if (is_new && atomic_load(&s->is_draining))
         return hd_error_set(error, HD_FULL, "this attention node is draining and takes no new sequences");
     status = link->view->ops->sequence_open(link->view, &params, value, error);
@@ -213,6 +220,31 @@ static attention_tensor tensor_of(const attention_service *s, const void *data) 
     return (attention_tensor){.data = (void *)data, .dtype = s->kv_dtype};
 }
 
+/* What the step has lost so far; nothing where it has not. */
+static frame_part read_lost(const service_link *link, service_answer *a) {
+    bool has_lost = false;
+    for (uint32_t i = 0; i < link->step.span_count; i++) {
+        a->lost[i] = (uint32_t)link->view->ops->step_lost(link->view, i);
+        has_lost = has_lost || a->lost[i] != HD_OK;
+    }
+    return (frame_part){a->lost, has_lost ? link->step.span_count * sizeof(*a->lost) : 0};
+}
+
+static hd_status run_end(service_link *link, const frame *f, hd_error *error) {
+    if (!link->has_step) return hd_error_set(error, HD_INVALID, "there is no step to end");
+    if (f->part_count > 0 && f->parts[0].count > 0) {
+        if (!wire_part(f, 0, sizeof(uint32_t), link->step.span_count))
+            return hd_error_set(error, HD_CORRUPT, "the end of a step of other rows");
+        const uint32_t *lost = f->parts[0].bytes;
+        for (uint32_t i = 0; i < link->step.span_count; i++) {
+            bool is_known = lost[i] == HD_TIMED_OUT || lost[i] == HD_IO || lost[i] == HD_CORRUPT;
+            if (is_known) link->view->ops->step_lose(link->view, i, (hd_status)lost[i]);
+        }
+    }
+    link->has_step = false;
+    return link->view->ops->step_end(link->view);
+}
+
 static hd_status run_layer(service_link *link, const frame *f, service_answer *a, frame_part *parts, hd_error *error) {
     attention_service *s = link->service;
     if (!link->has_step || f->layer >= s->table.layer_count)
@@ -253,6 +285,7 @@ static hd_status run_layer(service_link *link, const frame *f, service_answer *a
     parts[1] = (frame_part){a->partial.out, range_rows * shape.value_dim * sizeof(float)};
     parts[2] = (frame_part){a->partial.max, range_rows * sizeof(float)};
     parts[3] = (frame_part){a->partial.sum, range_rows * sizeof(float)};
+    parts[4] = read_lost(link, a);
     return HD_OK;
 }
 
@@ -284,11 +317,8 @@ static hd_status run_call(service_link *link, const frame *f, service_answer *a,
         return status;
     }
     case ATTENTION_BEGIN: return run_begin(link, f, error);
-    case ATTENTION_LAYER: *part_count = 4; return run_layer(link, f, a, parts, error);
-    case ATTENTION_END:
-        if (!link->has_step) return hd_error_set(error, HD_INVALID, "there is no step to end");
-        link->has_step = false;
-        return view->ops->step_end(view);
+    case ATTENTION_LAYER: *part_count = 5; return run_layer(link, f, a, parts, error);
+    case ATTENTION_END: return run_end(link, f, error);
     case ATTENTION_RESET: view->ops->cache_reset(view); return HD_OK;
     default: return hd_error_set(error, HD_UNSUPPORTED, "a call of kind %u, which this version does not know", f->kind);
     }
@@ -308,7 +338,7 @@ static void on_frame(void *context, transport_link *base, const frame *f) {
         return;
     }
     hd_error error = {.text = ""};
-    frame_part parts[4] = {{NULL, 0}};
+    frame_part parts[5] = {{NULL, 0}};
     uint32_t part_count = 0;
     uint64_t value = 0;
     hd_status status = run_call(link, f, a, &value, parts, &part_count, &error);

@@ -21,7 +21,13 @@
 typedef struct attention_service attention_service;
 
 typedef struct attention_service_config {
-    uint64_t hot_bytes;
+    /* As engine_config's. hot_bytes, warm_bytes and index_bytes add up. */
+    uint64_t hot_bytes, warm_bytes, index_bytes;
+    const char *cold_directory;
+    uint64_t cold_bytes;
+    uint32_t cold_patience_ms;
+    bool has_kv_dtype; /* only workers of kv_dtype are taken; else the first one says it */
+    hd_dtype kv_dtype;
     uint32_t links_max; /* workers at once */
     uint64_t orphan_ms;
     unsigned char key[32]; /* secret of the identity hash */

@@ -399,6 +399,11 @@ static const attention_ops engine_ops = {
     .submit = engine_step_submit,
     .wait = engine_step_wait,
     .step_end = engine_step_end,
+    .step_begin_post = engine_step_begin,
+    .step_end_post = engine_step_end,
+    .step_finish = engine_step_finish,
+    .step_lost = engine_step_lost,
+    .step_lose = engine_step_lose,
     .cache_reset = cache_reset,
     .stats = read_stats,
     .dtype = dtype_of,
@@ -442,7 +447,7 @@ hd_status engine_open(const engine_config *config, attention **out, hd_error *er
     /* A prefix of a table with states is only resumable with snapshots, which belong to open sequences. */
     e->home.is_sharing = attention_layer_table_state_bytes(&config->layers) == 0;
     status = engine_memory_open(e, config, error);
-    if (status == HD_OK) status = engine_retrieve_open(e, config->index_bytes, config->index_builders, error);
+    if (status == HD_OK) status = engine_retrieve_open(e, config, error);
     if (status != HD_OK) {
         free_engine(e);
         return status;

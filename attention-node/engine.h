@@ -22,6 +22,7 @@ typedef struct engine_config {
     uint64_t cold_bytes;        /* files in it, at most */
     uint32_t cold_patience_ms;  /* with the disk about one read, before a step goes on without it; 0: 500 */
     uint64_t index_bytes;   /* beside it, for indexes and searches; 0: selections that search are refused */
+    uint32_t head_first;    /* of the model's KV heads the table's first: indexes are the same however they are split */
     const struct selection_overrides *overrides; /* or NULL; lent until the engine closes */
     uint32_t index_builders; /* threads that build indexes; with index_bytes at least 1 */
     uint32_t step_rows_max; /* rows of a step, at most */

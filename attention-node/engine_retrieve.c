@@ -63,7 +63,8 @@ static engine_found found_at(const engine *e, unsigned char **next, const finder
     return found;
 }
 
-hd_status engine_retrieve_open(engine *e, uint64_t index_bytes, unsigned builder_count, hd_error *error) {
+hd_status engine_retrieve_open(engine *e, const engine_config *of, hd_error *error) {
+    uint64_t index_bytes = of->index_bytes;
     if (index_bytes == 0) return HD_OK;
     finder_sizes sizes = sizes_of(e);
     uint32_t thread_count = hd_pool_thread_count(e->pool);
@@ -94,7 +95,8 @@ hd_status engine_retrieve_open(engine *e, uint64_t index_bytes, unsigned builder
                                 .store = &e->home.store,
                                 .kernels = e->kernels,
                                 .budget_bytes = index_bytes - all,
-                                .builder_count = builder_count};
+                                .builder_count = of->index_builders,
+                                .head_first = of->head_first};
     hd_status status = index_home_open(&config, &e->indexes);
     return status == HD_OK ? HD_OK : hd_error_set(error, status, "cannot start the threads that build indexes");
 }

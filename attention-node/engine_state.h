@@ -162,6 +162,9 @@ hd_status engine_step_begin(attention *self, const attention_rows *rows, uint32_
 hd_status engine_step_submit(attention *self, const attention_layer_call *call);
 hd_status engine_step_wait(attention *self, uint32_t layer);
 hd_status engine_step_end(attention *self);
+hd_status engine_step_finish(attention *self);
+hd_status engine_step_lost(attention *self, uint32_t span);
+void engine_step_lose(attention *self, uint32_t span, hd_status why);
 
 void engine_run_layer(void *engine, unsigned thread, unsigned thread_count); /* tickets up to step.ticket_end */
 
@@ -176,7 +179,7 @@ void engine_write_output(const engine *e, const engine_layer *layer, uint32_t fi
 const void *engine_queries(const engine *e, const engine_layer *layer, uint32_t first_row, uint32_t head);
 
 /* engine_retrieve.c. index_bytes 0: no indexes are kept, and whoever needs them is refused. */
-hd_status engine_retrieve_open(engine *e, uint64_t index_bytes, unsigned builder_count, hd_error *error);
+hd_status engine_retrieve_open(engine *e, const engine_config *config, hd_error *error);
 void engine_retrieve_close(engine *e);
 void engine_retrieve_publish(engine *e); /* after a step */
 void engine_retrieve_stats(const engine *e, attention_stats *stats);

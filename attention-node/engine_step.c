@@ -523,3 +523,21 @@ hd_status engine_step_end(attention *self) {
     if (e->indexes != NULL) engine_retrieve_publish(e);
     return is_done ? lost : e->step.is_broken ? HD_STALE : HD_CANCELLED;
 }
+
+/* Both halves are done with the first. */
+hd_status engine_step_finish(attention *self) {
+    return HD_INVALID;
+}
+
+hd_status engine_step_lost(attention *self, uint32_t span) {
+    const engine *e = engine_of(self);
+    assert(e->step.is_open && span < e->step.span_count);
+    const sequence *s = e->step.sequences[span];
+    return s == NULL ? HD_OK : (hd_status)atomic_load_explicit(&s->step_status, memory_order_relaxed);
+}
+
+void engine_step_lose(attention *self, uint32_t span, hd_status why) {
+    engine *e = engine_of(self);
+    assert(e->step.is_open && span < e->step.span_count);
+    if (e->step.sequences[span] != NULL) engine_lose(e, e->step.sequences[span]->runs, why);
+}

@@ -93,7 +93,7 @@ static index_params params_of(const index_home *home, const index_set *set, uint
                           .value_dim = l->shape.value_dim,
                           .keys_max = set->keys_max,
                           .sinks = SELECTION_INDEX_FIRST,
-                          .seed = (uint64_t)layer << 32 | head,
+                          .seed = (uint64_t)layer << 32 | (home->config.head_first + head),
                           .has_rest = set->has_rest};
 }
 

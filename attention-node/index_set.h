@@ -35,6 +35,7 @@ typedef struct index_home_config {
     const kernel_ops *kernels;
     uint64_t budget_bytes; /* of all sets together */
     unsigned builder_count;
+    uint32_t head_first; /* of the model's KV heads the table's first: seeds are those of the model's heads */
 } index_home_config;
 
 typedef struct index_home_stats {

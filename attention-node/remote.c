@@ -51,6 +51,8 @@ typedef struct remote {
     wire_step step;
     attention_layer_call layer_call;
     bool is_submitted;
+    uint32_t *lost; /* [sequences_max]: statuses of the step's spans, the node's and those that it is told */
+    bool has_lost;
     void *kept_keys, *kept_values; /* where not every row is kept */
 
     _Atomic uint64_t stats[sizeof(wire_stats) / sizeof(uint64_t)]; /* in the order of wire_stats */
@@ -74,10 +76,26 @@ static void lose(remote *r, hd_status status, const char *reason) {
            hd_log_quote(reason, quoted, sizeof(quoted)));
 }
 
-static void take_stats(remote *r, const void *bytes) {
-    const uint64_t *words = bytes;
-    for (size_t i = 0; i < sizeof(wire_stats) / sizeof(uint64_t); i++)
-        atomic_store_explicit(&r->stats[i], words[i], memory_order_relaxed);
+static void take_stats(remote *r, const frame_part *part) {
+    const uint64_t *words = part->bytes;
+    for (size_t i = 0; i < sizeof(wire_stats) / sizeof(uint64_t); i++) {
+        uint64_t word = i < part->count / sizeof(uint64_t) ? words[i] : 0;
+        atomic_store_explicit(&r->stats[i], word, memory_order_relaxed);
+    }
+}
+
+/* The node's statuses; what it has been told stays. */
+static bool take_lost(remote *r, const frame *f, uint32_t part) {
+    if (f->part_count <= part || f->parts[part].count == 0) return true;
+    if (!wire_part(f, part, sizeof(uint32_t), r->step.span_count)) return false;
+    const uint32_t *lost = f->parts[part].bytes;
+    for (uint32_t i = 0; i < r->step.span_count; i++) {
+        if (lost[i] >= HD_STATUS_COUNT) return false;
+        if (lost[i] == HD_OK) continue;
+        r->lost[i] = lost[i];
+        r->has_lost = true;
+    }
+    return true;
 }
 
 /* The rows of one KV head, from the answer's dense order to the places that the caller's rows have. */
@@ -119,7 +137,7 @@ static bool take_layer(remote *r, const frame *f) {
     uint64_t per_row = (uint64_t)shape.heads * shape.group_size, range_rows = per_row * r->step.range_count;
     if (!wire_part(f, 2, (size_t)per_row * shape.value_dim * shape.element_bytes, r->step.whole_count) ||
         !wire_part(f, 3, shape.value_dim * sizeof(float), range_rows) || !wire_part(f, 4, sizeof(float), range_rows) ||
-        !wire_part(f, 5, sizeof(float), range_rows))
+        !wire_part(f, 5, sizeof(float), range_rows) || !take_lost(r, f, 6))
         return false;
     place_output(r, &shape, f->parts[2].bytes);
     for (uint32_t head = 0; head < shape.heads && range_rows > 0; head++)
@@ -137,9 +155,9 @@ static bool take_found(remote *r, const frame *f) {
 
 static bool take_answer(remote *r, const frame *f) {
     if (r->is_answered || f->tag != r->tag || f->kind != (r->kind | ATTENTION_ANSWER) || f->flags >= HD_STATUS_COUNT ||
-        !wire_part(f, 0, sizeof(wire_stats), 1) || f->part_count < 2)
+        f->part_count < 2 || f->parts[0].count % sizeof(uint64_t) != 0)
         return false;
-    take_stats(r, f->parts[0].bytes);
+    take_stats(r, &f->parts[0]);
     r->status = (hd_status)f->flags;
     r->value = f->value;
     if (r->status != HD_OK) {
@@ -314,7 +332,19 @@ static void cache_reset(attention *self) {
 
 /* ---- Steps ---- */
 
-static hd_status step_begin(attention *self, const attention_rows *rows, uint32_t row_span_count, hd_error *error) {
+/* A call whose answer is waited for later. */
+static hd_status post(remote *r, frame *f, hd_error *error) {
+    hd_status status = begin_call(r, f, error);
+    return status == HD_OK ? HD_PENDING : status;
+}
+
+static hd_status step_finish(attention *self) {
+    remote *r = of(self);
+    return end_call(r, r->error);
+}
+
+static hd_status step_begin_post(attention *self, const attention_rows *rows, uint32_t row_span_count,
+                                 hd_error *error) {
     remote *r = of(self);
     wire_step step = wire_step_of(rows, row_span_count);
     if (row_span_count > r->sequences_max || step.row_count > r->rows_max) {
@@ -335,12 +365,18 @@ static hd_status step_begin(attention *self, const attention_rows *rows, uint32_
         tokens += rows[i].count;
     }
     r->step = step;
-    r->is_submitted = false;
+    r->is_submitted = r->has_lost = false;
+    memset(r->lost, 0, row_span_count * sizeof(*r->lost));
     frame f = {.kind = ATTENTION_BEGIN,
                .part_count = 2,
                .parts = {{r->wire_rows, row_span_count * sizeof(wire_row)},
                          {r->token_ids, step.row_count * sizeof(uint32_t)}}};
-    return call(r, &f, error);
+    return post(r, &f, error);
+}
+
+static hd_status step_begin(attention *self, const attention_rows *rows, uint32_t row_span_count, hd_error *error) {
+    hd_status status = step_begin_post(self, rows, row_span_count, error);
+    return status == HD_PENDING ? step_finish(self) : status;
 }
 
 /* [R, H, dim] of the rows that are kept, one after the other; the caller's own memory where all are. */
@@ -384,15 +420,33 @@ static hd_status wait_layer(attention *self, uint32_t layer) {
     return end_call(r, NULL);
 }
 
-static hd_status step_end(attention *self) {
+static hd_status step_lost(attention *self, uint32_t span) {
+    return (hd_status)of(self)->lost[span];
+}
+
+static void step_lose(attention *self, uint32_t span, hd_status why) {
+    remote *r = of(self);
+    if (r->lost[span] != HD_OK) return;
+    r->lost[span] = (uint32_t)why;
+    r->has_lost = true;
+}
+
+static hd_status step_end_post(attention *self) {
     remote *r = of(self);
     if (r->is_submitted) { /* left without waiting; the answer goes nowhere that is still there */
         r->is_submitted = false;
         hd_status status = end_call(r, NULL);
         if (status == HD_PEER_LOST) return status;
     }
-    frame f = {.kind = ATTENTION_END};
-    return call(r, &f, NULL);
+    frame f = {.kind = ATTENTION_END,
+               .part_count = 1,
+               .parts = {{r->lost, r->has_lost ? r->step.span_count * sizeof(*r->lost) : 0}}};
+    return post(r, &f, NULL);
+}
+
+static hd_status step_end(attention *self) {
+    hd_status status = step_end_post(self);
+    return status == HD_PENDING ? step_finish(self) : status;
 }
 
 /* ---- The whole ---- */
@@ -415,7 +469,14 @@ static void stats(const attention *self, attention_stats *out) {
                              .prefix_queries_tokens = w.stats.prefix_queries_tokens,
                              .prefix_hits_tokens = w.stats.prefix_hits_tokens,
                              .appended_tokens = w.stats.appended_tokens,
-                             .evicted_blocks = w.stats.evicted_blocks};
+                             .evicted_blocks = w.stats.evicted_blocks,
+                             .index_bytes = w.stats.index_bytes,
+                             .index_budget_bytes = w.stats.index_budget_bytes,
+                             .hot_used_bytes = w.stats.hot_used_bytes,
+                             .warm_used_bytes = w.stats.warm_used_bytes,
+                             .cold_used_bytes = w.stats.cold_used_bytes,
+                             .warm_bytes = w.stats.warm_bytes,
+                             .cold_bytes = w.stats.cold_bytes};
 }
 
 static hd_dtype dtype_of(const attention *self) {
@@ -437,6 +498,7 @@ static void close_remote(attention *self) {
     hd_free(r->rows);
     hd_free(r->wire_rows);
     hd_free(r->token_ids);
+    hd_free(r->lost);
     hd_free(r->kept_keys);
     hd_free(r->kept_values);
     hd_free(r);
@@ -458,6 +520,11 @@ static const attention_ops remote_ops = {
     .submit = submit,
     .wait = wait_layer,
     .step_end = step_end,
+    .step_begin_post = step_begin_post,
+    .step_end_post = step_end_post,
+    .step_finish = step_finish,
+    .step_lost = step_lost,
+    .step_lose = step_lose,
     .cache_reset = cache_reset,
     .stats = stats,
     .dtype = dtype_of,
@@ -479,10 +546,11 @@ static bool take_memory(remote *r, const remote_config *config) {
     r->rows = hd_alloc(r->sequences_max * sizeof(*r->rows), HD_CACHE_LINE);
     r->wire_rows = hd_alloc(r->sequences_max * sizeof(*r->wire_rows), HD_CACHE_LINE);
     r->token_ids = hd_alloc(r->rows_max * sizeof(*r->token_ids), HD_CACHE_LINE);
+    r->lost = hd_alloc_zeroed(r->sequences_max * sizeof(*r->lost), HD_CACHE_LINE);
     r->kept_keys = hd_alloc(r->rows_max * row_bytes, HD_CACHE_LINE);
     r->kept_values = hd_alloc(r->rows_max * row_bytes, HD_CACHE_LINE);
     return r->streams != NULL && r->layers != NULL && r->sinks != NULL && r->rows != NULL && r->wire_rows != NULL &&
-           r->token_ids != NULL && r->kept_keys != NULL && r->kept_values != NULL;
+           r->token_ids != NULL && r->lost != NULL && r->kept_keys != NULL && r->kept_values != NULL;
 }
 
 static void copy_table(remote *r, const attention_layer_table *table) {

@@ -91,6 +91,13 @@ static hd_status open_engine(attention_service *s, const wire_hello *hello, cons
         engine_config config = {.layers = s->table,
                                 .kv_dtype = (hd_dtype)hello->kv_dtype,
                                 .hot_bytes = s->config.hot_bytes,
+                                .warm_bytes = s->config.warm_bytes,
+                                .cold_directory = s->config.cold_directory,
+                                .cold_bytes = s->config.cold_bytes,
+                                .cold_patience_ms = s->config.cold_patience_ms,
+                                .index_bytes = s->config.index_bytes,
+                                .index_builders = hd_pool_thread_count(s->config.pool),
+                                .head_first = hello->head_first,
                                 .step_rows_max = hello->rows_max,
                                 .sequences_max = hello->sequences_max,
                                 .views_max = s->config.links_max,
@@ -102,6 +109,9 @@ static hd_status open_engine(attention_service *s, const wire_hello *hello, cons
     }
     if (status != HD_OK) {
         service_engine_close(s);
+        char quoted[sizeof(error->text) + 64];
+        hd_log(HD_LOG_ERROR, "attention_engine_refused", "status=%s reason=%s", hd_status_name(status),
+               hd_log_quote(error->text, quoted, sizeof(quoted)));
         return status;
     }
     s->hello = *hello;
@@ -158,8 +168,9 @@ static hd_status take_memory(service_link *link, hd_error *error) {
     sums = HD_ALIGN_UP(sums, line);
     uint64_t row_bytes = HD_ALIGN_UP(link->sequences_max * sizeof(attention_rows), line);
     uint64_t token_bytes = HD_ALIGN_UP(rows * sizeof(uint32_t), line);
+    uint64_t lost = HD_ALIGN_UP(link->sequences_max * sizeof(uint32_t), line);
     unsigned char *next =
-        hd_alloc(row_bytes + token_bytes + 2 * keys + SERVICE_ANSWERS * (output + out + 2 * sums), HD_CACHE_LINE);
+        hd_alloc(row_bytes + token_bytes + 2 * keys + SERVICE_ANSWERS * (output + out + 2 * sums + lost), HD_CACHE_LINE);
     link->owned_max = s->hello.sequences_max;
     link->owned = hd_alloc(link->owned_max * sizeof(*link->owned), HD_CACHE_LINE);
     link->memory = next;
@@ -176,7 +187,8 @@ static hd_status take_memory(service_link *link, hd_error *error) {
         a->partial.out = (float *)(next += output);
         a->partial.max = (float *)(next += out);
         a->partial.sum = (float *)(next += sums);
-        next += sums;
+        a->lost = (uint32_t *)(next += sums);
+        next += lost;
     }
     return HD_OK;
 }
@@ -196,6 +208,12 @@ hd_status service_hello(service_link *link, const frame *f, hd_error *error) {
         hello.sequences_max == 0 || hello.sequences_max > 1u << 20)
         return hd_error_set(error, HD_INVALID, "steps of %u rows of %u sequences", hello.rows_max, hello.sequences_max);
     hd_status status = HD_OK;
+    if (s->config.has_kv_dtype && hello.kv_dtype != (uint32_t)s->config.kv_dtype) {
+        return hd_error_set(error, HD_INVALID,
+                            "this attention node was started with --kv-dtype %s, the worker keeps keys and values as "
+                            "%s: give both the same",
+                            hd_dtype_name(s->config.kv_dtype), hd_dtype_name((hd_dtype)hello.kv_dtype));
+    }
     if (s->engine != NULL) {
         status = check_same(s, &hello, f, error);
         if (status != HD_OK && is_idle(s)) {

@@ -18,6 +18,7 @@ typedef struct service_answer {
     attention_found found[SERVICE_FOUND_MAX];
     void *output;
     attention_partial partial;
+    uint32_t *lost; /* [sequences_max] */
 } service_answer;
 
 typedef struct service_owned {

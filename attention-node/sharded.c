@@ -156,7 +156,7 @@ hd_status sharded_each_place(sharded *s, shard_sequence *sequence, shard_visit *
             shard_node *node = &s->nodes[row.nodes[k]];
             if (node->is_lost) continue;
             hd_status status = visit(node, &row, shard_name(sequence->name, &row), context);
-            if (status == HD_PEER_LOST || status == HD_TIMED_OUT) sharded_lose(s, row.nodes[k], status);
+            if (status == HD_PEER_LOST) sharded_lose(s, row.nodes[k], status);
             if (first == HD_OK) first = status;
         }
     }
@@ -230,9 +230,11 @@ static hd_status truncate_sequence(attention *self, uint64_t name, uint64_t epoc
     shard_sequence *sequence = NULL;
     uint64_t there = 0;
     hd_status status = find_owned(s, name, epoch, &sequence);
-    if (status == HD_OK) status = length_of(s, sequence, &there);
     if (status != HD_OK) return status;
-    if (length > there) return HD_INVALID;
+    status = length_of(s, sequence, &there);
+    bool has_lost_rows = status == HD_TIMED_OUT || status == HD_IO || status == HD_CORRUPT; /* of the last step */
+    if (status != HD_OK && !has_lost_rows) return status;
+    if (status == HD_OK && length > there) return HD_INVALID;
     ending e = {.epoch = epoch, .length = length};
     return sharded_each_place(s, sequence, truncate_place, &e);
 }
@@ -325,6 +327,7 @@ static void close_all(attention *self) {
     hd_free(s->links);
     hd_free(s->step.first_rows);
     hd_free(s->step.counts);
+    hd_free(s->step.lost);
     hd_free(s->step.merges);
     hd_free(s->step.parts);
     hd_free(s);
@@ -346,6 +349,11 @@ static const attention_ops sharded_ops = {
     .submit = sharded_step_submit,
     .wait = sharded_step_wait,
     .step_end = sharded_step_end,
+    .step_begin_post = sharded_step_begin,
+    .step_end_post = sharded_step_end,
+    .step_finish = sharded_step_finish,
+    .step_lost = sharded_step_lost,
+    .step_lose = sharded_step_lose,
     .cache_reset = cache_reset,
     .stats = read_stats,
     .dtype = dtype_of,
@@ -384,10 +392,11 @@ static bool take_tables(sharded *s) {
     s->links = hd_alloc(sequences * sizeof(*s->links), HD_CACHE_LINE);
     s->step.first_rows = hd_alloc(sequences * sizeof(uint32_t), HD_CACHE_LINE);
     s->step.counts = hd_alloc(sequences * sizeof(uint32_t), HD_CACHE_LINE);
+    s->step.lost = hd_alloc(sequences * sizeof(hd_status), HD_CACHE_LINE);
     s->step.merges = hd_alloc((uint64_t)sequences * s->kv_heads * sizeof(shard_merge), HD_CACHE_LINE);
     s->step.parts = hd_alloc((uint64_t)sequences * PLACEMENT_ROWS_MAX * sizeof(shard_part), HD_CACHE_LINE);
     if (s->sequences == NULL || s->buckets == NULL || s->links == NULL || s->step.first_rows == NULL ||
-        s->step.counts == NULL || s->step.merges == NULL || s->step.parts == NULL)
+        s->step.counts == NULL || s->step.lost == NULL || s->step.merges == NULL || s->step.parts == NULL)
         return false;
     for (uint32_t i = sequences; i-- > 0;) {
         s->links[i] = s->first_free;

@@ -4,7 +4,8 @@
  * node gets the rows that concern it, and all of them work at the same time where they are remote. Whole rows answer
  * with finished output for their heads; ranges of positions answer with partial results, which are merged here in the order
  * of the one tree (merge_tree.h), so that the bits are those of one engine.
- *   1. Opening and beginning a step reserve on every node or on none.
+ *   1. Opening and beginning a step reserve on every node or on none. All nodes begin a step at the same time, and end
+ *      it so.
  *   2. On a node, range n of a sequence goes by a name that is a function of the caller's name and n (sharded_name),
  *      the same in every process.
  *   3. The first node of a row answers, the others keep the same bytes. When a node is lost, the others of its rows go
@@ -12,6 +13,7 @@
  *      epoch: what is left of it is kept then, and the caller appends the rest again.
  *   4. What is open of a sequence that is new here (another process had it) is found by asking the nodes, and so is the
  *      prefix that it can reuse.
+ *   5. Rows that one node has lost to its disk (attention.h, rule 7) no node keeps; the others of the step go on.
  * Nodes come and go between two steps. Threads: as attention.h. */
 #ifndef ATTENTION_NODE_SHARDED_H
 #define ATTENTION_NODE_SHARDED_H

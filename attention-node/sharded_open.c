@@ -82,7 +82,7 @@ static void find_open(sharded *s, shard_sequence *sequence) {
         uint32_t count = 0;
         hd_status status = node->attention->ops->sequence_find(node->attention, sharded_name(sequence->name, 0), found,
                                                                PLACEMENT_ROWS_MAX, &count);
-        if (status == HD_PEER_LOST || status == HD_TIMED_OUT) sharded_lose(s, i, status);
+        if (status == HD_PEER_LOST) sharded_lose(s, i, status);
         for (uint32_t k = 0; k < count && status == HD_OK; k++) {
             placement_row row = {.first_position = found[k].first_position,
                                  .end_position = found[k].end_position,
@@ -134,7 +134,7 @@ static void ask_for_prefix(sharded *s, placement_heads lane, const attention_seq
         if (node->attention == NULL || node->is_lost || node->is_draining || !has_heads(node, lane)) continue;
         uint64_t tokens = 0;
         hd_status status = node->attention->ops->prefix_find(node->attention, part, &tokens);
-        if (status == HD_PEER_LOST || status == HD_TIMED_OUT) sharded_lose(s, i, status);
+        if (status == HD_PEER_LOST) sharded_lose(s, i, status);
         if (status != HD_OK || tokens < holders->tokens || tokens == 0) continue;
         if (tokens > holders->tokens) holders->node_count = 0;
         holders->tokens = tokens;
@@ -196,7 +196,7 @@ static hd_status open_rows(sharded *s, shard_sequence *sequence, const attention
             attention *node = s->nodes[row.nodes[k]].attention;
             uint64_t cached = 0;
             hd_status status = node->ops->sequence_open(node, &part, &cached, error);
-            if (status == HD_PEER_LOST || status == HD_TIMED_OUT) sharded_lose(s, row.nodes[k], status);
+            if (status == HD_PEER_LOST) sharded_lose(s, row.nodes[k], status);
             if (status != HD_OK) return status;
             row_cached = least(row_cached, cached);
         }
@@ -325,7 +325,7 @@ static hd_status fork_rows(sharded *s, const shard_sequence *source, uint64_t le
             } else {
                 status = open_empty(node, &row, sequence, epoch, tokens_max, error);
             }
-            if (status == HD_PEER_LOST || status == HD_TIMED_OUT) sharded_lose(s, row.nodes[k], status);
+            if (status == HD_PEER_LOST) sharded_lose(s, row.nodes[k], status);
         }
     }
     return status;

@@ -30,7 +30,8 @@ typedef struct shard_node {
     attention_rows *rows; /* [span_count]; room for spans_max */
     shard_span *spans;
     uint32_t span_count, row_count;
-    bool is_begun, is_submitted;
+    bool is_begun, is_submitted, is_pending;
+    hd_error error; /* of its step_begin */
     bool has_all_rows; /* the caller's rows as they are: its tensors are handed on */
     bool has_ranges;
     unsigned char *region; /* queries, keys, values, output, partial, one after the other */
@@ -82,6 +83,7 @@ typedef struct sharded {
         uint32_t merge_count, part_count;
         attention_layer_call call;
         hd_status status; /* the first that failed */
+        hd_status *lost;  /* [span_count]: rows that some node has lost, and why; set when the step ends */
         _Atomic size_t ticket;
     } step;
 } sharded;
@@ -104,6 +106,9 @@ hd_status sharded_step_begin(attention *self, const attention_rows *rows, uint32
 hd_status sharded_step_submit(attention *self, const attention_layer_call *call);
 hd_status sharded_step_wait(attention *self, uint32_t layer);
 hd_status sharded_step_end(attention *self);
+hd_status sharded_step_finish(attention *self);
+hd_status sharded_step_lost(attention *self, uint32_t span);
+void sharded_step_lose(attention *self, uint32_t span, hd_status why);
 
 /* sharded_merge.c: the parts of the step's answers, and a layer's merging. */
 void sharded_list_merges(sharded *s);

@@ -156,12 +156,75 @@ static hd_status spread_rows(sharded *s, const attention_rows *rows, uint32_t sp
     return HD_OK;
 }
 
-static void end_begun(sharded *s) {
+/* Every node is asked before the first is waited for. */
+static hd_status begin_all(sharded *s, hd_error *error) {
+    hd_status first = HD_OK;
     for (uint32_t i = 0; i < s->node_count; i++) {
         shard_node *node = &s->nodes[i];
-        if (node->is_begun && !node->is_lost) (void)node->attention->ops->step_end(node->attention);
-        node->is_begun = false;
+        if (node->span_count == 0) continue;
+        node->error.text[0] = '\0';
+        hd_status status =
+            node->attention->ops->step_begin_post(node->attention, node->rows, node->span_count, &node->error);
+        node->is_pending = status == HD_PENDING;
+        node->is_begun = status == HD_OK;
+        if (node->is_pending || node->is_begun) continue;
+        first = status;
+        if (error != NULL) *error = node->error;
+        if (status == HD_PEER_LOST) sharded_lose(s, i, status);
+        break;
     }
+    for (uint32_t i = 0; i < s->node_count; i++) {
+        shard_node *node = &s->nodes[i];
+        if (!node->is_pending) continue;
+        node->is_pending = false;
+        hd_status status = node->attention->ops->step_finish(node->attention);
+        node->is_begun = status == HD_OK;
+        if (status == HD_PEER_LOST) sharded_lose(s, i, status);
+        if (status == HD_OK || first != HD_OK) continue;
+        first = status;
+        if (error != NULL) *error = node->error;
+    }
+    return first;
+}
+
+static void note(sharded *s, uint32_t node, hd_status status) {
+    if (status == HD_OK) return;
+    if (s->step.status == HD_OK) s->step.status = status;
+    if (status == HD_PEER_LOST) sharded_lose(s, node, status);
+}
+
+static bool is_about_rows(hd_status status) {
+    return status == HD_TIMED_OUT || status == HD_IO || status == HD_CORRUPT;
+}
+
+/* Of two, the one that says more. */
+static hd_status worse(hd_status a, hd_status b) {
+    if (a == HD_OK || b == HD_OK) return a == HD_OK ? b : a;
+    return a == HD_CORRUPT || b == HD_CORRUPT ? HD_CORRUPT : a == HD_IO || b == HD_IO ? HD_IO : a;
+}
+
+/* Likewise. Which rows are lost does not fail the step. */
+static hd_status end_all(sharded *s) {
+    hd_status lost = HD_OK;
+    for (uint32_t i = 0; i < s->node_count; i++) {
+        shard_node *node = &s->nodes[i];
+        if (!node->is_begun || node->is_lost) continue;
+        hd_status status = node->attention->ops->step_end_post(node->attention);
+        node->is_begun = false;
+        node->is_pending = status == HD_PENDING;
+        if (node->is_pending) continue;
+        if (is_about_rows(status)) lost = worse(lost, status);
+        else note(s, i, status);
+    }
+    for (uint32_t i = 0; i < s->node_count; i++) {
+        shard_node *node = &s->nodes[i];
+        if (!node->is_pending) continue;
+        node->is_pending = false;
+        hd_status status = node->attention->ops->step_finish(node->attention);
+        if (is_about_rows(status)) lost = worse(lost, status);
+        else note(s, i, status);
+    }
+    return lost;
 }
 
 hd_status sharded_step_begin(attention *self, const attention_rows *rows, uint32_t row_span_count, hd_error *error) {
@@ -173,15 +236,9 @@ hd_status sharded_step_begin(attention *self, const attention_rows *rows, uint32
                             s->config.sequences_max);
     }
     hd_status status = spread_rows(s, rows, row_span_count, error);
-    for (uint32_t i = 0; i < s->node_count && status == HD_OK; i++) {
-        shard_node *node = &s->nodes[i];
-        if (node->span_count == 0) continue;
-        status = node->attention->ops->step_begin(node->attention, node->rows, node->span_count, error);
-        node->is_begun = status == HD_OK;
-        if (status == HD_PEER_LOST || status == HD_TIMED_OUT) sharded_lose(s, i, status);
-    }
+    if (status == HD_OK) status = begin_all(s, error);
     if (status != HD_OK) {
-        end_begun(s);
+        (void)end_all(s);
         return status;
     }
     s->step.is_open = true;
@@ -269,12 +326,6 @@ static attention_layer_call call_for(const sharded *s, const shard_node *node) {
     return part;
 }
 
-static void note(sharded *s, uint32_t node, hd_status status) {
-    if (status == HD_OK) return;
-    if (s->step.status == HD_OK) s->step.status = status;
-    if (status == HD_PEER_LOST || status == HD_TIMED_OUT) sharded_lose(s, node, status);
-}
-
 hd_status sharded_step_submit(attention *self, const attention_layer_call *call) {
     sharded *s = sharded_of(self);
     assert(s->step.is_open);
@@ -324,15 +375,63 @@ hd_status sharded_step_wait(attention *self, uint32_t layer) {
     return s->step.status;
 }
 
+/* ---- The end ---- */
+
+hd_status sharded_step_lost(attention *self, uint32_t span) {
+    sharded *s = sharded_of(self);
+    hd_status lost = HD_OK;
+    for (uint32_t i = 0; i < s->node_count; i++) {
+        const shard_node *node = &s->nodes[i];
+        for (uint32_t k = 0; node->is_begun && !node->is_lost && k < node->span_count; k++) {
+            if (node->spans[k].span == span)
+                lost = worse(lost, node->attention->ops->step_lost(node->attention, k));
+        }
+    }
+    return lost;
+}
+
+void sharded_step_lose(attention *self, uint32_t span, hd_status why) {
+    sharded *s = sharded_of(self);
+    for (uint32_t i = 0; i < s->node_count; i++) {
+        const shard_node *node = &s->nodes[i];
+        for (uint32_t k = 0; node->is_begun && !node->is_lost && k < node->span_count; k++) {
+            if (node->spans[k].span == span) node->attention->ops->step_lose(node->attention, k, why);
+        }
+    }
+}
+
+/* Keys and values of later layers come from the output of earlier ones: what one node has lost, no other may keep, or
+ * find as a prefix of somebody else's. */
+static void share_lost(sharded *s) {
+    bool has_lost = false;
+    for (uint32_t i = 0; i < s->step.span_count; i++) s->step.lost[i] = HD_OK;
+    for (uint32_t i = 0; i < s->node_count; i++) {
+        const shard_node *node = &s->nodes[i];
+        for (uint32_t k = 0; node->is_begun && !node->is_lost && k < node->span_count; k++) {
+            hd_status *lost = &s->step.lost[node->spans[k].span];
+            *lost = worse(*lost, node->attention->ops->step_lost(node->attention, k));
+            has_lost = has_lost || *lost != HD_OK;
+        }
+    }
+    for (uint32_t i = 0; i < s->node_count && has_lost; i++) {
+        const shard_node *node = &s->nodes[i];
+        for (uint32_t k = 0; node->is_begun && !node->is_lost && k < node->span_count; k++) {
+            hd_status why = s->step.lost[node->spans[k].span];
+            if (why != HD_OK) node->attention->ops->step_lose(node->attention, k, why);
+        }
+    }
+}
+
 hd_status sharded_step_end(attention *self) {
     sharded *s = sharded_of(self);
     assert(s->step.is_open);
     s->step.is_open = false;
-    for (uint32_t i = 0; i < s->node_count; i++) {
-        shard_node *node = &s->nodes[i];
-        if (!node->is_begun || node->is_lost) continue;
-        node->is_begun = false;
-        note(s, i, node->attention->ops->step_end(node->attention));
-    }
-    return s->step.status;
+    share_lost(s);
+    hd_status lost = end_all(s);
+    return s->step.status != HD_OK ? s->step.status : lost;
+}
+
+/* Both halves are done with the first. */
+hd_status sharded_step_finish(attention *self) {
+    return HD_INVALID;
 }

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static uint32_t heads_of(const cluster *c) {
     return c->many.shape.kv_heads / c->shape.lanes;
@@ -42,10 +43,19 @@ void cluster_start_server(cluster *c, uint32_t index, uint64_t node_bytes) {
     hd_error error = {.text = ""};
     assert_int_equal(hd_pool_open(1, &s->pool), HD_OK);
     attention_service_config config = {.hot_bytes = node_bytes,
+                                       .warm_bytes = c->tiers.warm_bytes,
+                                       .cold_bytes = c->tiers.cold_bytes,
+                                       .cold_patience_ms = 60000, /* the machine may be busy with something else */
+                                       .index_bytes = c->tiers.index_bytes,
                                        .links_max = 3,
                                        .orphan_ms = c->shape.orphan_ms > 0 ? c->shape.orphan_ms : 60000,
                                        .kernels = c->many.config.kernels,
                                        .pool = s->pool};
+    if (c->tiers.cold_bytes > 0) {
+        snprintf(s->cold_directory, sizeof(s->cold_directory), "/tmp/hadal-cold-XXXXXX");
+        assert_non_null(mkdtemp(s->cold_directory));
+        config.cold_directory = s->cold_directory;
+    }
     assert_int_equal(attention_service_open(&config, &s->service), HD_OK);
     if (c->shape.wire == CLUSTER_INPROC) {
         snprintf(s->address, sizeof(s->address), "node-%u", index);
@@ -64,6 +74,16 @@ void cluster_start_server(cluster *c, uint32_t index, uint64_t node_bytes) {
     assert_int_equal(attention_service_start(s->service, s->transport), HD_OK);
 }
 
+static void remove_directory(const char *directory) {
+    static const char *const names[] = {"key", "index", "pages"};
+    for (int i = 0; i < 3; i++) {
+        char path[128];
+        snprintf(path, sizeof(path), "%s/%s", directory, names[i]);
+        unlink(path);
+    }
+    rmdir(directory);
+}
+
 void cluster_kill_server(cluster *c, uint32_t index) {
     cluster_server *s = &c->servers[index];
     if (s->service == NULL) return;
@@ -71,6 +91,7 @@ void cluster_kill_server(cluster *c, uint32_t index) {
     rpc_server_close(s->server);
     s->transport->ops->close(s->transport);
     hd_pool_close(s->pool);
+    if (s->cold_directory[0] != '\0') remove_directory(s->cold_directory);
     *s = (cluster_server){.service = NULL};
 }
 
@@ -150,10 +171,18 @@ void cluster_detach_second(cluster *other) {
 }
 
 void cluster_open(cluster *c, const toy_shape *shape, const cluster_shape *how) {
-    *c = (cluster){.shape = *how};
+    cluster_open_with(c, shape, how, &(cluster_tiers){0});
+}
+
+void cluster_open_with(cluster *c, const toy_shape *shape, const cluster_shape *how, const cluster_tiers *tiers) {
+    *c = (cluster){.shape = *how, .tiers = *tiers};
     toy_init(&c->one, shape);
     toy_init(&c->many, shape);
+    if (tiers->rows_max > 0) c->many.config.step_rows_max = tiers->rows_max;
+    if (tiers->sequences_max > 0) c->many.config.sequences_max = tiers->sequences_max;
     c->one.config.hot_bytes = (uint64_t)64 << 20;
+    c->one.config.index_bytes = tiers->index_bytes;
+    c->one.config.index_builders = 1;
     assert_int_equal(kernel_ops_choose(NULL, &c->one.config.kernels, NULL), HD_OK);
     c->many.config.kernels = c->one.config.kernels;
     toy_open(&c->one, 2);

@@ -19,7 +19,7 @@ typedef struct cluster_server {
     transport *transport;
     rpc_server *server; /* CLUSTER_GRPC */
     attention_service *service;
-    char address[64];
+    char address[64], cold_directory[64];
 } cluster_server;
 
 typedef struct cluster_shape {
@@ -31,10 +31,17 @@ typedef struct cluster_shape {
     uint64_t orphan_ms; /* with wires */
 } cluster_shape;
 
+typedef struct cluster_tiers {
+    uint64_t warm_bytes, cold_bytes; /* of a node, with wires; its cold tier has a directory of its own */
+    uint64_t index_bytes;            /* of a node, with wires, and of the single engine */
+    uint32_t rows_max, sequences_max; /* of a step; 0: the toy's. The fewer, the less the nodes' tables take */
+} cluster_tiers;
+
 typedef struct cluster {
     toy one;  /* the single engine */
     toy many; /* its attention is the sharded one */
     cluster_shape shape;
+    cluster_tiers tiers;
     attention_stream streams[2 * TOY_LAYERS_MAX];
     attention_layer layers[TOY_LAYERS_MAX];
     uint32_t node_count;
@@ -45,6 +52,7 @@ typedef struct cluster {
 } cluster;
 
 void cluster_open(cluster *c, const toy_shape *toy, const cluster_shape *shape);
+void cluster_open_with(cluster *c, const toy_shape *toy, const cluster_shape *shape, const cluster_tiers *tiers);
 void cluster_close(cluster *c);
 /* One more node of that lane; its index. */
 uint32_t cluster_add_node(cluster *c, uint32_t lane, uint64_t node_bytes);

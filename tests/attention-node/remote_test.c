@@ -3,6 +3,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/fault.h"
 #include "tests/attention-node/cluster.h"
 
 #define MIB ((uint64_t)1 << 20)
@@ -158,6 +159,60 @@ static void a_lost_workers_sequences_are_closed_after_a_while(void **state) {
     cluster_close(&c);
 }
 
+static uint64_t prefix_on(attention *node, const toy_sequence *s) {
+    attention_sequence_params params = {.sequence = 99,
+                                        .epoch = 1,
+                                        .token_ids = s->tokens,
+                                        .token_count = s->length,
+                                        .tokens_max = s->tokens_max,
+                                        .reuse_max = UINT64_MAX};
+    params.salt[0] = s->salt;
+    uint64_t tokens = UINT64_MAX;
+    assert_int_equal(node->ops->prefix_find(node, &params, &tokens), HD_OK);
+    return tokens;
+}
+
+/* One node of two cannot read what it has spilt: the sequence loses the step on both, and nobody else does. */
+static void rows_that_one_node_loses_are_kept_by_none(void **state) {
+    enum { LARGE = 6015, SMALL = 100 }; /* the next row of the large one completes a block */
+    static const toy_shape shape = {2, 4, 1, 64, 64, HD_F32, {0}, 0, false};
+    cluster c;
+    cluster_open_with(&c, &shape, &(cluster_shape){2, 2, 1, 11 * MIB, 32768, CLUSTER_INPROC, 0},
+                      &(cluster_tiers){9 * MIB, 64 * MIB, 0, .rows_max = 64, .sequences_max = 4});
+    toy_sequence large, small;
+    toy_sequence_init(&large, 1, 1, LARGE + 200);
+    toy_sequence_push_text(&large, 3, LARGE);
+    toy_sequence_init(&small, 2, 2, SMALL + 10);
+    toy_sequence_push_text(&small, 4, SMALL);
+    assert_int_equal(cluster_sequence_open(&c, &large, 0), 0);
+    assert_int_equal(cluster_sequence_open(&c, &small, 0), 0);
+    cluster_run(&c, &large, 0, LARGE, 64);
+    cluster_run(&c, &small, 0, SMALL, 64);
+    toy_sequence_push_text(&large, 5, 100);
+    toy_sequence_push_text(&small, 6, 2);
+
+    attention *many = c.many.attention;
+    uint64_t length = 0;
+    fault_arm(FAULT_READ, 3);
+    hd_status status = toy_step(&c.many, (toy_rows[]){{&large, LARGE, 1}, {&small, SMALL, 1}}, 2, NULL, NULL);
+    fault_disarm();
+    assert_int_equal(status, HD_IO);
+    assert_int_equal(many->ops->sequence_length(many, 1, &length), HD_IO);
+    assert_int_equal(many->ops->sequence_length(many, 2, &length), HD_OK);
+    assert_int_equal(length, SMALL + 1);
+    for (uint32_t i = 0; i < 2; i++) assert_int_equal(prefix_on(c.nodes[i], &large), LARGE / 128 * 128);
+
+    /* At the next try the disk answers, and the bits are those of memory alone. */
+    cluster_step(&c, (toy_rows[]){{&large, LARGE, 1}, {&small, SMALL, 1}}, 2);
+    assert_int_equal(many->ops->sequence_length(many, 1, &length), HD_OK);
+    assert_int_equal(length, LARGE + 1);
+    for (uint32_t i = 0; i < 2; i++) assert_int_equal(prefix_on(c.nodes[i], &large), LARGE + 1);
+    cluster_run(&c, &large, LARGE + 1, 99, 60);
+    toy_sequence_fini(&large);
+    toy_sequence_fini(&small);
+    cluster_close(&c);
+}
+
 static void what_does_not_fit_is_refused_by_name(void **state) {
     cluster c;
     cluster_open(&c, &shape_plain, &(cluster_shape){2, 2, 1, 32 * MIB, 1024, CLUSTER_GRPC, 0});
@@ -199,6 +254,7 @@ int main(void) {
         cmocka_unit_test(a_killed_node_with_a_replica_is_noticed_and_not_missed),
         cmocka_unit_test(a_killed_node_without_a_replica_is_filled_again),
         cmocka_unit_test(a_lost_workers_sequences_are_closed_after_a_while),
+        cmocka_unit_test(rows_that_one_node_loses_are_kept_by_none),
         cmocka_unit_test(what_does_not_fit_is_refused_by_name),
     };
     return cmocka_run_group_tests_name("remote", tests, NULL, NULL);
