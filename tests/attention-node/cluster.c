@@ -1,6 +1,7 @@
 /* cluster.c - opens both sides, and runs every step twice. */
 #include "tests/attention-node/cluster.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -82,6 +83,21 @@ static void remove_directory(const char *directory) {
         unlink(path);
     }
     rmdir(directory);
+}
+
+void cluster_flip_cold(const cluster *c, uint32_t index) {
+    char path[128];
+    snprintf(path, sizeof(path), "%s/pages", c->servers[index].cold_directory);
+    int file = open(path, O_RDWR);
+    assert_true(file >= 0);
+    off_t bytes = lseek(file, 0, SEEK_END);
+    for (off_t at = 100; at < bytes; at += 4096) {
+        unsigned char byte;
+        assert_int_equal(pread(file, &byte, 1, at), 1);
+        byte ^= 4;
+        assert_int_equal(pwrite(file, &byte, 1, at), 1);
+    }
+    close(file);
 }
 
 void cluster_kill_server(cluster *c, uint32_t index) {

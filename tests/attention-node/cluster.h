@@ -59,6 +59,8 @@ uint32_t cluster_add_node(cluster *c, uint32_t lane, uint64_t node_bytes);
 /* An attention node that nobody is linked to yet. */
 void cluster_start_server(cluster *c, uint32_t index, uint64_t node_bytes);
 void cluster_kill_server(cluster *c, uint32_t index);
+/* Flips a bit in every 4 KiB that the node has on disk. */
+void cluster_flip_cold(const cluster *c, uint32_t index);
 /* Gives `other`, a copy of c, a sharded attention of its own over c's nodes, which cluster_detach_second closes. */
 void cluster_attach_second(cluster *c, cluster *other);
 void cluster_detach_second(cluster *other);

@@ -172,42 +172,49 @@ static uint64_t prefix_on(attention *node, const toy_sequence *s) {
     return tokens;
 }
 
-/* One node of two cannot read what it has spilt: the sequence loses the step on both, and nobody else does. */
+/* Both nodes have spilt most of the large one. */
 static void rows_that_one_node_loses_are_kept_by_none(void **state) {
-    enum { LARGE = 6015, SMALL = 100 }; /* the next row of the large one completes a block */
+    enum { LARGE = 7037, SMALL = 100 };
     static const toy_shape shape = {2, 4, 1, 64, 64, HD_F32, {0}, 0, false};
     cluster c;
     cluster_open_with(&c, &shape, &(cluster_shape){2, 2, 1, 11 * MIB, 32768, CLUSTER_INPROC, 0},
                       &(cluster_tiers){9 * MIB, 64 * MIB, 0, .rows_max = 64, .sequences_max = 4});
     toy_sequence large, small;
-    toy_sequence_init(&large, 1, 1, LARGE + 200);
-    toy_sequence_push_text(&large, 3, LARGE);
+    toy_sequence_init(&large, 1, 1, LARGE + 10);
+    toy_sequence_push_text(&large, 3, LARGE + 3);
     toy_sequence_init(&small, 2, 2, SMALL + 10);
-    toy_sequence_push_text(&small, 4, SMALL);
+    toy_sequence_push_text(&small, 4, SMALL + 3);
+    large.length = LARGE;
     assert_int_equal(cluster_sequence_open(&c, &large, 0), 0);
+    large.length = LARGE + 3;
     assert_int_equal(cluster_sequence_open(&c, &small, 0), 0);
     cluster_run(&c, &large, 0, LARGE, 64);
     cluster_run(&c, &small, 0, SMALL, 64);
-    toy_sequence_push_text(&large, 5, 100);
-    toy_sequence_push_text(&small, 6, 2);
 
     attention *many = c.many.attention;
     uint64_t length = 0;
-    fault_arm(FAULT_READ, 3);
-    hd_status status = toy_step(&c.many, (toy_rows[]){{&large, LARGE, 1}, {&small, SMALL, 1}}, 2, NULL, NULL);
+    toy_rows rows[2] = {{&large, LARGE, 1}, {&small, SMALL, 1}};
+    fault_hold(FAULT_READ);
+    hd_status status = toy_step(&c.many, rows, 2, NULL, NULL);
     fault_disarm();
     assert_int_equal(status, HD_IO);
     assert_int_equal(many->ops->sequence_length(many, 1, &length), HD_IO);
     assert_int_equal(many->ops->sequence_length(many, 2, &length), HD_OK);
     assert_int_equal(length, SMALL + 1);
-    for (uint32_t i = 0; i < 2; i++) assert_int_equal(prefix_on(c.nodes[i], &large), LARGE / 128 * 128);
-
-    /* At the next try the disk answers, and the bits are those of memory alone. */
-    cluster_step(&c, (toy_rows[]){{&large, LARGE, 1}, {&small, SMALL, 1}}, 2);
+    cluster_step(&c, rows, 2); /* the disk answers again, and the bits are those of memory alone */
+    cluster_step(&c, (toy_rows[]){{&large, LARGE + 1, 1}}, 1);
     assert_int_equal(many->ops->sequence_length(many, 1, &length), HD_OK);
-    assert_int_equal(length, LARGE + 1);
-    for (uint32_t i = 0; i < 2; i++) assert_int_equal(prefix_on(c.nodes[i], &large), LARGE + 1);
-    cluster_run(&c, &large, LARGE + 1, 99, 60);
+    assert_int_equal(length, LARGE + 2);
+
+    /* The next row completes a block. One node cannot attend for it; the other one could, and may not keep it either. */
+    cluster_flip_cold(&c, 0);
+    rows[0].first = LARGE + 2;
+    rows[1].first = SMALL + 1;
+    assert_int_equal(toy_step(&c.many, rows, 2, NULL, NULL), HD_CORRUPT);
+    assert_int_equal(many->ops->sequence_length(many, 1, &length), HD_CORRUPT);
+    assert_int_equal(many->ops->sequence_length(many, 2, &length), HD_OK);
+    assert_int_equal(length, SMALL + 2);
+    assert_int_equal(prefix_on(c.nodes[1], &large), (LARGE + 2) / 128 * 128);
     toy_sequence_fini(&large);
     toy_sequence_fini(&small);
     cluster_close(&c);
