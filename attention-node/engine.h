@@ -38,6 +38,10 @@ typedef struct engine_config {
 /* The error says how many tokens the budget would hold and what the least is. */
 hd_status engine_open(const engine_config *config, attention **out, hd_error *error);
 
+/* The index_bytes with which a sequence of so many tokens and of that selection is admitted when nobody else has any;
+ * hot_bytes may still have them in. UINT64_MAX: nothing is enough. */
+uint64_t engine_index_bytes(const engine_config *config, const char *selection, uint64_t tokens);
+
 /* A further view of an engine; HD_FULL when views_max are there. Its close ends its step and leaves its sequences open.
  * It goes before the engine does. */
 hd_status engine_attach(attention *engine, attention **view);

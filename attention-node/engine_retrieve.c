@@ -12,6 +12,7 @@
 
 typedef struct finder_sizes {
     size_t scratch, tokens, keys, values, queries, rest;
+    uint32_t value_dim_max;
 } finder_sizes;
 
 static size_t largest(size_t a, size_t b) {
@@ -20,30 +21,63 @@ static size_t largest(size_t a, size_t b) {
 
 /* ---- Memory ---- */
 
-static finder_sizes sizes_of(const engine *e) {
-    finder_sizes sizes = {.scratch = 0};
+static uint32_t value_dim_max_of(const attention_layer_table *table) {
+    uint32_t dim = 0;
+    for (uint32_t i = 0; i < table->layer_count; i++)
+        dim = table->layers[i].value_dim > dim ? table->layers[i].value_dim : dim;
+    return HD_ALIGN_UP(dim, HD_CACHE_LINE / (uint32_t)sizeof(float));
+}
+
+static finder_sizes sizes_of(const attention_layer_table *table, hd_dtype kv_dtype, const kernel_ops *kernels,
+                             uint64_t keys_max) {
+    finder_sizes sizes = {.value_dim_max = value_dim_max_of(table)};
     const index_kind *const *kinds;
     size_t kind_count = index_kinds(&kinds);
-    for (uint32_t i = 0; i < e->table.layer_count; i++) {
-        const engine_layer *layer = &e->layers[i];
-        if (!layer->is_computable || layer->plan.group_size > INDEX_QUERIES_MAX) continue;
+    for (uint32_t i = 0; i < table->layer_count; i++) {
+        const attention_layer *layer = &table->layers[i];
+        const attention_stream *keys = &table->streams[layer->key_stream];
+        const kernel_page_shape shape = {.dtype = kv_dtype, .key_dim = keys->dim, .value_dim = layer->value_dim};
+        uint32_t group_size = layer->query_heads / keys->heads;
+        if (layer->value_is_key_prefix || keys->tokens_per_record != 1 || group_size > INDEX_QUERIES_MAX) continue;
         for (size_t k = 0; k < kind_count; k++) {
             index_params params = {.kind = kinds[k],
-                                   .kernels = e->kernels,
-                                   .key_dim = layer->shape.key_dim,
-                                   .value_dim = layer->shape.value_dim,
-                                   .keys_max = (uint64_t)e->home.store.pool.block_count * HD_BLOCK_TOKENS,
+                                   .kernels = kernels,
+                                   .key_dim = shape.key_dim,
+                                   .value_dim = shape.value_dim,
+                                   .keys_max = keys_max,
                                    .has_rest = index_kind_estimates(kinds[k])};
-            sizes.scratch =
-                largest(sizes.scratch, index_search_bytes(&params, layer->plan.group_size, SELECTION_TOKENS_MAX));
+            sizes.scratch = largest(sizes.scratch, index_search_bytes(&params, group_size, SELECTION_TOKENS_MAX));
         }
-        sizes.tokens = largest(sizes.tokens, layer->plan.group_size * SELECTION_TOKENS_MAX * sizeof(uint32_t));
-        sizes.rest = largest(sizes.rest, (size_t)layer->plan.group_size * (e->value_dim_max + 2) * sizeof(float));
-        sizes.keys = largest(sizes.keys, kernel_page_key_bytes(&layer->shape));
-        sizes.values = largest(sizes.values, kernel_page_value_bytes(&layer->shape));
-        sizes.queries = largest(sizes.queries, (size_t)layer->plan.group_size * layer->query_dim * sizeof(uint16_t));
+        sizes.tokens = largest(sizes.tokens, group_size * SELECTION_TOKENS_MAX * sizeof(uint32_t));
+        sizes.rest = largest(sizes.rest, (size_t)group_size * (sizes.value_dim_max + 2) * sizeof(float));
+        sizes.keys = largest(sizes.keys, kernel_page_key_bytes(&shape));
+        sizes.values = largest(sizes.values, kernel_page_value_bytes(&shape));
+        sizes.queries = largest(sizes.queries,
+                                (size_t)group_size * HD_ALIGN_UP(keys->dim, KERNEL_K_ALIGN) * sizeof(uint16_t));
     }
     return sizes;
+}
+
+/* Of all threads, and where there is a cold tier of what is found ahead of attention. */
+static size_t finders_bytes(const finder_sizes *sizes, uint32_t thread_count, uint32_t found_count) {
+    size_t lines = 6 * HD_CACHE_LINE;
+    size_t each =
+        sizes->scratch + sizes->tokens + sizes->keys + sizes->values + sizes->queries + sizes->rest + lines;
+    return each * thread_count + (sizes->tokens + sizes->rest + 2 * HD_CACHE_LINE) * found_count;
+}
+
+uint64_t engine_index_bytes(const engine_config *config, const char *text, uint64_t tokens) {
+    selection chosen;
+    if (selection_parse(text, &chosen, NULL) != HD_OK || chosen.ops != selection_ops_retrieval()) return 0;
+    uint64_t block_bytes = attention_layer_table_block_bytes(&config->layers);
+    uint64_t blocks = (config->hot_bytes + config->warm_bytes + config->cold_bytes) / block_bytes;
+    finder_sizes sizes = sizes_of(&config->layers, config->kv_dtype, config->kernels, blocks * HD_BLOCK_TOKENS);
+    index_home_config home = {
+        .table = &config->layers, .kernels = config->kernels, .builder_count = config->index_builders};
+    uint64_t sets = index_home_bytes(&home, &chosen, tokens);
+    if (sets == UINT64_MAX) return UINT64_MAX;
+    return sets + finders_bytes(&sizes, hd_pool_thread_count(config->pool),
+                                config->cold_directory != NULL ? ENGINE_FOUNDS : 0) + HD_CACHE_LINE;
 }
 
 static void *part(unsigned char **next, size_t bytes) {
@@ -66,15 +100,14 @@ static engine_found found_at(const engine *e, unsigned char **next, const finder
 hd_status engine_retrieve_open(engine *e, const engine_config *of, hd_error *error) {
     uint64_t index_bytes = of->index_bytes;
     if (index_bytes == 0) return HD_OK;
-    finder_sizes sizes = sizes_of(e);
-    uint32_t thread_count = hd_pool_thread_count(e->pool);
-    size_t lines = 6 * HD_CACHE_LINE;
-    size_t each = sizes.scratch + sizes.tokens + sizes.keys + sizes.values + sizes.queries + sizes.rest + lines;
-    uint32_t found_count = e->home.store.has_cold ? ENGINE_FOUNDS : 0;
-    size_t found_bytes = sizes.tokens + sizes.rest + 2 * HD_CACHE_LINE;
-    size_t all = each * thread_count + found_bytes * found_count;
+    uint64_t keys_max = (uint64_t)e->home.store.pool.block_count * HD_BLOCK_TOKENS;
+    finder_sizes sizes = sizes_of(&e->table, e->home.kv_dtype, e->kernels, keys_max);
+    uint32_t thread_count = hd_pool_thread_count(e->pool), found_count = e->home.store.has_cold ? ENGINE_FOUNDS : 0;
+    size_t all = finders_bytes(&sizes, thread_count, found_count);
+    assert(sizes.value_dim_max == e->value_dim_max);
     if (all >= index_bytes) {
-        return hd_error_set(error, HD_INVALID, "%llu KiB for indexes are too few: searches alone need %llu KiB",
+        return hd_error_set(error, HD_INVALID,
+                            "--index-memory: %llu KiB for indexes are too few, searches alone need %llu KiB",
                             (unsigned long long)index_bytes >> 10, (unsigned long long)all >> 10);
     }
     e->finders = hd_alloc_zeroed(thread_count * sizeof(*e->finders), HD_CACHE_LINE);

@@ -112,6 +112,23 @@ static void measure(const index_home *home, const selection *chosen, index_set *
     }
 }
 
+uint64_t index_home_bytes(const index_home_config *config, const selection *chosen, uint64_t tokens) {
+    index_home_config idle = *config;
+    index_home *home;
+    const index_kind *kind;
+    idle.builder_count = 0;
+    if (index_kind_find(chosen->index, &kind, NULL) != HD_OK || index_home_open(&idle, &home) != HD_OK)
+        return UINT64_MAX;
+    uint64_t keys_max = HD_ALIGN_UP(tokens, (uint64_t)INDEX_GRAIN), builder_bytes;
+    index_set set = {.kind = kind,
+                     .keys_max = keys_max,
+                     .id_max = (uint32_t)(keys_max / HD_BLOCK_TOKENS),
+                     .has_rest = wants_rest(kind, chosen)};
+    measure(home, chosen, &set, &builder_bytes);
+    index_home_close(home);
+    return set.bytes + builder_bytes * config->builder_count;
+}
+
 /* ---- Whom to begin with ---- */
 
 static const identity *id_of(const index_home *home, const kv_run *run) {

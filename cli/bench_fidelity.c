@@ -44,6 +44,7 @@ static hd_status check(fidelity_config *config, hd_error *error) {
             return hd_error_set(error, HD_INVALID, "--lengths: contexts have at least 1024 tokens");
     /* Every other selection than full may need indexes, whatever the node's own selection is. */
     options.node.selection = "auto";
+    options.node.full_up_to = 0;
     return HD_OK;
 }
 

@@ -6,6 +6,9 @@
 #include "base/flags.h"
 
 #define BLOCK_TOKENS 128u
+#define INDEX_SHARE 8u        /* of the hot memory */
+#define INDEX_MOST 2u         /* the same, where keys and values may be in files */
+#define TABLES_SHARE 32u      /* of keys and values, for the tables that go with them */
 #define DEFAULT_WARM_SHARE 4u /* of what is left, for pages of the cold tier */
 
 typedef struct size_text {
@@ -78,4 +81,25 @@ hd_status memory_plan_make(const memory_request *r, memory_plan *plan, hd_error 
                           .warm_bytes = warm_bytes,
                           .context_fits = kv_bytes / (r->kv_bytes_per_token * BLOCK_TOKENS) * BLOCK_TOKENS};
     return HD_OK;
+}
+
+static bool index_fits(const index_request *r, uint64_t tokens, uint64_t bytes) {
+    if (r->has_cold) return bytes <= r->hot_bytes / INDEX_MOST;
+    uint64_t kv_bytes = tokens * r->kv_bytes_per_token;
+    return bytes <= r->hot_bytes && kv_bytes + kv_bytes / TABLES_SHARE <= r->hot_bytes - bytes;
+}
+
+uint64_t memory_plan_index_bytes(const index_request *r) {
+    uint64_t hot_tokens = r->hot_bytes / r->kv_bytes_per_token;
+    uint64_t shortest = r->full_up_to < hot_tokens ? r->full_up_to : hot_tokens;
+    if (r->longest <= shortest) return 0;
+    uint64_t fits = shortest, too_long = r->longest + 1;
+    while (too_long - fits > 1) {
+        uint64_t tokens = fits + (too_long - fits) / 2;
+        if (index_fits(r, tokens, r->bytes_for(r->context, tokens))) fits = tokens;
+        else too_long = tokens;
+    }
+    if (fits == shortest || (r->is_fixed && fits < r->longest)) return 0;
+    uint64_t bytes = r->bytes_for(r->context, fits), share = r->hot_bytes / INDEX_SHARE;
+    return share > bytes && index_fits(r, fits, share) ? share : bytes;
 }

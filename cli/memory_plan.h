@@ -8,6 +8,7 @@
 #ifndef CLI_MEMORY_PLAN_H
 #define CLI_MEMORY_PLAN_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/status.h"
@@ -31,5 +32,20 @@ typedef struct memory_plan {
 } memory_plan;
 
 hd_status memory_plan_make(const memory_request *request, memory_plan *plan, hd_error *error);
+
+typedef struct index_request {
+    uint64_t hot_bytes, kv_bytes_per_token;
+    bool has_cold;       /* keys and values need not lie in hot memory */
+    uint64_t longest;    /* tokens of a request, at most, and what hot memory and files hold without indexes */
+    bool is_fixed;       /* that was asked for: no index may make it less */
+    uint64_t full_up_to; /* tokens: shorter requests need no index */
+    uint64_t (*bytes_for)(void *context, uint64_t tokens); /* of one request; ascending; UINT64_MAX: never enough */
+    void *context;
+} index_request;
+
+/* How much of the hot memory is for indexes: what the longest request needs that then still fits, or an eighth where
+ * that is more and fits as well. 0: no request is long enough to need one, or nothing longer than full_up_to fits
+ * beside its index, or what was asked for does not. */
+uint64_t memory_plan_index_bytes(const index_request *request);
 
 #endif

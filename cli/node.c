@@ -6,6 +6,7 @@
 #include <sys/random.h>
 
 #include "attention-node/engine.h"
+#include "attention-node/selection.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
@@ -58,22 +59,48 @@ static hd_status draw_key(unsigned char *key, size_t bytes, hd_error *error) {
                                                       : hd_error_set(error, HD_IO, "the system gave no random bytes");
 }
 
-static uint64_t index_bytes(const node_options *options, const node *n) {
+typedef struct index_need {
+    const engine_config *config;
+    const char *selection;
+} index_need;
+
+static uint64_t bytes_for(void *context, uint64_t tokens) {
+    const index_need *need = context;
+    return engine_index_bytes(need->config, need->selection, tokens);
+}
+
+static bool begins_with(const char *text, const char *beginning) {
+    return strncmp(text, beginning, strlen(beginning)) == 0;
+}
+
+/* By the longest request that may be searched for; the config has the whole hot memory as yet. */
+static uint64_t index_bytes(const node_options *options, const node *n, const engine_config *config) {
+    char chosen[SELECTION_TEXT_BYTES];
+    bool is_auto = begins_with(options->selection, SELECTION_AUTO);
     if (options->index_memory > 0) return options->index_memory;
-    bool may_search = strncmp(options->selection, "auto", 4) == 0 || strncmp(options->selection, "retrieval", 9) == 0;
-    return may_search ? n->memory.hot_bytes / INDEX_SHARE : 0;
+    if (!is_auto && !begins_with(options->selection, "retrieval")) return 0;
+    if (selection_resolve(options->selection, UINT64_MAX, 0, chosen, NULL) != HD_OK) return 0;
+    uint64_t context = options->max_context > 0 ? options->max_context : n->config->max_positions;
+    index_need need = {.config = config, .selection = chosen};
+    index_request request = {.hot_bytes = config->hot_bytes,
+                             .kv_bytes_per_token = model_kv_bytes_per_token(n->config, n->settings.kv_dtype),
+                             .has_cold = config->cold_bytes > 0,
+                             .longest = context < n->memory.context_fits ? context : n->memory.context_fits,
+                             .is_fixed = options->max_context > 0,
+                             .full_up_to = is_auto ? options->full_up_to : 0,
+                             .bytes_for = bytes_for,
+                             .context = &need};
+    uint64_t bytes = memory_plan_index_bytes(&request);
+    /* Who asks for retrieval is told what it lacks, by whoever lacks it. */
+    return bytes == 0 && !is_auto ? config->hot_bytes / INDEX_SHARE : bytes;
 }
 
 static hd_status open_engine(const node_options *options, node *n, hd_error *error) {
-    uint64_t for_indexes = index_bytes(options, n);
-    if (for_indexes >= n->memory.hot_bytes)
-        return hd_error_set(error, HD_INVALID, "--index-memory is part of the hot memory and has to be less");
     engine_config config = {.kv_dtype = n->settings.kv_dtype,
-                            .hot_bytes = n->memory.hot_bytes - for_indexes,
+                            .hot_bytes = n->memory.hot_bytes,
                             .warm_bytes = n->memory.warm_bytes,
                             .cold_directory = options->cold_dir,
                             .cold_bytes = options->cold_size,
-                            .index_bytes = for_indexes,
                             .index_builders = hd_pool_thread_count(n->pool),
                             .step_rows_max = (uint32_t)options->max_batch_tokens,
                             .sequences_max = n->running_max,
@@ -84,9 +111,14 @@ static hd_status open_engine(const node_options *options, node *n, hd_error *err
     if (status != HD_OK) return status;
     status = worker_layer_table(n->config, n->settings.kv_dtype, &config.layers);
     if (status != HD_OK) return hd_error_set(error, status, "no memory for the layer table");
-    if (options->selection_overrides != NULL)
+    config.index_bytes = index_bytes(options, n, &config);
+    if (config.index_bytes >= config.hot_bytes)
+        status = hd_error_set(error, HD_INVALID, "--index-memory is part of the hot memory and has to be less");
+    config.hot_bytes -= config.index_bytes;
+    if (status == HD_OK && options->selection_overrides != NULL)
         status = selection_overrides_read(options->selection_overrides, &config.layers, &n->overrides, error);
     config.overrides = &n->overrides;
+    n->index_bytes = config.index_bytes;
     if (status == HD_OK) status = engine_open(&config, &n->attention, error);
     free((void *)config.layers.streams);
     free((void *)config.layers.layers);
@@ -107,8 +139,10 @@ static hd_status open_weights(const node_options *options, node *n, hd_error *er
 
 static void log_configuration(const node_options *options, const node *n) {
     char model[300], directory[1024], cold[1024], weights[2][48], hot[2][48], warm[2][48], size[2][48], limit[2][48];
+    char indexes[2][48];
     hd_format_size(n->weights->bytes, weights[0], sizeof(weights[0]));
     hd_format_size(n->memory.hot_bytes, hot[0], sizeof(hot[0]));
+    hd_format_size(n->index_bytes, indexes[0], sizeof(indexes[0]));
     hd_format_size(n->memory.warm_bytes, warm[0], sizeof(warm[0]));
     hd_format_size(options->cold_size, size[0], sizeof(size[0]));
     hd_format_size(hd_memory_limit_bytes(), limit[0], sizeof(limit[0]));
@@ -118,14 +152,15 @@ static void log_configuration(const node_options *options, const node *n) {
     uint64_t context = options->max_context > 0 ? options->max_context : n->config->max_positions;
     hd_log(HD_LOG_INFO, "configuration",
            "version=%s model=%s directory=%s architecture=%s weights=%s weights_bytes=%s kv=%s kv_bytes_per_token=%llu "
-           "hot_memory=%s warm_memory=%s cold_dir=%s cold_size=%s "
+           "hot_memory=%s index_memory=%s warm_memory=%s cold_dir=%s cold_size=%s "
            "memory_limit=%s selection=%s kernels=%s threads=%u max_batch_tokens=%llu max_running=%u max_requests=%llu",
            HADAL_VERSION, hd_log_quote(n->settings.model_name, model, sizeof(model)),
            hd_log_quote(options->model_directory, directory, sizeof(directory)), n->config->architecture->name,
            hd_dtype_name(n->weights->dtype), hd_log_quote(weights[0], weights[1], sizeof(weights[1])),
            hd_dtype_name(n->settings.kv_dtype),
            (unsigned long long)model_kv_bytes_per_token(n->config, n->settings.kv_dtype),
-           hd_log_quote(hot[0], hot[1], sizeof(hot[1])), hd_log_quote(warm[0], warm[1], sizeof(warm[1])),
+           hd_log_quote(hot[0], hot[1], sizeof(hot[1])),
+           hd_log_quote(indexes[0], indexes[1], sizeof(indexes[1])), hd_log_quote(warm[0], warm[1], sizeof(warm[1])),
            hd_log_quote(options->cold_dir != NULL ? options->cold_dir : "", cold, sizeof(cold)),
            hd_log_quote(size[0], size[1], sizeof(size[1])), hd_log_quote(limit[0], limit[1], sizeof(limit[1])),
            options->selection, n->kernels->name, hd_pool_thread_count(n->pool),

@@ -32,6 +32,7 @@ typedef struct node {
     hd_pool *pool;
     model_weights *weights;
     selection_overrides overrides; /* lent to the attention */
+    uint64_t index_bytes;          /* of the hot memory */
     attention *attention;
     bool is_offloaded; /* attention is somebody else's */
     hd_metrics *metrics; /* what worker and coordinator count */

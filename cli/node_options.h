@@ -24,7 +24,7 @@ typedef struct node_options {
 
 #define NODE_OPTIONS_DEFAULTS                                                                                          \
     {                                                                                                                  \
-        .kv_dtype = "bf16", .weights = "auto", .selection = "full", .log_level = "info", .max_batch_tokens = 512,      \
+        .kv_dtype = "bf16", .weights = "auto", .selection = "auto", .log_level = "info", .max_batch_tokens = 512,      \
         .max_requests = 1024, .full_up_to = 32768                                                                      \
     }
 

@@ -242,7 +242,9 @@ static hd_status choose_selection(const batcher *b, const worker_request *reques
     const char *text = request->selection != NULL ? request->selection : b->config.selection;
     attention_stats stats;
     b->config.attention->ops->stats(b->config.attention, &stats);
-    uint64_t fits = stats.blocks_total * HD_BLOCK_TOKENS;
+    /* Files hold more than hot memory does. */
+    uint64_t hot = stats.cold_bytes > 0 ? (stats.budget_bytes - stats.warm_bytes) / stats.block_bytes : UINT64_MAX;
+    uint64_t fits = (hot < stats.blocks_total ? hot : stats.blocks_total) * HD_BLOCK_TOKENS;
     uint64_t full_up_to = b->config.full_up_to < fits ? b->config.full_up_to : fits;
     if (stats.index_budget_bytes == 0) full_up_to = UINT64_MAX; /* there is nothing else that auto could be */
     return selection_resolve(text != NULL ? text : "full", tokens, full_up_to, chosen, error);

@@ -227,11 +227,19 @@ class Serving(Refusals):
             with open(log.name) as file:
                 text = file.read()
         configuration = next(line for line in text.splitlines() if "event=configuration" in line)
-        for pair in ('hot_memory="64 MiB"', "weights=bf16", "kv=bf16", "threads=2", "selection=full", "kv_bytes_per_token=4096"):
+        for pair in ('hot_memory="64 MiB"', "weights=bf16", "kv=bf16", "threads=2", "selection=auto", "kv_bytes_per_token=4096"):
             self.assertIn(pair, configuration)
         context = next(line for line in text.splitlines() if "event=context" in line)
         self.assertIn("tokens_max=5000", context)
         self.assertRegex(context, r"tokens_fit=1\d{4} ")
+
+    def test_long_requests_are_searched_and_short_ones_are_not(self):
+        flags = ["--hot-memory", "256M", "--threads", "2", "--max-context", "8192", "--full-up-to", "3000"]
+        with Server(HADAL, MODEL, flags) as server:
+            for tokens, selection in ((2999, "full"), (3000, "retrieval")):
+                answer = server.post("/v1/completions", {"model": server.model(), "prompt": [6 + i % 900 for i in range(tokens)],
+                                                         "max_tokens": 1, "ignore_eos": True})
+                self.assertEqual(answer["hadal"]["selection"], selection)
 
     def test_the_first_signal_finishes_what_runs(self):
         for number in (signal.SIGTERM, signal.SIGINT):

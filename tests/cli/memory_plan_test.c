@@ -84,6 +84,53 @@ static void a_context_that_does_not_fit_is_refused_with_the_numbers(void **state
                         "--max-context 131073 is more than the 131072 positions that the model was made for");
 }
 
+/* ---- Indexes ---- */
+
+#define OVERHEAD (16 * MIB)
+
+static uint64_t a_quarter_and_some(void *context, uint64_t tokens) {
+    return tokens * 8192 + OVERHEAD;
+}
+
+static const index_request one_gib = {.hot_bytes = 1 * GIB,
+                                      .kv_bytes_per_token = 32768,
+                                      .longest = 16384,
+                                      .full_up_to = 4096,
+                                      .bytes_for = a_quarter_and_some};
+
+static void indexes_have_what_the_longest_request_needs(void **state) {
+    index_request request = one_gib;
+    assert_int_equal(memory_plan_index_bytes(&request), 16384 * 8192 + OVERHEAD); /* more than an eighth */
+    request.longest = 8192;
+    assert_int_equal(memory_plan_index_bytes(&request), GIB / 8);
+    /* Keys, values and index of a shorter one share the memory. */
+    request.longest = 32768;
+    uint64_t bytes = memory_plan_index_bytes(&request), tokens = (bytes - OVERHEAD) / 8192;
+    assert_in_range(tokens, 24000, 26000);
+    assert_true(tokens * 32768 + bytes <= GIB);
+    /* In files there is room, and half of the memory is for what is read from them. */
+    request.has_cold = true;
+    request.longest = 1u << 20;
+    assert_in_range(memory_plan_index_bytes(&request), GIB / 2 - 8192, GIB / 2);
+}
+
+static void without_need_or_room_there_are_no_indexes(void **state) {
+    index_request request = one_gib;
+    request.longest = 4096;
+    assert_int_equal(memory_plan_index_bytes(&request), 0); /* all of them are full */
+    request = one_gib;
+    request.full_up_to = 1u << 20;
+    assert_int_equal(memory_plan_index_bytes(&request), 0);
+    request = one_gib;
+    request.hot_bytes = 140 * MIB; /* 4,480 tokens, and nothing beside 4,096 of them */
+    assert_int_equal(memory_plan_index_bytes(&request), 0);
+    request = one_gib;
+    request.longest = 30000; /* fits alone, not beside its index */
+    assert_int_not_equal(memory_plan_index_bytes(&request), 0);
+    request.is_fixed = true;
+    assert_int_equal(memory_plan_index_bytes(&request), 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_the_weights_leave_holds_keys_and_values),
@@ -91,6 +138,8 @@ int main(void) {
         cmocka_unit_test(weights_that_do_not_fit_are_refused_with_the_numbers),
         cmocka_unit_test(a_hot_memory_that_does_not_fit_is_refused_with_the_numbers),
         cmocka_unit_test(a_context_that_does_not_fit_is_refused_with_the_numbers),
+        cmocka_unit_test(indexes_have_what_the_longest_request_needs),
+        cmocka_unit_test(without_need_or_room_there_are_no_indexes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
