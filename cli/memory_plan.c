@@ -21,8 +21,27 @@ static size_text size_of(uint64_t bytes) {
     return size;
 }
 
+/* What is taken before keys and values are, as a person says it. */
+typedef struct taken_text {
+    char text[128];
+} taken_text;
+
+static taken_text taken_of(const memory_request *r) {
+    taken_text taken;
+    if (r->weights_dtype == NULL) {
+        snprintf(taken.text, sizeof(taken.text), "the service takes %s", size_of(r->working_bytes).text);
+    } else {
+        snprintf(taken.text, sizeof(taken.text), "the weights take %s and a step %s", size_of(r->weights_bytes).text,
+                 size_of(r->working_bytes).text);
+    }
+    return taken;
+}
+
 static hd_status check_weights(const memory_request *r, hd_error *error) {
     if (r->weights_bytes <= r->usable_bytes && r->working_bytes <= r->usable_bytes - r->weights_bytes) return HD_OK;
+    if (r->weights_dtype == NULL)
+        return hd_error_set(error, HD_NO_MEMORY, "%s, and this process may use %s; give it more memory",
+                            taken_of(r).text, size_of(r->usable_bytes).text);
     return hd_error_set(error, HD_NO_MEMORY,
                         "the weights take %s as %s, a step %s, and this process may use %s; give it more memory, or "
                         "smaller weights by --weights "
@@ -62,20 +81,21 @@ hd_status memory_plan_make(const memory_request *r, memory_plan *plan, hd_error 
     uint64_t left = r->usable_bytes - r->weights_bytes - r->working_bytes, warm_bytes = warm_of(r, left);
     if (r->hot_bytes > left)
         return hd_error_set(error, HD_NO_MEMORY,
-                            "--hot-memory %s does not fit: this process may use %s, of which the weights take %s and a "
-                            "step %s; %s is left",
-                            size_of(r->hot_bytes).text, size_of(r->usable_bytes).text, size_of(r->weights_bytes).text,
-                            size_of(r->working_bytes).text, size_of(left).text);
+                            "--hot-memory %s does not fit: this process may use %s, of which %s; %s is left",
+                            size_of(r->hot_bytes).text, size_of(r->usable_bytes).text, taken_of(r).text,
+                            size_of(left).text);
     if (warm_bytes > left - r->hot_bytes)
         return hd_error_set(error, HD_NO_MEMORY,
-                            "--warm-memory %s does not fit: this process may use %s, of which the weights take %s, a "
-                            "step %s and hot memory %s; %s is left",
-                            size_of(warm_bytes).text, size_of(r->usable_bytes).text, size_of(r->weights_bytes).text,
-                            size_of(r->working_bytes).text, size_of(r->hot_bytes).text,
-                            size_of(left - r->hot_bytes).text);
+                            "--warm-memory %s does not fit: this process may use %s, of which %s, and hot memory %s; "
+                            "%s is left",
+                            size_of(warm_bytes).text, size_of(r->usable_bytes).text, taken_of(r).text,
+                            size_of(r->hot_bytes).text, size_of(left - r->hot_bytes).text);
     uint64_t hot_bytes = r->hot_bytes > 0 ? r->hot_bytes : left - warm_bytes;
     uint64_t kv_bytes = hot_bytes + (r->cold_bytes > 0 ? r->cold_bytes : warm_bytes);
     status = check_context(r, kv_bytes, error);
+    if (status == HD_OK && r->index_bytes >= hot_bytes)
+        status = hd_error_set(error, HD_INVALID, "--index-memory %s is part of the hot memory, %s, and has to be less",
+                              size_of(r->index_bytes).text, size_of(hot_bytes).text);
     if (status != HD_OK) return status;
     *plan = (memory_plan){.hot_bytes = hot_bytes,
                           .warm_bytes = warm_bytes,

@@ -16,12 +16,13 @@
 typedef struct memory_request {
     uint64_t usable_bytes; /* what the machine and the control group leave to this process */
     uint64_t weights_bytes;
-    const char *weights_dtype;   /* for the sentence */
+    const char *weights_dtype;   /* for the sentence; NULL: there are no weights here */
     uint64_t working_bytes;      /* activations, request bodies, code: everything that is neither weights nor KV */
     uint64_t kv_bytes_per_token; /* >= 1 */
     uint64_t hot_bytes;          /* asked for; 0: what is left */
     uint64_t warm_bytes;         /* asked for; 0: a quarter of what is left where there is a cold tier, else none */
     uint64_t cold_bytes;         /* of files; 0: no cold tier */
+    uint64_t index_bytes;        /* asked for, of the hot memory */
     uint64_t context_tokens;     /* asked for; 0: no more than fits */
     uint64_t model_tokens;       /* the model's own bound */
 } memory_request;

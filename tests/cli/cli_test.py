@@ -112,6 +112,19 @@ class Usage(Refusals):
         self.assert_refused(2, "give either --url or a MODEL_DIR", "bench", "serve")
         self.assert_refused(2, "give either --url or a MODEL_DIR", "bench", "serve", MODEL, "--url", "http://127.0.0.1:1")
 
+    def test_what_an_attention_node_cannot_have_is_refused(self):
+        for code, sentence, flags in (
+                (2, "--kv-dtype: 'int4' is none of auto, f32, bf16", ["--kv-dtype", "int4"]),
+                (2, "--index-memory: 'much' is neither auto nor a size such as 512M or 16G", ["--index-memory", "much"]),
+                (2, "--cold-dir and --cold-size go together, and one of them is missing", ["--cold-dir", "/tmp"]),
+                (1, "--hot-memory 1.0 PiB does not fit: this process may use", ["--hot-memory", "1P"]),
+                (1, "--warm-memory 1.0 PiB does not fit: this process may use", ["--hot-memory", "64M", "--warm-memory", "1P"]),
+                (1, "--index-memory 64 MiB is part of the hot memory, 64 MiB, and has to be less",
+                 ["--hot-memory", "64M", "--index-memory", "64M"]),
+                (1, "--cold-dir /dev/null is no directory",
+                 ["--hot-memory", "64M", "--cold-dir", "/dev/null", "--cold-size", "1G"])):
+            self.assert_refused(code, sentence, "attention-node", "--etcd", "http://127.0.0.1:1", "--listen", "127.0.0.1:0", *flags)
+
     def test_values_out_of_range_name_their_flag(self):
         for flag, value, sentence in (
                 ("--threads", "two", "--threads: 'two' is not a whole number"),

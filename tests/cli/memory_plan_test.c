@@ -131,12 +131,33 @@ static void without_need_or_room_there_are_no_indexes(void **state) {
     assert_int_equal(memory_plan_index_bytes(&request), 0);
 }
 
+/* An attention node. */
+static void without_weights_the_rest_is_for_keys_and_values(void **state) {
+    memory_request request = {.usable_bytes = 16 * GIB, .working_bytes = 1 * GIB, .kv_bytes_per_token = 1};
+    memory_plan plan;
+    hd_error error;
+    assert_int_equal(memory_plan_make(&request, &plan, &error), HD_OK);
+    assert_int_equal(plan.hot_bytes, 15 * GIB);
+    request.hot_bytes = 12 * GIB;
+    request.warm_bytes = 4 * GIB;
+    assert_int_equal(memory_plan_make(&request, &plan, &error), HD_NO_MEMORY);
+    assert_string_equal(error.text,
+                        "--warm-memory 4.0 GiB does not fit: this process may use 16.0 GiB, of which the service takes "
+                        "1.0 GiB, and hot memory 12.0 GiB; 3.0 GiB is left");
+    request.warm_bytes = 3 * GIB;
+    request.index_bytes = 12 * GIB;
+    assert_int_equal(memory_plan_make(&request, &plan, &error), HD_INVALID);
+    assert_string_equal(error.text,
+                        "--index-memory 12.0 GiB is part of the hot memory, 12.0 GiB, and has to be less");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_the_weights_leave_holds_keys_and_values),
         cmocka_unit_test(a_hot_memory_that_fits_is_taken_as_given),
         cmocka_unit_test(weights_that_do_not_fit_are_refused_with_the_numbers),
         cmocka_unit_test(a_hot_memory_that_does_not_fit_is_refused_with_the_numbers),
+        cmocka_unit_test(without_weights_the_rest_is_for_keys_and_values),
         cmocka_unit_test(a_context_that_does_not_fit_is_refused_with_the_numbers),
         cmocka_unit_test(indexes_have_what_the_longest_request_needs),
         cmocka_unit_test(without_need_or_room_there_are_no_indexes),
