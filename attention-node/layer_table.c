@@ -7,14 +7,20 @@
 #include "base/memory.h"
 #include "kernels/ops.h"
 
+/* Tables come from other processes too: with these, no product of counts and sizes below comes near 64 bits. */
+#define HEADS_MAX (1u << 16)
+#define DIM_MAX (1u << 20)
+
 static bool is_state(const attention_stream *stream) {
     return stream->tokens_per_record == ATTENTION_STATE_PER_SEQUENCE;
 }
 
 static hd_status check_stream(const attention_layer_table *table, uint32_t index, hd_error *error) {
     const attention_stream *s = &table->streams[index];
-    if (s->heads == 0) return hd_error_set(error, HD_INVALID, "stream %u: 'heads' must be at least 1", index);
-    if (s->dim == 0) return hd_error_set(error, HD_INVALID, "stream %u: 'dim' must be at least 1", index);
+    if (s->heads == 0 || s->heads > HEADS_MAX)
+        return hd_error_set(error, HD_INVALID, "stream %u: 'heads' must be at least 1 and at most %u", index, HEADS_MAX);
+    if (s->dim == 0 || s->dim > DIM_MAX)
+        return hd_error_set(error, HD_INVALID, "stream %u: 'dim' must be at least 1 and at most %u", index, DIM_MAX);
     if ((unsigned)s->codec >= HD_DTYPE_COUNT) {
         return hd_error_set(error, HD_INVALID, "stream %u: %u is no number format", index, (unsigned)s->codec);
     }
@@ -77,9 +83,9 @@ static hd_status check_layer(const attention_layer_table *table, uint32_t index,
         return hd_error_set(error, HD_INVALID, "layer %u: 'value_dim' is %u, but records of stream %u have %u elements",
                             index, l->value_dim, l->value_stream, values->dim);
     }
-    if (l->query_heads == 0 || l->query_heads % keys->heads != 0) {
-        return hd_error_set(error, HD_INVALID, "layer %u: %u query heads are no multiple of %u KV heads", index,
-                            l->query_heads, keys->heads);
+    if (l->query_heads == 0 || l->query_heads > HEADS_MAX || l->query_heads % keys->heads != 0) {
+        return hd_error_set(error, HD_INVALID, "layer %u: %u query heads are no multiple of %u KV heads, or over %u",
+                            index, l->query_heads, keys->heads, HEADS_MAX);
     }
     if (!isfinite(l->scale) || !(l->soft_cap >= 0.0f) || !isfinite(l->soft_cap)) {
         return hd_error_set(error, HD_INVALID, "layer %u: 'scale' or 'soft_cap' is out of range", index);

@@ -33,6 +33,27 @@ static void log_broken_template(const char *model_directory, const char *problem
            hd_log_quote(problem, quoted, sizeof(quoted)));
 }
 
+static bool is_present(const text_model *model, uint32_t id) {
+    return id < model->facts.id_count && (model->facts.flags[id] & TEXT_PIECE_PRESENT) != 0;
+}
+
+/* The post-processor writes ids that the file gives beside those of its vocabulary; nobody else has compared the two. */
+static hd_status check_framing(const text_model *model, const char *model_directory, hd_error *error) {
+    uint32_t *ids = NULL, stray = 0;
+    size_t count = 0;
+    bool is_stray = false;
+    if (text_encode(model, "", 0, true, &ids, &count, NULL) != HD_OK) return HD_OK; /* said where a text is encoded */
+    for (size_t i = 0; i < count && !is_stray; i++) {
+        is_stray = !is_present(model, ids[i]);
+        stray = ids[i];
+    }
+    free(ids);
+    if (!is_stray) return HD_OK;
+    return hd_error_set(error, HD_CORRUPT,
+                        "%s/tokenizer.json: 'post_processor' puts the token id %u into texts, which is not in the vocabulary",
+                        model_directory, stray);
+}
+
 hd_status text_model_open(const char *model_directory, text_model **model, hd_error *error) {
     text_model *m = calloc(1, sizeof(*m));
     if (m == NULL) return hd_error_set(error, HD_NO_MEMORY, "%s: no memory for the tokenizer", model_directory);
@@ -44,6 +65,11 @@ hd_status text_model_open(const char *model_directory, text_model **model, hd_er
         return fail(status, said.text, error);
     }
     text_native_describe(m->native, &m->facts);
+    hd_status framing = check_framing(m, model_directory, error);
+    if (framing != HD_OK) {
+        text_model_close(m);
+        return framing;
+    }
     /* The model still completes text, so a broken template is only refused where it is used. */
     if (text_native_template_problem(m->native, said.text, sizeof(said.text)))
         log_broken_template(model_directory, said.text);
@@ -86,10 +112,6 @@ hd_status text_encode(const text_model *model, const char *text, size_t text_byt
     *ids = buffer.data;
     *id_count = buffer.count;
     return HD_OK;
-}
-
-static bool is_present(const text_model *model, uint32_t id) {
-    return id < model->facts.id_count && (model->facts.flags[id] & TEXT_PIECE_PRESENT) != 0;
 }
 
 /* Grows by doubling, so that a long text is copied a bounded number of times. Keeps a zero behind the text. */

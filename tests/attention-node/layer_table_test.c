@@ -138,6 +138,9 @@ static void what_cannot_be_is_refused_by_name(void **state) {
     REFUSED(streams[2].window = 5, "stream 2: a state");
     REFUSED(layers[0].key_stream = 3, "layer 0: 'key_stream' is 3, but there are 3 streams");
     REFUSED(layers[0].value_stream = 2, "layer 0: 'value_stream' is stream 2, a state");
+    REFUSED(streams[0].heads = 1u << 31, "stream 0: 'heads' must be at least 1 and at most 65536");
+    REFUSED(streams[0].dim = UINT32_MAX, "stream 0: 'dim' must be at least 1 and at most 1048576");
+    REFUSED(layers[0].query_heads = 1u << 31, "layer 0: 2147483648 query heads are no multiple of 4 KV heads, or over 65536");
     REFUSED(layers[0].query_heads = 6, "layer 0: 6 query heads are no multiple of 4 KV heads");
     REFUSED(layers[0].query_heads = 0, "layer 0: 0 query heads");
     REFUSED(layers[0].value_dim = 32, "layer 0: 'value_dim' is 32");

@@ -52,6 +52,14 @@ static void garbage_in_the_tokenizer_is_refused(void **state) {
                         "tokenizer.json: ");
 }
 
+static void a_post_processor_with_ids_of_no_token_is_refused(void **state) {
+    assert_file_refused("tokenizer.json",
+                        "{\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"s\",\"type_id\":0}},"
+                        "{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}],\"pair\":[],\"special_tokens\":{\"s\":{\"id\":\"s\",\"ids\":[7],"
+                        "\"tokens\":[\"s\"]}}},\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]}}",
+                        HD_CORRUPT, "tokenizer.json: 'post_processor' puts the token id 7 into texts, which is not in the vocabulary");
+}
+
 static void what_the_library_panics_on_is_refused(void **state) {
     assert_file_refused("tokenizer.json",
                         "{\"decoder\":\"text\",\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]}}", HD_CORRUPT, "tokenizer.json: ");
@@ -186,6 +194,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_missing_tokenizer_is_named),
         cmocka_unit_test(garbage_in_the_tokenizer_is_refused),
+        cmocka_unit_test(a_post_processor_with_ids_of_no_token_is_refused),
         cmocka_unit_test(what_the_library_panics_on_is_refused),
         cmocka_unit_test(nesting_without_end_is_refused),
         cmocka_unit_test(an_id_that_would_need_a_huge_table_is_refused),
