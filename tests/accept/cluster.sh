@@ -1,0 +1,101 @@
+#!/bin/sh
+# cluster.sh [ITEM...] - measures the targets of roles on many hosts at their full size and prints for each figure a line
+#     item  figure | target: ... | pass or FAIL
+# Items: 1 the demo   2 splits   3 a context larger than a node   4 what offloading costs   5 kills   6 drain   7 etcd and partitions
+#        8 simulation   9 documentation. Without one, all. Called by ./run accept cluster, which has built.
+# A target for which there is nothing to run yet is said to be "not built", and counts as failed. Ends with 1 when a line failed.
+# Logs of each item go to build/accept/.
+set -u
+cd "$(dirname "$0")/../.."
+root=$PWD
+logs=$root/build/accept
+mkdir -p "$logs"
+python=$root/build/venv/bin/python3
+failures=0
+
+line() { # ITEM FIGURE TARGET pass|FAIL
+    printf '%-4s %s | target: %s | %s\n' "$1" "$2" "$3" "$4"
+    [ "$4" = pass ] || failures=$((failures + 1))
+}
+
+not_built() { # ITEM WHAT
+    line "$1" "not built: $2" "built" FAIL
+}
+
+# tests ITEM WHAT CTEST_ARGUMENTS...: passes when the tests named are there and pass; the figure is how many
+tests() {
+    item=$1 what=$2 log=$logs/cluster-$1-tests.log
+    shift 2
+    if ctest --preset default --no-tests=error "$@" >"$log" 2>&1; then result=pass; else result=FAIL; fi
+    figure=$(sed -n 's/^\([0-9]*% tests passed.*\)$/\1/p' "$log")
+    line "$item" "$what: ${figure:-no tests}" "all pass" "$result"
+}
+
+python_item() { # SCRIPT ARGUMENTS...: prints its own lines
+    "$python" "$@" || failures=$((failures + 1))
+}
+
+needle_model() {
+    model=$root/build/models/needle
+    [ -f "$model/config.json" ] || "$python" tools/needle/make_needle_model.py "$model" >/dev/null
+}
+
+item_1() {
+    needle_model
+    log=$logs/cluster-1.log
+    if "$python" tools/cluster_demo.py build/hadal "$model" --prompt 16000 >"$log" 2>&1; then result=pass; else result=FAIL; fi
+    line 1 "./run cluster-demo, prompts of 16,000 tokens: $(tail -n 1 "$log")" "every stream as in one process" "$result"
+    sed -n '/^stream /,/^$/s/^/     /p' "$log"
+}
+
+item_2() {
+    needle_model
+    tests 2 "logits of the golden models, by heads, by positions and by both" -R '^worker_golden_nodes_test$'
+    python_item tests/accept/cluster.py build/hadal "$model" splits
+    not_built 2 "prefill staged on the worker"
+}
+
+item_3() {
+    needle_model
+    python_item tests/accept/cluster.py build/hadal "$model" larger
+}
+
+# The shape of Llama-3.2-1B; its weights are drawn, for speed is all that is asked of it.
+item_4() {
+    shape=$root/build/models/llama-1b
+    [ -d "$shape" ] || {
+        rm -rf "$shape.part"
+        "$python" bench/peers/models.py hf "$shape.part" >"$logs/cluster-4.log" 2>&1 && mv "$shape.part" "$shape" || {
+            line 4 "bench/peers/models.py: see $logs/cluster-4.log" "a model of that shape" FAIL
+            return
+        }
+    }
+    python_item tests/accept/cluster.py build/hadal "$shape" offload --node-memory 3G
+    not_built 4 "two micro-batches in turns, behind 1 ms of delay each way"
+}
+
+item_5() {
+    tests 5 "workers and attention nodes killed, hung and started again under streams (few times, small prompts)" \
+        -R '^cluster_(takeover|offload|roles)_test$'
+    not_built 5 "100 kills under 16 streams with prompts of 16,000 tokens, their pauses, and what was prefilled again"
+}
+
+item_6() { not_built 6 "drain of an attention node that holds 1 GB over a shaped link; pauses of a worker's drain"; }
+
+item_7() {
+    tests 7 "etcd stalled, killed and started again; a watch behind a compaction" -R '^(cluster_takeover|proto_etcd|proto_membership)_test$'
+    not_built 7 "a three-member etcd that changes its leader, 60 s without etcd, partitions between every pair of roles"
+}
+
+item_8() { not_built 8 "the simulation"; }
+
+item_9() { not_built 9 "a check of docs/operations.md's commands"; }
+
+[ $# -gt 0 ] || set -- 1 2 3 4 5 6 7 8 9
+for item in "$@"; do
+    case $item in
+    [1-9]) "item_$item" ;;
+    *) printf 'accept cluster: there is no item %s; there are 1 to 9\n' "$item" >&2; exit 2 ;;
+    esac
+done
+[ "$failures" -eq 0 ] || { printf '%s failed\n' "$failures" >&2; exit 1; }
