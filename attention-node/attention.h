@@ -157,6 +157,9 @@ typedef struct attention_ops {
     /* How many tokens are there; HD_TIMED_OUT, HD_IO, HD_CORRUPT: why its rows of the last step are not. Tables with
      * states only: fork and truncate go to the largest length that has a snapshot, or to 0. */
     hd_status (*sequence_length)(const attention *self, uint64_t sequence, uint64_t *length);
+    /* Whether a step with the row at that position would begin its work at once; false: an index for it is being made
+     * meanwhile, and a step now would wait for it, with everybody in it. NULL: always. */
+    bool (*sequence_is_ready)(attention *self, uint64_t sequence, uint64_t position);
     /* What is open under this name, and of its ranges, whoever opened it; at most found_max. For a takeover. */
     hd_status (*sequence_find)(attention *self, uint64_t sequence, attention_found *found, uint32_t found_max,
                                uint32_t *found_count);

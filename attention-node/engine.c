@@ -277,6 +277,11 @@ static hd_status sequence_length(const attention *self, uint64_t name, uint64_t 
     return HD_OK;
 }
 
+static bool is_ready(attention *self, uint64_t name, uint64_t position) {
+    const sequence *s = sequence_table_find(&engine_seen(self)->sequences, name);
+    return s == NULL || s->indexes == NULL || index_set_is_ready(s->indexes, position);
+}
+
 static hd_status find_sequence(attention *self, uint64_t name, attention_found *found, uint32_t found_max,
                                uint32_t *found_count) {
     const engine *e = engine_seen(self);
@@ -390,6 +395,7 @@ static const attention_ops engine_ops = {
     .fork = fork_sequence,
     .truncate = truncate_sequence,
     .sequence_length = sequence_length,
+    .sequence_is_ready = is_ready,
     .sequence_find = find_sequence,
     .prefix_find = find_prefix,
     .state_save = state_save,

@@ -512,6 +512,13 @@ hd_status index_set_wait(index_set *set, uint32_t layer, const index_extent *ext
     return status;
 }
 
+bool index_set_is_ready(index_set *set, uint64_t position) {
+    index_extent extent = index_set_extent(set, covered_at(position));
+    if (position < set->exact_count || set->is_failed || set_is_ready(set, &extent)) return true;
+    if (set->target.covered != extent.covered) set_target(set, &extent);
+    return false;
+}
+
 hd_status index_set_add_query(index_set *set, uint32_t layer, uint32_t head, uint64_t position, const uint16_t *queries,
                               uint32_t count, size_t stride) {
     kv_index *index = set->indexes[set->home->layers[layer].first_index + head];

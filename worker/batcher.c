@@ -31,6 +31,7 @@
 #define NO_CHOICE UINT32_MAX
 #define LOSSES_MAX 4u /* attention nodes lost in one step, before those who were in it are given up */
 #define REST_MS 250u         /* of a sequence whose pages the disk still has, while others go on */
+#define INDEX_REST_MS 2u     /* of a sequence whose index is not ready */
 #define NAP_MS 10u           /* when all of them rest */
 #define TRIES_IO 3u          /* of a step whose read failed */
 #define TRIES_TIMED_OUT 240u /* of one whose read does not end: two minutes and more */
@@ -506,6 +507,12 @@ static bool takes_part(const sequence *s) {
     return s->job != NULL && (s->rest_until_ns == 0 || hd_now_ns() >= s->rest_until_ns);
 }
 
+/* What one sequence waits for is no reason for the others to wait. */
+static bool is_ready(const batcher *b, const sequence *s) {
+    attention *a = b->config.attention;
+    return a->ops->sequence_is_ready == NULL || a->ops->sequence_is_ready(a, s->name, s->length);
+}
+
 /* Every decode row, then the prompts' chunks; returns how many sequences take part. prompt_count: of b->prompts,
  * which stand for the sequences that prefill, in their order. */
 static uint32_t choose_members(batcher *b, uint32_t *prompt_count, bool *is_decoding) {
@@ -514,7 +521,8 @@ static uint32_t choose_members(batcher *b, uint32_t *prompt_count, bool *is_deco
         sequence *s = &b->sequences[i];
         s->rows = 0;
         if (!takes_part(s)) continue;
-        s->rest_until_ns = 0;
+        s->rest_until_ns = is_ready(b, s) ? 0 : hd_now_ns() + INDEX_REST_MS * NS_PER_MS;
+        if (s->rest_until_ns != 0) continue;
         if (has_chunks(s)) {
             b->prompts[prompts++] =
                 (schedule_prompt){.done = s->length,

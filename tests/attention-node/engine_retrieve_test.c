@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static const toy_shape shape_f32 = {2, 2, 3, 64, 32, HD_F32, {0, 0}, 0, false};
 static const toy_shape shape_bf16 = {2, 2, 3, 64, 32, HD_BF16, {0, 0}, 0, false};
@@ -245,6 +246,48 @@ static void memory_for_indexes_is_refused_by_name_and_comes_back(void **state) {
     toy_fini(&t);
 }
 
+static bool is_ready(const toy *t, uint64_t name, uint64_t position) {
+    return t->attention->ops->sequence_is_ready(t->attention, name, position);
+}
+
+static uint64_t waits_of(const toy *t) {
+    attention_stats stats;
+    t->attention->ops->stats(t->attention, &stats);
+    return stats.index_waits;
+}
+
+static void whoever_asks_before_a_step_need_not_wait_in_it(void **state) {
+    enum { PROMPT = 4000, LENGTH = 4200 };
+    const char *text = "retrieval,index=clusters,tokens=16";
+    toy t;
+    toy_sequence s[2];
+    open_toy(&t, &shape_bf16, 2);
+    start(&t, &s[0], 1, PROMPT, LENGTH, text);
+    start(&t, &s[1], 2, PROMPT, LENGTH, NULL);
+    for (uint32_t i = 0; i < 2; i++) toy_run(&t, &s[i], 0, PROMPT, 1000, NULL);
+    assert_true(is_ready(&t, 1, PROMPT - 1)); /* a prompt's rows see everything */
+    assert_true(is_ready(&t, 2, PROMPT));
+    for (uint64_t at = PROMPT; at < LENGTH; at++) {
+        for (uint32_t tries = 0; !is_ready(&t, 1, at); tries++) {
+            assert_in_range(tries, 0, 20000);
+            nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        }
+        toy_run(&t, &s[0], at, 1, 1, NULL);
+    }
+    assert_int_equal(waits_of(&t), 0);
+    for (uint32_t i = 0; i < 2; i++) finish(&t, &s[i], false);
+    toy_close(&t);
+
+    t.config.index_builders = 0; /* nobody makes it */
+    toy_open(&t, 2);
+    start(&t, &s[0], 1, PROMPT, LENGTH, text);
+    toy_run(&t, &s[0], 0, PROMPT, 1000, NULL);
+    assert_true(is_ready(&t, 1, PROMPT - 1));
+    assert_false(is_ready(&t, 1, PROMPT));
+    finish(&t, &s[0], false);
+    toy_fini(&t);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_index_that_returns_everything_gives_full_attention),
@@ -252,6 +295,7 @@ int main(void) {
         cmocka_unit_test(bits_do_not_depend_on_chunks_and_threads),
         cmocka_unit_test(a_cached_prompt_and_its_indexes_give_the_same_bits),
         cmocka_unit_test(forks_and_cuts_give_the_same_bits),
+        cmocka_unit_test(whoever_asks_before_a_step_need_not_wait_in_it),
         cmocka_unit_test(memory_for_indexes_is_refused_by_name_and_comes_back),
     };
     return cmocka_run_group_tests_name("engine_retrieve", tests, NULL, NULL);

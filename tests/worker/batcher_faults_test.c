@@ -13,6 +13,7 @@ typedef struct faulty {
     attention_ops ops;
     attention *engine;
     _Atomic bool refuses_prompts, breaks_wait;
+    _Atomic uint64_t held_from; /* rows from this position on are not ready */
 } faulty;
 
 static faulty the_faulty;
@@ -54,6 +55,11 @@ static hd_status faulty_length(const attention *self, uint64_t sequence, uint64_
     return engine->ops->sequence_length(engine, sequence, length);
 }
 
+static bool faulty_is_ready(attention *self, uint64_t sequence, uint64_t position) {
+    const faulty *f = (faulty *)self;
+    return position < f->held_from && f->engine->ops->sequence_is_ready(f->engine, sequence, position);
+}
+
 static void faulty_reset(attention *self) {
     attention *engine = ((faulty *)self)->engine;
     engine->ops->cache_reset(engine);
@@ -71,12 +77,13 @@ static hd_dtype faulty_dtype(const attention *self) {
 
 static void bench_make_faulty(bench *b) {
     worker_close(b->worker, 0);
-    the_faulty = (faulty){.engine = b->rig.attention, .ops = *b->rig.attention->ops};
+    the_faulty = (faulty){.engine = b->rig.attention, .ops = *b->rig.attention->ops, .held_from = UINT64_MAX};
     attention_ops *ops = &the_faulty.ops;
     ops->sequence_open = faulty_sequence_open;
     ops->fork = faulty_fork;
     ops->truncate = faulty_truncate;
     ops->sequence_length = faulty_length;
+    ops->sequence_is_ready = faulty_is_ready;
     ops->sequence_close = faulty_sequence_close;
     ops->step_begin = faulty_begin;
     ops->submit = faulty_submit;
@@ -147,10 +154,34 @@ static void a_step_that_breaks_in_the_middle_fails_its_requests_and_the_next_one
     bench_close(&b);
 }
 
+static void who_waits_for_an_index_is_left_out_and_the_others_go_on(void **state) {
+    enum { LONG = 200, SHORT = 20 };
+    bench b;
+    bench_open(&b, LARGE_BYTES, 64);
+    bench_make_faulty(&b);
+    client_request *alone = bench_request(&b, 1, 30, LONG, 8);
+    bench_run(alone);
+    the_faulty.held_from = LONG;
+    client_request *held = bench_request(&b, 2, 30, LONG, 8), *other = bench_request(&b, 3, 0, SHORT, 100);
+    client_submit(held);
+    client_wait_started(held);
+    bench_run(other);
+    assert_ends_with(other, WORKER_FINISH_LENGTH, 100);
+    assert_false(client_has_ended(held));
+    the_faulty.held_from = UINT64_MAX;
+    client_wait(held);
+    assert_same_tokens(&held->choices[0], &alone->choices[0]);
+    client_request_free(alone);
+    client_request_free(held);
+    client_request_free(other);
+    bench_close(&b);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_step_that_attention_refuses_fails_only_those_it_refuses),
         cmocka_unit_test(a_step_that_breaks_in_the_middle_fails_its_requests_and_the_next_one_runs),
+        cmocka_unit_test(who_waits_for_an_index_is_left_out_and_the_others_go_on),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
