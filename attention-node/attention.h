@@ -119,6 +119,7 @@ typedef struct attention_layer_call {
 typedef struct attention_stats {
     uint64_t budget_bytes, block_bytes;
     uint64_t blocks_total;     /* what the budget holds */
+    uint64_t blocks_whole;     /* what a sequence can have that is not split by positions: every one that searches */
     uint64_t blocks_sequences; /* held by open sequences */
     uint64_t blocks_reserved;  /* promised to open sequences and not yet filled */
     uint64_t blocks_cached;    /* held by the prefix cache alone */

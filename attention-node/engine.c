@@ -345,6 +345,7 @@ static void read_stats(const attention *self, attention_stats *stats) {
         .budget_bytes = e->budget_bytes,
         .block_bytes = e->home.store.pool.layout.block_bytes,
         .blocks_total = e->home.store.pool.block_count,
+        .blocks_whole = e->home.store.pool.block_count,
         .blocks_sequences = read_stat(&e->published.blocks_sequences),
         .blocks_reserved = read_stat(&e->published.blocks_reserved),
         .blocks_cached = read_stat(&e->published.blocks_cached),

@@ -462,6 +462,7 @@ static void stats(const attention *self, attention_stats *out) {
     *out = (attention_stats){.budget_bytes = w.stats.budget_bytes,
                              .block_bytes = w.stats.block_bytes,
                              .blocks_total = w.stats.blocks_total,
+                             .blocks_whole = w.stats.blocks_total,
                              .blocks_sequences = w.stats.blocks_sequences,
                              .blocks_reserved = w.stats.blocks_reserved,
                              .blocks_cached = w.stats.blocks_cached,

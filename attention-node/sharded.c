@@ -283,23 +283,29 @@ static void add_stats(attention_stats *sum, const attention_stats *of) {
     sum->evicted_blocks += of->evicted_blocks;
 }
 
-/* Of the lane that has the fewest blocks, since every lane keeps every position; bytes of all. */
+/* Of the lane that has the fewest blocks, since every lane keeps every position; bytes of all. What every node has for
+ * indexes: a sequence that searches may come to lie on any of them. */
 static void read_stats(const attention *self, attention_stats *stats) {
     const sharded *s = sharded_of(self);
-    uint64_t budget_bytes = 0, block_bytes = 0;
+    uint64_t budget_bytes = 0, block_bytes = 0, blocks_whole = UINT64_MAX, index_budget_bytes = UINT64_MAX;
     bool has_lane = false;
     for (uint32_t head = 0; head < s->kv_heads;) {
         attention_stats lane = {.budget_bytes = 0}, node;
+        uint64_t lane_index_bytes = UINT64_MAX;
         uint32_t count = s->kv_heads - head;
         for (uint32_t i = 0; i < s->node_count; i++) {
             const shard_node *n = &s->nodes[i];
             if (n->attention == NULL || n->is_lost || n->heads.first != head) continue;
             n->attention->ops->stats(n->attention, &node);
             add_stats(&lane, &node);
+            if (node.blocks_whole > lane.blocks_whole) lane.blocks_whole = node.blocks_whole;
+            if (node.index_budget_bytes < lane_index_bytes) lane_index_bytes = node.index_budget_bytes;
             lane.block_bytes = node.block_bytes;
             count = n->heads.count;
         }
         head += count;
+        if (lane_index_bytes < index_budget_bytes) index_budget_bytes = lane_index_bytes;
+        if (lane.blocks_whole < blocks_whole) blocks_whole = lane.blocks_whole;
         budget_bytes += lane.budget_bytes;
         block_bytes += lane.block_bytes;
         if (!has_lane || lane.blocks_total < stats->blocks_total) *stats = lane;
@@ -307,6 +313,8 @@ static void read_stats(const attention *self, attention_stats *stats) {
     }
     stats->budget_bytes = budget_bytes;
     stats->block_bytes = block_bytes;
+    stats->blocks_whole = has_lane ? blocks_whole : 0;
+    stats->index_budget_bytes = has_lane && index_budget_bytes != UINT64_MAX ? index_budget_bytes : 0;
     stats->blocks_total /= s->config.replicas;
     stats->sequences = s->open_count;
 }

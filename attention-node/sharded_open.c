@@ -229,6 +229,20 @@ static void undo(sharded *s, shard_sequence *sequence, const placement *base, ui
     sequence->map = *base;
 }
 
+/* What searches, or sees a window, is not split by positions: a range's part of it would not be a function of the
+ * request alone. */
+static hd_status explain_whole(const sharded *s, const attention_sequence_params *params, hd_error *error) {
+    attention_stats stats;
+    s->base.ops->stats(&s->base, &stats);
+    uint64_t holds = stats.blocks_whole * HD_BLOCK_TOKENS;
+    if (params->tokens_max <= holds) return HD_INVALID; /* an attention node has said why */
+    return hd_error_set(error, HD_INVALID,
+                        "selection '%s' keeps a request's keys and values of a KV head on one attention node, and "
+                        "%llu tokens never fit, since the largest holds %llu: ask with selection full, which is split "
+                        "by positions, split the KV heads further by --kv-lanes, or give attention nodes more memory",
+                        params->selection, (unsigned long long)params->tokens_max, (unsigned long long)holds);
+}
+
 /* Beside what is there: first with as much of the prefix as nodes have, then, where these have no room, without. */
 static hd_status place_and_open(sharded *s, shard_sequence *sequence, const attention_sequence_params *params,
                                 bool is_whole_only, uint64_t *cached_tokens, hd_error *error) {
@@ -242,7 +256,8 @@ static hd_status place_and_open(sharded *s, shard_sequence *sequence, const atte
         if (status == HD_OK) status = open_rows(s, sequence, params, cached_tokens, error);
         if (status == HD_OK) return HD_OK;
         undo(s, sequence, &base, params->epoch);
-        if (!has_inherited || (status != HD_FULL && status != HD_INVALID)) return status;
+        if (has_inherited && (status == HD_FULL || status == HD_INVALID)) continue;
+        return status == HD_INVALID && is_whole_only ? explain_whole(s, params, error) : status;
     }
 }
 

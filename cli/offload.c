@@ -90,6 +90,14 @@ static hd_status open_set(offload *o, const node *n, hd_error *error) {
     return status;
 }
 
+/* Nodes do not have the worker's file, and must not answer as if there were none. */
+static hd_status check_overrides(const offload *o, hd_error *error) {
+    if (o->node->selection_overrides == NULL) return HD_OK;
+    return hd_error_set(error, HD_UNSUPPORTED,
+                        "--selection-overrides works where keys and values are in this process: leave it out, or give "
+                        "--attention local");
+}
+
 static hd_status open_attention(void *context, node *n, hd_error *error) {
     offload *o = context;
     bool is_auto = strcmp(o->options->attention, "auto") == 0;
@@ -107,6 +115,7 @@ static hd_status open_attention(void *context, node *n, hd_error *error) {
         hd_log(HD_LOG_INFO, "waiting_for_attention_nodes", "lanes=%llu", (unsigned long long)o->options->lanes);
         status = node_set_wait(o->set, o->options->wait, error);
     }
+    if (status == HD_OK) status = check_overrides(o, error);
     if (status == HD_OK) n->attention = node_set_attention(o->set);
     return status;
 }

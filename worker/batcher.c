@@ -247,8 +247,18 @@ static hd_status choose_selection(const batcher *b, const worker_request *reques
     uint64_t hot = stats.cold_bytes > 0 ? (stats.budget_bytes - stats.warm_bytes) / stats.block_bytes : UINT64_MAX;
     uint64_t fits = (hot < stats.blocks_total ? hot : stats.blocks_total) * HD_BLOCK_TOKENS;
     uint64_t full_up_to = b->config.full_up_to < fits ? b->config.full_up_to : fits;
-    if (stats.index_budget_bytes == 0) full_up_to = UINT64_MAX; /* there is nothing else that auto could be */
+    /* There is nothing else that auto could be, for want of indexes or because only full is spread over nodes. */
+    bool is_full_only = stats.index_budget_bytes == 0 || tokens > stats.blocks_whole * HD_BLOCK_TOKENS;
+    if (is_full_only) full_up_to = UINT64_MAX;
     return selection_resolve(text != NULL ? text : "full", tokens, full_up_to, chosen, error);
+}
+
+static void log_selection(const batcher *b, const worker_request *request, uint64_t tokens, const char *chosen) {
+    const char *text = request->selection != NULL ? request->selection : b->config.selection;
+    bool is_auto = text != NULL && strncmp(text, SELECTION_AUTO, strlen(SELECTION_AUTO)) == 0;
+    if (!is_auto || tokens <= b->config.full_up_to || strcmp(chosen, "full") != 0) return;
+    hd_log(HD_LOG_INFO, "selection_auto_is_full", "tokens=%" PRIu64 " full_up_to=%" PRIu64 " reason=no_room_for_indexes",
+           tokens, b->config.full_up_to);
 }
 
 /* False: it has to wait. */
@@ -289,6 +299,7 @@ static bool admit_job(batcher *b, job *j, sequence *place) {
         fail_job(b, j, status, error.text[0] != '\0' ? error.text : hd_status_text(status));
         return true;
     }
+    log_selection(b, request, tokens, chosen);
     j->prompt_done = cached_tokens;
     job_list_remove(j);
     job_list_append(&b->running, j);

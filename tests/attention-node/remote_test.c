@@ -220,6 +220,75 @@ static void rows_that_one_node_loses_are_kept_by_none(void **state) {
     cluster_close(&c);
 }
 
+static hd_status open_selected(attention *a, toy_sequence *s, const char *selection, hd_error *error) {
+    uint64_t cached = 0;
+    attention_sequence_params params = {.sequence = s->name,
+                                        .epoch = s->epoch,
+                                        .token_ids = s->tokens,
+                                        .token_count = s->prompt_count,
+                                        .prompt_count = s->prompt_count,
+                                        .tokens_max = s->tokens_max,
+                                        .salt = {s->salt},
+                                        .selection = selection};
+    return a->ops->sequence_open(a, &params, &cached, error);
+}
+
+/* By heads: each node searches the indexes of its own, which are those that one engine would build. */
+static void selections_by_heads_have_the_bits_of_one_engine(void **state) {
+    static const char *const selections[] = {"window,recent=256,full_layers=1", "retrieval,tokens=64,full_layers=1"};
+    static const toy_shape shape = {2, 4, 2, 32, 32, HD_BF16, {0}, 0, false};
+    enum { PROMPT = 6000, ALL = 6300 };
+    for (int i = 0; i < 2; i++) {
+        cluster c;
+        cluster_open_with(&c, &shape, &(cluster_shape){4, 4, 1, 96 * MIB, 1024, CLUSTER_INPROC, 0},
+                          &(cluster_tiers){.index_bytes = 32 * MIB, .rows_max = 512, .sequences_max = 4});
+        toy_sequence s;
+        toy_sequence_init(&s, 1, 1, ALL);
+        toy_sequence_push_text(&s, 3, ALL);
+        s.prompt_count = PROMPT;
+        assert_int_equal(open_selected(c.one.attention, &s, selections[i], NULL), HD_OK);
+        assert_int_equal(open_selected(c.many.attention, &s, selections[i], NULL), HD_OK);
+        cluster_run(&c, &s, 0, PROMPT, 500);
+        cluster_run(&c, &s, PROMPT, ALL - PROMPT, 50);
+        attention_stats stats;
+        c.one.attention->ops->stats(c.one.attention, &stats);
+        assert_true(i == 0 || stats.searches > 0);
+        toy_sequence_fini(&s);
+        cluster_close(&c);
+    }
+}
+
+/* By positions: whole on one node where it fits, and refused before anything is promised where it never does. */
+static void selections_are_not_split_by_positions(void **state) {
+    cluster c;
+    cluster_open_with(&c, &shape_plain, &(cluster_shape){1, 2, 1, 48 * MIB, 1024, CLUSTER_INPROC, 0},
+                      &(cluster_tiers){.rows_max = 512, .sequences_max = 4});
+    attention *many = c.many.attention;
+    attention_stats stats;
+    many->ops->stats(many, &stats);
+    uint64_t holds = stats.blocks_whole * HD_BLOCK_TOKENS;
+    assert_true(holds * 2 == stats.blocks_total * HD_BLOCK_TOKENS);
+    toy_sequence s;
+    toy_sequence_init(&s, 1, 1, holds + 1);
+    toy_sequence_push_text(&s, 3, 4000);
+    s.prompt_count = 3900;
+    hd_error error = {.text = ""};
+    assert_int_equal(open_selected(many, &s, "window,recent=256", &error), HD_INVALID);
+    assert_non_null(strstr(error.text, "selection 'window,recent=256' keeps a request's keys and values"));
+    assert_non_null(strstr(error.text, "--kv-lanes"));
+    s.tokens_max = holds / 2;
+    assert_int_equal(open_selected(many, &s, "window,recent=256", &error), HD_OK);
+    assert_int_equal(open_selected(c.one.attention, &s, "window,recent=256", &error), HD_OK);
+    cluster_run(&c, &s, 0, 4000, 400);
+    assert_int_equal(sharded_placement(many, 1)->row_count, 1);
+    many->ops->sequence_close(many, 1, 1, false, false);
+    s.tokens_max = holds + 1;
+    assert_int_equal(open_selected(many, &s, "full", &error), HD_OK);
+    assert_true(sharded_placement(many, 1)->row_count > 1);
+    toy_sequence_fini(&s);
+    cluster_close(&c);
+}
+
 static void what_does_not_fit_is_refused_by_name(void **state) {
     cluster c;
     cluster_open(&c, &shape_plain, &(cluster_shape){2, 2, 1, 32 * MIB, 1024, CLUSTER_GRPC, 0});
@@ -262,6 +331,8 @@ int main(void) {
         cmocka_unit_test(a_killed_node_without_a_replica_is_filled_again),
         cmocka_unit_test(a_lost_workers_sequences_are_closed_after_a_while),
         cmocka_unit_test(rows_that_one_node_loses_are_kept_by_none),
+        cmocka_unit_test(selections_by_heads_have_the_bits_of_one_engine),
+        cmocka_unit_test(selections_are_not_split_by_positions),
         cmocka_unit_test(what_does_not_fit_is_refused_by_name),
     };
     return cmocka_run_group_tests_name("remote", tests, NULL, NULL);
