@@ -5,43 +5,26 @@
 #include <math.h>
 #include <string.h>
 
-#include "attention-node/index_kmeans.h"
 #include "attention-node/index_linear.h"
-#include "attention-node/index_space.h"
+#include "attention-node/index_points.h"
 #include "kernels/dtype.h"
 
 enum {
-    MOMENT_KEYS = 4096, /* sampled for the moments, and for the gradients of values */
-    QUERIES_MAX = 8192,
-    TRAIN_KEYS = 24, /* sampled for each centre */
-    TRAIN_ROUNDS = 6,
     PIECE = 4096, /* keys of a step */
 };
 
 typedef enum { FIT, PROJECT, TRAIN, ASSIGN, ARRANGE, ENCODE, VALUES, FINISH, DONE } build_phase;
 
 typedef struct workspace { /* of a build; begins its memory, arrays follow */
-    kmeans clustering;
-    index_space space;
-    kernel_matrix projection;
-    float *bias;           /* [dim] of the projection */
-    uint16_t *points;      /* bf16 [count, point_stride] coordinates */
+    index_points points;
     uint32_t *clusters;    /* [count]: each key's cluster */
     uint32_t *slots;       /* [count] */
     uint32_t *fill;        /* [cluster_count] */
     float *centres;        /* [cluster_count, dim]: means, and then what is left of them in int8 */
-    float *projected;      /* [KMEANS_CHUNK, dim] */
-    uint16_t *rows;        /* INDEX_GRAIN of the source's */
-    uint16_t *sample;      /* [MOMENT_KEYS, key_dim] */
+    uint16_t *values;      /* INDEX_GRAIN of the source's */
     float *value_sums;     /* [cluster_count, value_dim] */
     float *square, *cross; /* [dim, dim], [dim, value_dim]: moments of residuals and values */
-    float *dense;          /* scratch of index_space_fit */
 } workspace;
-
-static uint32_t point_stride(const index_params *params) {
-    uint32_t dim = clusters_dim(params);
-    return dim > CLUSTERS_TRAIN_DIM ? dim : CLUSTERS_TRAIN_DIM;
-}
 
 static uint32_t cluster_count_of(uint32_t count) {
     return count / CLUSTERS_KEYS;
@@ -96,53 +79,17 @@ static size_t segment_bytes(const index_params *params, uint32_t count) {
 
 static size_t lay_out_workspace(const index_params *params, uint32_t count, unsigned char *base, workspace *w) {
     index_carve carve = {.base = base};
-    uint32_t dim = clusters_dim(params), centres = cluster_count_of(count), train = CLUSTERS_TRAIN_DIM;
-    size_t d = params->key_dim;
+    uint32_t dim = clusters_dim(params), centres = cluster_count_of(count);
     index_carve_take(&carve, sizeof(workspace));
-    w->space = (index_space){.key_dim = params->key_dim,
-                             .dim = dim,
-                             .to_keys = index_carve_take(&carve, dim * d * sizeof(float)),
-                             .to_queries = index_carve_take(&carve, dim * d * sizeof(float)),
-                             .mean = index_carve_take(&carve, d * sizeof(float)),
-                             .variances = index_carve_take(&carve, dim * sizeof(float))};
-    void *projection = index_carve_take(&carve, kernel_matrix_bytes(HD_BF16, dim, params->key_dim));
-    w->bias = index_carve_take(&carve, dim * sizeof(float));
-    w->points = index_carve_take(&carve, (size_t)count * point_stride(params) * sizeof(uint16_t));
+    index_points_lay_out(&w->points, params, count, dim, centres, &carve);
     w->clusters = index_carve_take(&carve, count * sizeof(uint32_t));
     w->slots = index_carve_take(&carve, count * sizeof(uint32_t));
     w->fill = index_carve_take(&carve, centres * sizeof(uint32_t));
     w->centres = index_carve_take(&carve, (size_t)centres * dim * sizeof(float));
-    w->projected = index_carve_take(&carve, (size_t)KMEANS_CHUNK * dim * sizeof(float));
-    size_t row = params->key_dim > params->value_dim ? d : params->value_dim;
-    w->rows = index_carve_take(&carve, INDEX_GRAIN * row * sizeof(uint16_t));
-    w->sample = index_carve_take(&carve, MOMENT_KEYS * d * sizeof(uint16_t));
+    w->values = index_carve_take(&carve, (size_t)INDEX_GRAIN * params->value_dim * sizeof(uint16_t));
     w->value_sums = index_carve_take(&carve, (size_t)centres * params->value_dim * sizeof(float));
     w->square = index_carve_take(&carve, (size_t)dim * dim * sizeof(float));
     w->cross = index_carve_take(&carve, (size_t)dim * params->value_dim * sizeof(float));
-    w->dense = index_carve_take(&carve, index_space_bytes(params->key_dim));
-    kmeans *k = &w->clustering;
-    *k = (kmeans){
-        .kernels = params->kernels,
-        .points = w->points,
-        .point_count = count,
-        .dim = train,
-        .point_stride = point_stride(params),
-        .centre_count = centres,
-        .sample_count = TRAIN_KEYS * centres,
-        .rounds = TRAIN_ROUNDS,
-        .centres = index_carve_take(&carve, (size_t)centres * train * sizeof(float)),
-        .sums = index_carve_take(&carve, (size_t)centres * train * sizeof(float)),
-        .bias = index_carve_take(&carve, centres * sizeof(float)),
-        .counts = index_carve_take(&carve, centres * sizeof(uint32_t)),
-        .scores = index_carve_take(&carve, (size_t)KMEANS_CHUNK * HD_ALIGN_UP(centres, KERNEL_N_ALIGN) * sizeof(float)),
-        .scratch = index_carve_take(&carve, params->kernels->scratch_bytes)};
-    size_t input = d > train ? HD_ALIGN_UP(d, KERNEL_K_ALIGN) : train;
-    k->inputs = index_carve_take(&carve, KMEANS_CHUNK * input * sizeof(uint16_t));
-    void *packed = index_carve_take(&carve, kernel_matrix_bytes(HD_BF16, centres, train));
-    if (base != NULL) {
-        kernel_matrix_init(&w->projection, HD_BF16, dim, params->key_dim, projection, NULL);
-        kernel_matrix_init(&k->packed, HD_BF16, centres, train, packed, NULL);
-    }
     return carve.bytes;
 }
 
@@ -153,74 +100,12 @@ size_t clusters_workspace_bytes(const index_params *params, uint32_t count) {
 
 /* ---- phases ---- */
 
-/* Sinks are in no cluster, and take no part in making one. */
-static uint32_t first_key(const index_building *building) {
-    return building->segment->first == 0 ? building->params->sinks : 0;
-}
-
-static const uint16_t *read_keys(const index_building *building, uint32_t first, uint32_t count, uint16_t *room) {
-    return building->source->keys(building->source->context, building->segment->first + first, count, room);
-}
-
-/* Keys spread evenly over the segment: how many, at most MOMENT_KEYS, and the i-th of them. */
-static uint32_t sample_count(const index_building *building) {
-    uint32_t count = building->segment->count - first_key(building);
-    return count < MOMENT_KEYS ? count : MOMENT_KEYS;
-}
-
-static uint32_t sampled_key(const index_building *building, uint32_t i) {
-    uint32_t first = first_key(building), count = building->segment->count - first;
-    return first + (uint32_t)((uint64_t)i * count / sample_count(building));
-}
-
 static void fit(index_building *building, workspace *w) {
-    uint32_t count = building->segment->count, dim = building->params->key_dim, sampled = sample_count(building);
-    for (uint32_t i = 0; i < sampled; i++) {
-        const uint16_t *key = read_keys(building, sampled_key(building, i), 1, w->rows);
-        memcpy(w->sample + (size_t)i * dim, key, dim * sizeof(*key));
-    }
-    index_space_fit(&w->space, w->sample, sampled, building->queries, building->query_count, w->dense);
-    kernel_matrix_pack(&w->projection, 0, w->space.to_keys, HD_F32, dim, w->space.dim);
-    for (uint32_t i = 0; i < w->space.dim; i++) {
-        w->bias[i] = 0.0f;
-        for (uint32_t j = 0; j < dim; j++) w->bias[i] -= kernel_matrix_get(&w->projection, j, i) * w->space.mean[j];
-    }
-    memset(w->clustering.inputs, 0, KMEANS_CHUNK * HD_ALIGN_UP(dim, KERNEL_K_ALIGN) * sizeof(uint16_t));
-    clusters_segment s = clusters_lay_out(building->params, count, building->segment->data);
-    for (uint32_t j = 0; j < dim; j++) s.mean[j] = hd_f32_to_bf16(w->space.mean[j]);
-    for (size_t i = 0; i < (size_t)s.dim * dim; i++) s.to_queries[i] = hd_f32_to_bf16(w->space.to_queries[i]);
-}
-
-/* The coordinates of a grain of keys. */
-static void project(index_building *building, workspace *w, uint32_t first) {
-    uint32_t key_dim = building->params->key_dim, dim = w->space.dim, stride = point_stride(building->params);
-    size_t input_stride = HD_ALIGN_UP(key_dim, KERNEL_K_ALIGN);
-    const kernel_ops *kernels = building->params->kernels;
-    const uint16_t *keys = read_keys(building, first, INDEX_GRAIN, w->rows);
-    for (uint32_t at = 0; at < INDEX_GRAIN; at += KMEANS_CHUNK) {
-        for (uint32_t r = 0; r < KMEANS_CHUNK; r++)
-            memcpy(w->clustering.inputs + r * input_stride, keys + (size_t)(at + r) * key_dim, key_dim * sizeof(*keys));
-        kernel_matmul product = {.weights = &w->projection,
-                                 .input = w->clustering.inputs,
-                                 .input_stride = input_stride,
-                                 .row_count = KMEANS_CHUNK,
-                                 .output = w->projected,
-                                 .output_stride = dim,
-                                 .bias = w->bias,
-                                 .epilogue = KERNEL_STORE,
-                                 .scratch = w->clustering.scratch};
-        kernels->matmul(&product, 0, kernel_matrix_panels(&w->projection));
-        for (uint32_t r = 0; r < KMEANS_CHUNK; r++) {
-            uint16_t *point = w->points + (size_t)(first + at + r) * stride;
-            kernels->convert(w->projected + (size_t)r * dim, HD_F32, point, HD_BF16, dim);
-            memset(point + dim, 0, (stride - dim) * sizeof(*point));
-        }
-    }
-}
-
-static void load_point(const index_building *building, const workspace *w, uint32_t key, float *x) {
-    const uint16_t *point = w->points + (size_t)key * point_stride(building->params);
-    for (uint32_t i = 0; i < w->space.dim; i++) x[i] = hd_bf16_to_f32(point[i]);
+    uint32_t dim = building->params->key_dim;
+    index_points_fit(&w->points, building);
+    clusters_segment s = clusters_lay_out(building->params, building->segment->count, building->segment->data);
+    for (uint32_t j = 0; j < dim; j++) s.mean[j] = hd_f32_to_bf16(w->points.space.mean[j]);
+    for (size_t i = 0; i < (size_t)s.dim * dim; i++) s.to_queries[i] = hd_f32_to_bf16(w->points.space.to_queries[i]);
 }
 
 /* Clusters get their keys' means as centres, in int8; from here on a residual is what is left of a key's coordinates
@@ -230,9 +115,9 @@ static void set_centres(const index_building *building, workspace *w, clusters_s
     float x[SKETCH_DIM_MAX];
     memset(w->centres, 0, (size_t)s->cluster_count * dim * sizeof(float));
     memset(s->sizes, 0, s->cluster_count * sizeof(uint32_t));
-    for (uint32_t key = first_key(building); key < building->segment->count; key++) {
+    for (uint32_t key = index_points_first(building); key < building->segment->count; key++) {
         float *sum = w->centres + (size_t)w->clusters[key] * dim;
-        load_point(building, w, key, x);
+        index_points_load(&w->points, key, x);
         for (uint32_t i = 0; i < dim; i++) sum[i] += x[i];
         s->sizes[w->clusters[key]]++;
     }
@@ -254,16 +139,16 @@ static void set_slots(const index_building *building, workspace *w, clusters_seg
         for (uint32_t b = 0; b < blocks; b++) s->block_clusters[block++] = (uint16_t)c;
     }
     s->header->block_count = block;
-    for (uint32_t key = first_key(building); key < building->segment->count; key++) {
+    for (uint32_t key = index_points_first(building); key < building->segment->count; key++) {
         w->slots[key] = w->fill[w->clusters[key]]++;
         s->tokens[w->slots[key]] = key;
     }
 }
 
-static void residual_of(const index_building *building, const workspace *w, const clusters_segment *s, uint32_t key,
+static void residual_of(const workspace *w, const clusters_segment *s, uint32_t key,
                         float *x) {
     const float *centre = w->centres + (size_t)w->clusters[key] * s->dim;
-    load_point(building, w, key, x);
+    index_points_load(&w->points, key, x);
     for (uint32_t i = 0; i < s->dim; i++) x[i] -= centre[i];
 }
 
@@ -271,11 +156,11 @@ static void residual_of(const index_building *building, const workspace *w, cons
  * keys do not tell. */
 static void set_spreads(const index_building *building, workspace *w, clusters_segment *s) {
     const float prior = 8.0f;
-    uint32_t first = first_key(building), end = building->segment->count, count = end - first;
+    uint32_t first = index_points_first(building), end = building->segment->count, count = end - first;
     float x[SKETCH_DIM_MAX], total = 0.0f;
     memset(s->spreads, 0, s->cluster_count * sizeof(float));
     for (uint32_t key = first; key < end; key++) {
-        residual_of(building, w, s, key, x);
+        residual_of(w, s, key, x);
         for (uint32_t i = 0; i < s->dim; i++) s->spreads[w->clusters[key]] += x[i] * x[i];
     }
     for (uint32_t c = 0; c < s->cluster_count; c++) total += s->spreads[c];
@@ -285,18 +170,18 @@ static void set_spreads(const index_building *building, workspace *w, clusters_s
     float *variances = s->header->residual_variances;
     for (uint32_t key = first; key < end; key++) {
         float inverse = 1.0f / s->spreads[w->clusters[key]];
-        residual_of(building, w, s, key, x);
+        residual_of(w, s, key, x);
         for (uint32_t i = 0; i < s->dim; i++) variances[i] += x[i] * inverse * (x[i] * inverse);
     }
     for (uint32_t i = 0; i < s->dim; i++) variances[i] /= (float)count;
 }
 
-static void encode(const index_building *building, const workspace *w, const clusters_segment *s, uint32_t key) {
+static void encode(const workspace *w, const clusters_segment *s, uint32_t key) {
     float x[SKETCH_DIM_MAX];
     uint8_t code[SCAN_NIBBLES / 2];
     uint32_t slot = w->slots[key];
     float inverse = 1.0f / s->spreads[w->clusters[key]];
-    residual_of(building, w, s, key, x);
+    residual_of(w, s, key, x);
     for (uint32_t i = 0; i < s->dim; i++) x[i] *= inverse;
     sketch_encode_coarse(&s->header->plan, x, code);
     uint8_t *block = s->blocks + (size_t)(slot / SCAN_BLOCK) * SCAN_BLOCK_BYTES;
@@ -309,8 +194,8 @@ static void encode(const index_building *building, const workspace *w, const clu
 static void add_values(const index_building *building, workspace *w, uint32_t first) {
     uint32_t dim = building->params->value_dim;
     const uint16_t *values =
-        building->source->values(building->source->context, building->segment->first + first, INDEX_GRAIN, w->rows);
-    for (uint32_t r = first == 0 ? first_key(building) : 0; r < INDEX_GRAIN; r++) {
+        building->source->values(building->source->context, building->segment->first + first, INDEX_GRAIN, w->values);
+    for (uint32_t r = first == 0 ? index_points_first(building) : 0; r < INDEX_GRAIN; r++) {
         float *sum = w->value_sums + (size_t)w->clusters[first + r] * dim;
         for (uint32_t i = 0; i < dim; i++) sum[i] += hd_bf16_to_f32(values[(size_t)r * dim + i]);
     }
@@ -319,16 +204,16 @@ static void add_values(const index_building *building, workspace *w, uint32_t fi
 /* Within a cluster, a key whose coordinates differ from the centre's has another value: the least squares line through
  * sampled residuals tells by how much. */
 static void fit_gradients(const index_building *building, workspace *w, const clusters_segment *s) {
-    uint32_t value_dim = building->params->value_dim, dim = s->dim, sampled = sample_count(building);
+    uint32_t value_dim = building->params->value_dim, dim = s->dim, sampled = index_points_sample_count(building);
     float x[SKETCH_DIM_MAX], difference[512];
     memset(w->square, 0, (size_t)dim * dim * sizeof(float));
     memset(w->cross, 0, (size_t)dim * value_dim * sizeof(float));
     for (uint32_t n = 0; n < sampled; n++) {
-        uint32_t key = sampled_key(building, n);
+        uint32_t key = index_points_sample(building, n);
         const float *mean = w->value_sums + (size_t)w->clusters[key] * value_dim;
         const uint16_t *value =
-            building->source->values(building->source->context, building->segment->first + key, 1, w->rows);
-        residual_of(building, w, s, key, x);
+            building->source->values(building->source->context, building->segment->first + key, 1, w->values);
+        residual_of(w, s, key, x);
         for (uint32_t i = 0; i < value_dim; i++) difference[i] = hd_bf16_to_f32(value[i]) - mean[i];
         for (uint32_t i = 0; i < dim; i++) {
             for (uint32_t j = 0; j <= i; j++) w->square[(size_t)i * dim + j] += x[i] * x[j];
@@ -375,25 +260,22 @@ static void arrange(index_building *building, workspace *w, clusters_segment *s)
 /* Each phase but the short ones goes over the segment a piece at a time; this takes the next piece and says whether it
  * was the phase's last. */
 static bool run_phase(index_building *building, workspace *w, clusters_segment *s) {
-    uint32_t count = building->segment->count, first = building->cursor, skipped = first_key(building);
+    uint32_t count = building->segment->count, first = building->cursor, skipped = index_points_first(building);
     uint32_t piece = count - first < PIECE ? count - first : PIECE;
     switch ((build_phase)building->phase) {
     case FIT: fit(building, w); return true;
-    case TRAIN: return kmeans_train(&w->clustering);
+    case TRAIN: return kmeans_train(&w->points.clustering);
     case ARRANGE: arrange(building, w, s); return true;
     case FINISH:
         if (building->params->has_rest) set_values(building, w, s);
         return true;
     case PROJECT:
         piece = INDEX_GRAIN;
-        project(building, w, first);
+        index_points_project(&w->points, building, first, NULL);
         break;
-    case ASSIGN:
-        if (first < skipped) piece -= skipped, first = skipped;
-        kmeans_assign(&w->clustering, first - skipped, piece, w->clusters + first);
-        break;
+    case ASSIGN: index_points_assign(&w->points, building, first, piece, w->clusters); break;
     case ENCODE:
-        for (uint32_t key = first < skipped ? skipped : first; key < first + piece; key++) encode(building, w, s, key);
+        for (uint32_t key = first < skipped ? skipped : first; key < first + piece; key++) encode(w, s, key);
         break;
     case VALUES:
         piece = INDEX_GRAIN;
@@ -411,21 +293,19 @@ bool clusters_build_step(index_building *building) {
     if (building->phase == FIT) {
         lay_out_workspace(building->params, count, building->workspace, w);
         memset(w->value_sums, 0, (size_t)cluster_count_of(count) * building->params->value_dim * sizeof(float));
-        w->clustering.seed = building->seed;
-        w->clustering.points += first_key(building) * w->clustering.point_stride;
-        w->clustering.point_count -= first_key(building);
+        
     }
     clusters_segment s = clusters_lay_out(building->params, count, building->segment->data);
     if (!run_phase(building, w, &s)) return false;
     building->phase++;
     building->cursor = 0;
-    if (building->phase == TRAIN) kmeans_begin(&w->clustering);
+    if (building->phase == TRAIN) kmeans_begin(&w->points.clustering);
     return building->phase == DONE;
 }
 
 const index_kind index_kind_clusters = {
     .name = "clusters",
-    .queries_max = QUERIES_MAX,
+    .queries_max = INDEX_POINTS_QUERIES,
     .has_rest = true,
     .segment_bytes = segment_bytes,
     .workspace_bytes = clusters_workspace_bytes,

@@ -12,7 +12,6 @@
 
 enum {
     CLUSTERS_KEYS = 64,      /* of a cluster, on average */
-    CLUSTERS_TRAIN_DIM = 32, /* coordinates that clusters are made by */
     CLUSTERS_CENTRE_DIM = 32, /* of a centre, at most: beyond, it counts as 0 */
     CLUSTERS_FINE_DIM = 48,  /* coordinates of the fine sketch, at most */
 };
