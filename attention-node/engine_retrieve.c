@@ -45,7 +45,7 @@ static finder_sizes sizes_of(const attention_layer_table *table, hd_dtype kv_dty
                                    .key_dim = shape.key_dim,
                                    .value_dim = shape.value_dim,
                                    .keys_max = keys_max,
-                                   .has_rest = index_kind_estimates(kinds[k])};
+                                   .has_rest = index_kind_has_rest(kinds[k])};
             sizes.scratch = largest(sizes.scratch, index_search_bytes(&params, group_size, SELECTION_TOKENS_MAX));
         }
         sizes.tokens = largest(sizes.tokens, group_size * SELECTION_TOKENS_MAX * sizeof(uint32_t));

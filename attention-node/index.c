@@ -45,7 +45,8 @@ struct index_builder {
     void *workspace;
 };
 
-static const index_kind *const kinds[] = {&index_kind_exact, &index_kind_bounds, &index_kind_clusters};
+static const index_kind *const kinds[] = {&index_kind_exact, &index_kind_bounds, &index_kind_clusters,
+                                          &index_kind_graph};
 enum { KIND_COUNT = sizeof(kinds) / sizeof(kinds[0]) };
 
 hd_status index_kind_find(const char *name, const index_kind **kind, hd_error *error) {

@@ -16,10 +16,6 @@ bool index_kind_learns(const index_kind *kind) {
     return kind->queries_max > 0;
 }
 
-bool index_kind_estimates(const index_kind *kind) {
-    return kind->has_rest;
-}
-
 index_extent index_extent_within(const index_extent *extent, uint64_t tokens) {
     index_extent within = {.covered = 0, .settled = extent->settled};
     uint32_t count_max = index_plan_max(extent->covered);

@@ -50,7 +50,7 @@ struct index_kind {
     void (*search)(const index_view *view, index_search *search);
 };
 
-extern const index_kind index_kind_exact, index_kind_bounds, index_kind_clusters;
+extern const index_kind index_kind_exact, index_kind_bounds, index_kind_clusters, index_kind_graph;
 
 /* Cuts memory into arrays; without memory (base NULL) it only counts what they take, so one function both measures
  * and lays out. */

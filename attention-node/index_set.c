@@ -78,7 +78,7 @@ static void let_go(index_set *set) {
 /* ---- Sizes ---- */
 
 static bool wants_rest(const index_kind *kind, const selection *chosen) {
-    return chosen->has_estimate && index_kind_estimates(kind);
+    return chosen->has_estimate && index_kind_has_rest(kind);
 }
 
 static bool is_indexed(const index_home *home, const selection *chosen, uint32_t layer) {

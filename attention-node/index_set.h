@@ -22,9 +22,7 @@
 #include "attention-node/index.h"
 #include "attention-node/sequence.h"
 
-/* Whether the kind reads sampled queries, and whether its searches can estimate the rest. */
-bool index_kind_learns(const index_kind *kind);
-bool index_kind_estimates(const index_kind *kind);
+bool index_kind_learns(const index_kind *kind); /* whether it reads sampled queries */
 
 typedef struct index_home index_home;
 typedef struct index_set index_set;

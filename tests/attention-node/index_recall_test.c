@@ -1,4 +1,4 @@
-/* index_recall_test.c - what the clusters index finds and estimates on data of both kinds, and at what reading. */
+/* index_recall_test.c - what indexes find and estimate on data of both kinds, and at what reading. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -54,6 +54,18 @@ static void clusters_find_keys_that_turn_with_position(void **state) {
     figures f = measure("clusters", INDEX_DATA_TURNING);
     assert_true(f.recall >= 0.85f);
     assert_true(f.scanned <= 0.12f);
+}
+
+static void a_graph_finds_keys_around_a_large_mean(void **state) {
+    figures f = measure("graph", INDEX_DATA_SHIFTED);
+    assert_true(f.recall >= 0.98f);
+    assert_true(f.scanned <= 0.12f);
+}
+
+static void a_graph_finds_keys_that_turn_with_position(void **state) {
+    figures f = measure("graph", INDEX_DATA_TURNING);
+    assert_true(f.recall >= 0.8f);
+    assert_true(f.scanned <= 0.3f);
 }
 
 static void bounds_find_keys_by_reading_more(void **state) {
@@ -142,6 +154,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(clusters_find_keys_around_a_large_mean),
         cmocka_unit_test(clusters_find_keys_that_turn_with_position),
+        cmocka_unit_test(a_graph_finds_keys_around_a_large_mean),
+        cmocka_unit_test(a_graph_finds_keys_that_turn_with_position),
         cmocka_unit_test(bounds_find_keys_by_reading_more),
         cmocka_unit_test(the_estimate_of_the_rest_takes_most_of_the_error_away),
     };

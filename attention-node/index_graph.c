@@ -1,0 +1,361 @@
+/* index_graph.c - making a segment of the graph index (RetrievalAttention, arXiv 2409.10516; RoarGraph, VLDB 2024).
+ *
+ * Queries are unlike keys, so that keys which one query wants need not be near each other. Links come from two sides:
+ *   1. Each sampled query has its best keys; the first of them and its neighbours in that order are candidates for each
+ *      other. This is the bipartite graph of queries and keys, projected onto the keys.
+ *   2. A key's neighbours in the order of clusters are candidates too, since a segment may have few queries, and most
+ *      keys are no query's best.
+ * Of either side the nearest are kept, less those that lie closer to one that was kept than to the key itself. Links
+ * are then made to go both ways as far as there is room, and the order of clusters closes to a ring.
+ * Near is meant in the space of index_space.h, in which distance is how differently queries score two keys. Places are
+ * keys in the order of clusters. */
+#include "attention-node/index_graph.h"
+
+#include <string.h>
+
+#include "attention-node/index_points.h"
+#include "attention-node/index_top.h"
+#include "kernels/dtype.h"
+
+enum {
+    DIM_MAX = 64,        /* coordinates */
+    QUERY_KEYS = 4,      /* at least so many keys for each query that is read */
+    QUERY_CLUSTERS = 32, /* in which a query's best keys are looked for */
+    QUERY_BEST = 64,
+    QUERY_LINKS = 10, /* links by queries, */
+    NEAR_LINKS = 12,  /* and by nearness; what is left goes to links back */
+    WINDOW = 96,      /* places around a key's own */
+    NEAREST = 32,     /* of them, that are candidates */
+    PIECE = 4096,     /* keys of a step, */
+    LINK_PIECE = 512,
+    QUERY_PIECE = 64, /* and queries */
+};
+
+typedef enum { FIT, PROJECT, TRAIN, ASSIGN, ARRANGE, PLACE, CENTRES, ANSWER, LINK, LINK_BACK, NAME, DONE } build_phase;
+
+typedef struct workspace { /* of a build; begins its memory, arrays follow */
+    index_points points;
+    uint32_t *clusters;      /* [count], by key */
+    uint32_t *places;        /* [count], by key */
+    uint32_t *keys;          /* [count], by place */
+    uint32_t *starts;        /* [cluster_count + 1]: places */
+    float *sums;             /* [cluster_count, key_dim] of keys */
+    uint16_t *centres;       /* bf16 [cluster_count, dim] */
+    float *squares;          /* [count] of points' lengths, by place */
+    uint32_t *rows;          /* [count, GRAPH_LINKS], by place: candidates by queries, and then links, as places */
+    uint32_t *offer_counts;  /* [count]: of all that were made, of which the last ones are kept */
+    uint8_t *link_counts;    /* [count] */
+    float *scores;           /* of clusters, or of the keys of some */
+    uint32_t *picks;         /* [QUERY_CLUSTERS] */
+    uint64_t *items;
+} workspace;
+
+static uint32_t graph_dim(const index_params *params) {
+    return params->key_dim < DIM_MAX ? params->key_dim : DIM_MAX;
+}
+
+graph_segment graph_lay_out(const index_params *params, uint32_t count, unsigned char *base) {
+    index_carve carve = {.base = base};
+    graph_segment s = {.entry_max = count / GRAPH_ENTRY_KEYS,
+                       .link_bytes = count - 1 <= UINT16_MAX ? 2 : 3};
+    s.entry_count = index_carve_take(&carve, sizeof(*s.entry_count));
+    s.entries = index_carve_take(&carve, (size_t)s.entry_max * params->key_dim * sizeof(uint16_t));
+    s.entry_tokens = index_carve_take(&carve, s.entry_max * sizeof(uint32_t));
+    s.links = index_carve_take(&carve, (size_t)count * GRAPH_LINKS * s.link_bytes);
+    s.bytes = carve.bytes;
+    return s;
+}
+
+static size_t segment_bytes(const index_params *params, uint32_t count) {
+    return graph_lay_out(params, count, NULL).bytes;
+}
+
+static size_t lay_out_workspace(const index_params *params, uint32_t count, unsigned char *base, workspace *w) {
+    index_carve carve = {.base = base};
+    uint32_t clusters = count / GRAPH_ENTRY_KEYS, dim = graph_dim(params);
+    index_carve_take(&carve, sizeof(workspace));
+    index_points_lay_out(&w->points, params, count, dim, clusters, &carve);
+    w->clusters = index_carve_take(&carve, count * sizeof(uint32_t));
+    w->places = index_carve_take(&carve, count * sizeof(uint32_t));
+    w->keys = index_carve_take(&carve, count * sizeof(uint32_t));
+    w->starts = index_carve_take(&carve, (clusters + 1) * sizeof(uint32_t));
+    w->sums = index_carve_take(&carve, (size_t)clusters * params->key_dim * sizeof(float));
+    w->centres = index_carve_take(&carve, (size_t)clusters * dim * sizeof(uint16_t));
+    w->squares = index_carve_take(&carve, count * sizeof(float));
+    w->rows = index_carve_take(&carve, (size_t)count * GRAPH_LINKS * sizeof(uint32_t));
+    w->offer_counts = index_carve_take(&carve, count * sizeof(uint32_t));
+    w->link_counts = index_carve_take(&carve, count);
+    w->scores = index_carve_take(&carve, count * sizeof(float)); /* one cluster may hold everything */
+    w->picks = index_carve_take(&carve, QUERY_CLUSTERS * sizeof(uint32_t));
+    w->items = index_carve_take(&carve, (index_top_room(QUERY_BEST) + WINDOW + GRAPH_LINKS) * sizeof(uint64_t));
+    return carve.bytes;
+}
+
+size_t graph_workspace_bytes(const index_params *params, uint32_t count) {
+    workspace unused;
+    return lay_out_workspace(params, count, NULL, &unused);
+}
+
+/* ---- places and entries ---- */
+
+static void arrange(const index_building *building, workspace *w) {
+    uint32_t count = building->segment->count, clusters = count / GRAPH_ENTRY_KEYS;
+    memset(w->starts, 0, (clusters + 1) * sizeof(*w->starts));
+    for (uint32_t key = 0; key < count; key++) w->starts[w->clusters[key] + 1]++;
+    for (uint32_t c = 0; c < clusters; c++) w->starts[c + 1] += w->starts[c];
+    for (uint32_t key = 0; key < count; key++) {
+        uint32_t place = w->starts[w->clusters[key]]++;
+        w->places[key] = place;
+        w->keys[place] = key;
+    }
+    memmove(w->starts + 1, w->starts, clusters * sizeof(*w->starts)); /* each had moved to its end */
+    w->starts[0] = 0;
+    memset(w->sums, 0, (size_t)clusters * building->params->key_dim * sizeof(*w->sums));
+    memset(w->offer_counts, 0, count * sizeof(*w->offer_counts));
+}
+
+/* The points of a grain of keys come to lie at their places. */
+static void place(const index_building *building, workspace *w, uint32_t first) {
+    uint32_t dim = building->params->key_dim;
+    index_points_project(&w->points, building, first, w->places);
+    const uint16_t *keys = building->source->keys(building->source->context, building->segment->first + first,
+                                                  INDEX_GRAIN, w->points.rows);
+    for (uint32_t r = 0; r < INDEX_GRAIN; r++) {
+        float *sum = w->sums + (size_t)w->clusters[first + r] * dim;
+        for (uint32_t i = 0; i < dim; i++) sum[i] += hd_bf16_to_f32(keys[(size_t)r * dim + i]);
+    }
+}
+
+static float dot(const index_building *building, const workspace *w, const float *x, uint32_t at) {
+    float product;
+    building->params->kernels->scan->dot_rows(x, w->points.space.dim, index_points_at(&w->points, at),
+                                              w->points.stride, 1, &product);
+    return product;
+}
+
+/* The centre of a cluster's points, and its entry; a cluster without keys has none, and a centre of zeros. */
+static void set_centre(const index_building *building, workspace *w, graph_segment *s, uint32_t cluster) {
+    uint32_t dim = w->points.space.dim, key_dim = building->params->key_dim;
+    uint32_t first = w->starts[cluster], end = w->starts[cluster + 1], nearest = first;
+    float centre[DIM_MAX] = {0}, x[DIM_MAX], least = 0.0f, share = 1.0f / (float)(end > first ? end - first : 1);
+    for (uint32_t at = first; at < end; at++) {
+        index_points_load(&w->points, at, x);
+        w->squares[at] = dot(building, w, x, at);
+        for (uint32_t i = 0; i < dim; i++) centre[i] += x[i] * share;
+    }
+    building->params->kernels->convert(centre, HD_F32, w->centres + (size_t)cluster * dim, HD_BF16, dim);
+    if (first == end) return;
+    for (uint32_t at = first; at < end; at++) {
+        float distance = w->squares[at] - 2.0f * dot(building, w, centre, at);
+        if (at == first || distance < least) {
+            least = distance;
+            nearest = at;
+        }
+    }
+    uint32_t entry = (*s->entry_count)++;
+    s->entry_tokens[entry] = w->keys[nearest];
+    for (uint32_t i = 0; i < key_dim; i++)
+        s->entries[(size_t)entry * key_dim + i] = hd_f32_to_bf16(w->sums[(size_t)cluster * key_dim + i] * share);
+}
+
+/* ---- what queries link ---- */
+
+static void offer(workspace *w, uint32_t to, uint32_t candidate) {
+    w->rows[(size_t)to * GRAPH_LINKS + w->offer_counts[to]++ % GRAPH_LINKS] = candidate;
+}
+
+/* The best keys of a query, best first, as items of places; there may be fewer. */
+static uint32_t find_best(const index_building *building, workspace *w, const float *z) {
+    const kernel_scan *scan = building->params->kernels->scan;
+    uint32_t clusters = building->segment->count / GRAPH_ENTRY_KEYS, dim = w->points.space.dim;
+    index_top top;
+    index_top_init(&top, w->items, QUERY_BEST);
+    scan->dot_rows(z, dim, w->centres, dim, clusters, w->scores);
+    float limit = index_cut(scan, w->scores, clusters, QUERY_CLUSTERS);
+    uint32_t picked = scan->collect_from(w->scores, clusters, limit, w->picks, QUERY_CLUSTERS);
+    for (uint32_t p = 0; p < picked; p++) {
+        uint32_t first = w->starts[w->picks[p]], count = w->starts[w->picks[p] + 1] - first;
+        scan->dot_rows(z, dim, index_points_at(&w->points, first), w->points.stride, count, w->scores);
+        for (uint32_t i = 0; i < count; i++) index_top_add(&top, index_item(w->scores[i], first + i));
+    }
+    index_top_shrink(&top);
+    return top.count;
+}
+
+static void sort_descending(uint64_t *items, uint32_t count) { /* a few dozen */
+    for (uint32_t i = 1; i < count; i++) {
+        uint64_t item = items[i];
+        uint32_t at = i;
+        for (; at > 0 && items[at - 1] < item; at--) items[at] = items[at - 1];
+        items[at] = item;
+    }
+}
+
+static void answer(const index_building *building, workspace *w, uint32_t row) {
+    uint32_t key_dim = building->params->key_dim;
+    const uint16_t *query = building->queries + (size_t)row * key_dim;
+    float z[DIM_MAX] = {0};
+    for (uint32_t i = 0; i < w->points.space.dim; i++)
+        for (uint32_t j = 0; j < key_dim; j++)
+            z[i] += w->points.space.to_queries[(size_t)i * key_dim + j] * hd_bf16_to_f32(query[j]);
+    uint32_t count = find_best(building, w, z);
+    sort_descending(w->items, count);
+    for (uint32_t i = 1; i < count; i++) {
+        uint32_t first = index_item_token(w->items[0]), before = index_item_token(w->items[i - 1]);
+        uint32_t here = index_item_token(w->items[i]);
+        offer(w, first, here);
+        if (i == 1) continue;
+        offer(w, here, first);
+        offer(w, before, here);
+        offer(w, here, before);
+    }
+}
+
+/* ---- links ---- */
+
+static bool has_link(const uint32_t *links, uint32_t count, uint32_t to) {
+    for (uint32_t i = 0; i < count; i++)
+        if (links[i] == to) return true;
+    return false;
+}
+
+/* Adds at most `room` of the candidates, the nearest first, but for those that a link is nearer to than the key. Items
+ * are scored by minus the squared distance. */
+static void prune(const index_building *building, workspace *w, uint32_t at, uint64_t *items, uint32_t count,
+                  uint32_t room) {
+    uint32_t *links = w->rows + (size_t)at * GRAPH_LINKS, before = w->link_counts[at];
+    float x[DIM_MAX];
+    sort_descending(items, count);
+    for (uint32_t i = 0; i < count && room > 0; i++) {
+        uint32_t candidate = index_item_token(items[i]), links_now = w->link_counts[at];
+        if (candidate == at || has_link(links, links_now, candidate)) continue;
+        bool is_hidden = false;
+        index_points_load(&w->points, candidate, x);
+        for (uint32_t j = before; j < links_now && !is_hidden; j++) {
+            float between = w->squares[candidate] + w->squares[links[j]] - 2.0f * dot(building, w, x, links[j]);
+            is_hidden = between < -index_item_score(items[i]);
+        }
+        if (is_hidden) continue;
+        links[w->link_counts[at]++] = candidate;
+        room--;
+    }
+}
+
+static uint32_t take_offers(const index_building *building, workspace *w, uint32_t at, const float *x) {
+    uint32_t count = w->offer_counts[at] < GRAPH_LINKS ? w->offer_counts[at] : GRAPH_LINKS;
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t candidate = w->rows[(size_t)at * GRAPH_LINKS + i];
+        float distance = w->squares[at] + w->squares[candidate] - 2.0f * dot(building, w, x, candidate);
+        w->items[i] = index_item(-distance, candidate);
+    }
+    return count;
+}
+
+static void link_by_nearness(const index_building *building, workspace *w, uint32_t at, const float *x) {
+    uint32_t last = building->segment->count - WINDOW, first = at < WINDOW / 2 ? 0 : at - WINDOW / 2;
+    if (first > last) first = last;
+    building->params->kernels->scan->dot_rows(x, w->points.space.dim, index_points_at(&w->points, first),
+                                              w->points.stride, WINDOW, w->scores);
+    for (uint32_t i = 0; i < WINDOW; i++)
+        w->items[i] = index_item(2.0f * w->scores[i] - w->squares[at] - w->squares[first + i], first + i);
+    index_items_select(w->items, WINDOW, NEAREST);
+    prune(building, w, at, w->items, NEAREST, NEAR_LINKS);
+}
+
+static void link_place(const index_building *building, workspace *w, uint32_t at) {
+    float x[DIM_MAX];
+    index_points_load(&w->points, at, x);
+    uint32_t offered = take_offers(building, w, at, x); /* out of the row, before links come into it */
+    w->rows[(size_t)at * GRAPH_LINKS] = at + 1 < building->segment->count ? at + 1 : 0; /* the ring */
+    w->link_counts[at] = 1;
+    prune(building, w, at, w->items, offered, QUERY_LINKS);
+    link_by_nearness(building, w, at, x);
+}
+
+static void link_back(workspace *w, uint32_t at) {
+    const uint32_t *links = w->rows + (size_t)at * GRAPH_LINKS;
+    for (uint32_t i = 0; i < w->link_counts[at]; i++) {
+        uint32_t to = links[i], *back = w->rows + (size_t)to * GRAPH_LINKS;
+        if (w->link_counts[to] < GRAPH_LINKS && !has_link(back, w->link_counts[to], at))
+            back[w->link_counts[to]++] = at;
+    }
+}
+
+/* Links by place become links by token, each in its token's row. */
+static void name_links(const workspace *w, const graph_segment *s, uint32_t at) {
+    for (uint32_t i = 0; i < GRAPH_LINKS; i++) {
+        uint32_t to = w->keys[i < w->link_counts[at] ? w->rows[(size_t)at * GRAPH_LINKS + i] : at];
+        graph_set_link(s, w->keys[at], i, to);
+    }
+}
+
+/* ---- steps ---- */
+
+/* A short segment is given many queries from before it; a share of them tells enough of its few keys. */
+static uint32_t queries_read(const index_building *building) {
+    uint32_t most = building->segment->count / QUERY_KEYS;
+    return building->query_count < most ? building->query_count : most;
+}
+
+static void answer_piece(const index_building *building, workspace *w, uint32_t first, uint32_t end) {
+    for (uint32_t i = first; i < end; i++)
+        answer(building, w, (uint32_t)((uint64_t)i * building->query_count / queries_read(building)));
+}
+
+/* Each phase but the short ones goes over its items a piece at a time; this takes the next piece and says whether it
+ * was the phase's last. */
+static bool run_phase(index_building *building, workspace *w, graph_segment *s) {
+    uint32_t total = building->segment->count, first = building->cursor, piece = PIECE;
+    if (building->phase == CENTRES) total = s->entry_max;
+    if (building->phase == ANSWER) total = queries_read(building);
+    if (building->phase == PROJECT || building->phase == PLACE) piece = INDEX_GRAIN;
+    if (building->phase == LINK) piece = LINK_PIECE;
+    if (building->phase == ANSWER || building->phase == CENTRES) piece = QUERY_PIECE;
+    uint32_t end = total - first < piece ? total : first + piece;
+    switch ((build_phase)building->phase) {
+    case FIT: index_points_fit(&w->points, building); return true;
+    case TRAIN: return kmeans_train(&w->points.clustering);
+    case ARRANGE: arrange(building, w); return true;
+    case PROJECT: index_points_project(&w->points, building, first, NULL); break;
+    case ASSIGN: kmeans_assign(&w->points.clustering, first, end - first, w->clusters + first); break;
+    case PLACE: place(building, w, first); break;
+    case CENTRES:
+        for (uint32_t c = first; c < end; c++) set_centre(building, w, s, c);
+        break;
+    case ANSWER: answer_piece(building, w, first, end); break;
+    case LINK:
+        for (uint32_t at = first; at < end; at++) link_place(building, w, at);
+        break;
+    case LINK_BACK:
+        for (uint32_t at = first; at < end; at++) link_back(w, at);
+        break;
+    case NAME:
+        for (uint32_t at = first; at < end; at++) name_links(w, s, at);
+        break;
+    case DONE: return true;
+    }
+    building->cursor = end;
+    return end == total;
+}
+
+bool graph_build_step(index_building *building) {
+    workspace *w = building->workspace;
+    uint32_t count = building->segment->count;
+    if (building->phase == FIT) lay_out_workspace(building->params, count, building->workspace, w);
+    graph_segment s = graph_lay_out(building->params, count, building->segment->data);
+    if (!run_phase(building, w, &s)) return false;
+    building->phase++;
+    building->cursor = 0;
+    if (building->phase == TRAIN) kmeans_begin(&w->points.clustering);
+    return building->phase == DONE;
+}
+
+const index_kind index_kind_graph = {
+    .name = "graph",
+    .queries_max = INDEX_POINTS_QUERIES,
+    .segment_bytes = segment_bytes,
+    .workspace_bytes = graph_workspace_bytes,
+    .search_bytes = graph_search_bytes,
+    .build_step = graph_build_step,
+    .search = graph_search,
+};
