@@ -268,7 +268,8 @@ void clusters_search(const index_view *view, index_search *search) {
     s.view = view;
     s.search = search;
     s.segment_count = view->segment_count;
-    s.survivors_wanted = survivors_wanted(covered, search->tokens_each);
+    uint64_t findable = covered - (covered > 0 ? view->params->sinks : 0); /* empty slots would count as found */
+    s.survivors_wanted = survivors_wanted(findable, search->tokens_each);
     s.keys_wanted = keys_wanted(covered, search->tokens_each);
     open_segments(&s);
     for (uint32_t q = 0; q < search->query_count && covered > 0; q++) search_one(&s, q, false);

@@ -8,7 +8,7 @@
  * Of either side the nearest are kept, less those that lie closer to one that was kept than to the key itself. Links
  * are then made to go both ways as far as there is room, and the order of clusters closes to a ring.
  * Near is meant in the space of index_space.h, in which distance is how differently queries score two keys. Places are
- * keys in the order of clusters. */
+ * keys in the order of clusters; sinks have none. */
 #include "attention-node/index_graph.h"
 
 #include <string.h>
@@ -98,12 +98,18 @@ size_t graph_workspace_bytes(const index_params *params, uint32_t count) {
 
 /* ---- places and entries ---- */
 
+static uint32_t place_count(const index_building *building) {
+    return building->segment->count - index_points_first(building);
+}
+
 static void arrange(const index_building *building, workspace *w) {
     uint32_t count = building->segment->count, clusters = count / GRAPH_ENTRY_KEYS;
+    uint32_t skipped = index_points_first(building);
     memset(w->starts, 0, (clusters + 1) * sizeof(*w->starts));
-    for (uint32_t key = 0; key < count; key++) w->starts[w->clusters[key] + 1]++;
+    for (uint32_t key = skipped; key < count; key++) w->starts[w->clusters[key] + 1]++;
     for (uint32_t c = 0; c < clusters; c++) w->starts[c + 1] += w->starts[c];
-    for (uint32_t key = 0; key < count; key++) {
+    for (uint32_t key = 0; key < skipped; key++) w->places[key] = count - skipped + key; /* where nobody looks */
+    for (uint32_t key = skipped; key < count; key++) {
         uint32_t place = w->starts[w->clusters[key]]++;
         w->places[key] = place;
         w->keys[place] = key;
@@ -120,7 +126,7 @@ static void place(const index_building *building, workspace *w, uint32_t first) 
     index_points_project(&w->points, building, first, w->places);
     const uint16_t *keys = building->source->keys(building->source->context, building->segment->first + first,
                                                   INDEX_GRAIN, w->points.rows);
-    for (uint32_t r = 0; r < INDEX_GRAIN; r++) {
+    for (uint32_t r = first == 0 ? index_points_first(building) : 0; r < INDEX_GRAIN; r++) {
         float *sum = w->sums + (size_t)w->clusters[first + r] * dim;
         for (uint32_t i = 0; i < dim; i++) sum[i] += hd_bf16_to_f32(keys[(size_t)r * dim + i]);
     }
@@ -252,21 +258,23 @@ static uint32_t take_offers(const index_building *building, workspace *w, uint32
 }
 
 static void link_by_nearness(const index_building *building, workspace *w, uint32_t at, const float *x) {
-    uint32_t last = building->segment->count - WINDOW, first = at < WINDOW / 2 ? 0 : at - WINDOW / 2;
-    if (first > last) first = last;
+    uint32_t places = place_count(building), count = places < WINDOW ? places : WINDOW;
+    uint32_t first = at < WINDOW / 2 ? 0 : at - WINDOW / 2;
+    if (first > places - count) first = places - count;
     building->params->kernels->scan->dot_rows(x, w->points.space.dim, index_points_at(&w->points, first),
-                                              w->points.stride, WINDOW, w->scores);
-    for (uint32_t i = 0; i < WINDOW; i++)
+                                              w->points.stride, count, w->scores);
+    for (uint32_t i = 0; i < count; i++)
         w->items[i] = index_item(2.0f * w->scores[i] - w->squares[at] - w->squares[first + i], first + i);
-    index_items_select(w->items, WINDOW, NEAREST);
-    prune(building, w, at, w->items, NEAREST, NEAR_LINKS);
+    uint32_t nearest = count < NEAREST ? count : NEAREST;
+    index_items_select(w->items, count, nearest);
+    prune(building, w, at, w->items, nearest, NEAR_LINKS);
 }
 
 static void link_place(const index_building *building, workspace *w, uint32_t at) {
     float x[DIM_MAX];
     index_points_load(&w->points, at, x);
     uint32_t offered = take_offers(building, w, at, x); /* out of the row, before links come into it */
-    w->rows[(size_t)at * GRAPH_LINKS] = at + 1 < building->segment->count ? at + 1 : 0; /* the ring */
+    w->rows[(size_t)at * GRAPH_LINKS] = at + 1 < place_count(building) ? at + 1 : 0; /* the ring */
     w->link_counts[at] = 1;
     prune(building, w, at, w->items, offered, QUERY_LINKS);
     link_by_nearness(building, w, at, x);
@@ -309,6 +317,7 @@ static bool run_phase(index_building *building, workspace *w, graph_segment *s) 
     if (building->phase == CENTRES) total = s->entry_max;
     if (building->phase == ANSWER) total = queries_read(building);
     if (building->phase == PROJECT || building->phase == PLACE) piece = INDEX_GRAIN;
+    if (building->phase >= LINK) total = place_count(building);
     if (building->phase == LINK) piece = LINK_PIECE;
     if (building->phase == ANSWER || building->phase == CENTRES) piece = QUERY_PIECE;
     uint32_t end = total - first < piece ? total : first + piece;
@@ -317,7 +326,7 @@ static bool run_phase(index_building *building, workspace *w, graph_segment *s) 
     case TRAIN: return kmeans_train(&w->points.clustering);
     case ARRANGE: arrange(building, w); return true;
     case PROJECT: index_points_project(&w->points, building, first, NULL); break;
-    case ASSIGN: kmeans_assign(&w->points.clustering, first, end - first, w->clusters + first); break;
+    case ASSIGN: index_points_assign(&w->points, building, first, end - first, w->clusters); break;
     case PLACE: place(building, w, first); break;
     case CENTRES:
         for (uint32_t c = first; c < end; c++) set_centre(building, w, s, c);

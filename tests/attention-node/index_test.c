@@ -103,6 +103,25 @@ static void asking_for_everything_finds_everything(void **state) {
     for_each_kind(check_asking_for_all);
 }
 
+static void check_sinks(const index_params *params, const index_data *data) {
+    static const uint32_t counts[] = {128, INDEX_GRAIN - 16};
+    const index_extent extent = {2 * INDEX_GRAIN, 0};
+    for (size_t i = 0; i < 2; i++) {
+        index_params with = *params;
+        with.sinks = counts[i];
+        kv_index *index = index_data_build(data, &with, extent.covered, extent.covered);
+        index_search search = index_data_search(index, &with, data, &extent, 0, (uint32_t)extent.covered);
+        assert_int_equal(search.token_count, extent.covered - counts[i]);
+        assert_int_equal(search.tokens[0], counts[i]);
+        free(search.tokens);
+        index_close(index);
+    }
+}
+
+static void sinks_are_not_found_and_all_else_is(void **state) {
+    for_each_kind(check_sinks);
+}
+
 static void check_groups(const index_params *params, const index_data *data) {
     const index_extent extent = {4 * INDEX_GRAIN, 0};
     kv_index *index = index_data_build(data, params, extent.covered, extent.covered);
@@ -276,6 +295,7 @@ int main(void) {
         cmocka_unit_test(an_unknown_kind_is_refused_by_name),
         cmocka_unit_test(exact_finds_what_brute_force_finds),
         cmocka_unit_test(asking_for_everything_finds_everything),
+        cmocka_unit_test(sinks_are_not_found_and_all_else_is),
         cmocka_unit_test(a_group_finds_what_each_of_its_queries_finds),
         cmocka_unit_test(the_same_data_in_other_chunks_give_the_same_index),
         cmocka_unit_test(an_earlier_extent_is_searched_while_the_next_is_built),
