@@ -72,7 +72,7 @@ void index_set_grow(index_set *set, const sequence *s);
 index_extent index_set_extent(const index_set *set, uint64_t covered);
 /* Until the layer's indexes have what an extent needs. HD_NO_MEMORY: a builder found none, and the sequence ends. */
 hd_status index_set_wait(index_set *set, uint32_t layer, const index_extent *extent);
-/* Whether a step whose first row is at that position would not wait; what it needs is the builders' target from now on. */
+/* Whether a step whose first row is at that position would not wait; what that needs is the builders' target now. */
 bool index_set_is_ready(index_set *set, uint64_t position);
 /* What it would find is not what it should: every later wait ends with HD_NO_MEMORY. Any thread. */
 void index_set_fail(index_set *set);
