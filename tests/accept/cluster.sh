@@ -51,13 +51,13 @@ item_1() {
 item_2() {
     needle_model
     tests 2 "logits of the golden models, by heads, by positions and by both" -R '^worker_golden_nodes_test$'
-    python_item tests/accept/cluster.py build/hadal "$model" splits
+    python_item tests/accept/roles.py build/hadal "$model" splits
     not_built 2 "prefill staged on the worker"
 }
 
 item_3() {
     needle_model
-    python_item tests/accept/cluster.py build/hadal "$model" larger
+    python_item tests/accept/roles.py build/hadal "$model" larger
 }
 
 # The shape of Llama-3.2-1B; its weights are drawn, for speed is all that is asked of it.
@@ -70,7 +70,7 @@ item_4() {
             return
         }
     }
-    python_item tests/accept/cluster.py build/hadal "$shape" offload --node-memory 3G
+    python_item tests/accept/roles.py build/hadal "$shape" offload --node-memory 3G
     not_built 4 "two micro-batches in turns, behind 1 ms of delay each way"
 }
 

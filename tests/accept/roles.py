@@ -1,8 +1,8 @@
 """Measures a cluster of real processes on loopback addresses against one process.
 
-usage: cluster.py HADAL MODEL_DIR (the needle model) ITEM [FLAGS], where ITEM is
+usage: roles.py HADAL MODEL_DIR (the needle model) ITEM [FLAGS], where ITEM is
   splits    answers over attention nodes, split by heads, by positions and both  [--size 16000]
-  larger    a document of three times the memory of the largest attention node   [--node-memory 64M --nodes 4 --needles 20]
+  larger    a document of three times the memory of the largest attention node   [--node-memory 32M --nodes 8 --needles 20]
   offload   what a step costs with its keys and values on an attention node; MODEL_DIR has the shape to be measured
             [--depth 8192 --batch 8]
 """
@@ -81,7 +81,9 @@ def larger(options):
                 print(f"     {needle['prompt']}: {answer} instead of {needle['number']}")
         return right
 
-    right = in_cluster(options, ask, options.nodes, options.node_memory, "--kv-range", "4096")
+    # What steps and requests need beside keys and values is of a node's memory as well, so there are few of them.
+    right = in_cluster(options, ask, options.nodes, options.node_memory, "--kv-range", "4096", "--max-batch-tokens", "128",
+                       "--max-requests", "4")
     report.line("3", f"{right} of {options.needles} needles in {size} tokens over {options.nodes} attention nodes of {options.node_memory}",
                 "all, three times the memory of any of them", right == options.needles)
 
@@ -107,8 +109,8 @@ def main():
     parser.add_argument("model")
     parser.add_argument("item", choices=("splits", "larger", "offload"))
     parser.add_argument("--size", type=int, default=16000)
-    parser.add_argument("--nodes", type=int, default=4)
-    parser.add_argument("--node-memory", default="64M")
+    parser.add_argument("--nodes", type=int, default=8)
+    parser.add_argument("--node-memory", default="32M")
     parser.add_argument("--needles", type=int, default=20)
     parser.add_argument("--depth", type=int, default=8192)
     parser.add_argument("--batch", type=int, default=8)
