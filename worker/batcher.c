@@ -257,8 +257,8 @@ static void log_selection(const batcher *b, const worker_request *request, uint6
     const char *text = request->selection != NULL ? request->selection : b->config.selection;
     bool is_auto = text != NULL && strncmp(text, SELECTION_AUTO, strlen(SELECTION_AUTO)) == 0;
     if (!is_auto || tokens <= b->config.full_up_to || strcmp(chosen, "full") != 0) return;
-    hd_log(HD_LOG_INFO, "selection_auto_is_full", "tokens=%" PRIu64 " full_up_to=%" PRIu64 " reason=no_room_for_indexes",
-           tokens, b->config.full_up_to);
+    hd_log(HD_LOG_INFO, "selection_auto_is_full",
+           "tokens=%" PRIu64 " full_up_to=%" PRIu64 " reason=no_room_for_indexes", tokens, b->config.full_up_to);
 }
 
 /* False: it has to wait. */

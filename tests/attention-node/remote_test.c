@@ -206,7 +206,7 @@ static void rows_that_one_node_loses_are_kept_by_none(void **state) {
     assert_int_equal(many->ops->sequence_length(many, 1, &length), HD_OK);
     assert_int_equal(length, LARGE + 2);
 
-    /* The next row completes a block. One node cannot attend for it; the other one could, and may not keep it either. */
+    /* The next row completes a block. One node cannot attend for it; the other one could, and must not keep it. */
     cluster_flip_cold(&c, 0);
     rows[0].first = LARGE + 2;
     rows[1].first = SMALL + 1;
