@@ -167,6 +167,7 @@ static void do_jobs(cold_store *c) {
     for (uint64_t done = atomic_load(&c->done), asked; done < (asked = atomic_load(&c->asked));) {
         cold_job batch[EXTENT_BLOCKS];
         uint32_t count = batch_of(c, done, asked - done, batch);
+        assert(count > 0);
         hd_status status =
             batch[0].block == FRAME_NONE ? clear_record(c, batch[0].slot) : write_blocks(c, batch, count);
         for (uint32_t i = 0; i < count; i++) c->jobs[(done + i) & c->job_mask].status = status;

@@ -77,7 +77,9 @@ static uint32_t key_dim_max(const engine *e) {
 
 /* What a step would have told the sequence's indexes. */
 static void learn_keys(const engine *e, const sequence *s, uint32_t first_run) {
-    uint16_t *rows = malloc((size_t)HD_BLOCK_TOKENS * key_dim_max(e) * sizeof(*rows));
+    uint32_t dim = key_dim_max(e);
+    assert(dim > 0);
+    uint16_t *rows = malloc((size_t)HD_BLOCK_TOKENS * dim * sizeof(*rows));
     for (uint32_t layer = 0; rows != NULL && layer < e->table.layer_count; layer++) {
         const engine_layer *l = &e->layers[layer];
         for (uint32_t head = 0; l->is_computable && head < l->plan.kv_heads; head++) {

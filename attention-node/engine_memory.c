@@ -132,6 +132,7 @@ static uint64_t total_bytes(const engine_config *config, const cut *c) {
 /* How many pages the warm budget holds, with the tables that say where they are. */
 static uint32_t pages_of(const engine_config *config, uint32_t slot_count) {
     uint64_t slot_bytes = page_slot_bytes_max(&config->layers), units = 0;
+    assert(slot_bytes > 0); /* the table was checked: its layers have records */
     uint64_t blocks = slot_count + config->hot_bytes / attention_layer_table_block_bytes(&config->layers);
     for (uint32_t i = 0; i < config->layers.stream_count; i++) units += config->layers.streams[i].heads;
     uint64_t most = config->warm_bytes / slot_bytes, low = 0, high = most < UINT32_MAX / 4 ? most : UINT32_MAX / 4;

@@ -1,5 +1,6 @@
 /* index_exact.c - reads every key. Its segments are empty; what it finds is right by definition. */
 #include "attention-node/index_kind.h"
+#include <assert.h>
 #include "attention-node/index_top.h"
 #include "kernels/dtype.h"
 
@@ -53,6 +54,7 @@ static void scan_grain(const index_view *view, const index_search *search, const
 static void search_all(const index_view *view, index_search *search) {
     uint32_t dim = view->params->key_dim, count = 0;
     exact_scratch scratch = lay_out(view->scratch, view->params, search->query_count, search->tokens_each);
+    assert(scratch.query != NULL && scratch.scores != NULL && scratch.tops != NULL);
     for (uint32_t q = 0; q < search->query_count; q++) {
         index_top_init(&scratch.tops[q], scratch.items + (size_t)q * index_top_room(search->tokens_each),
                        search->tokens_each);

@@ -157,6 +157,7 @@ static bool place_ranges(placing *p, placement *map, uint64_t size) {
 /* Whole while it is short or there is one node; else about as much for every node. */
 static uint64_t range_size(const placement_request *request, placement_heads lane) {
     uint64_t size = request->range_min, nodes = nodes_of_lane(request, lane);
+    if (nodes == 0) return size; /* all of them have gone: nothing will fit, whatever the size */
     while (size * 2 <= request->tokens_max / nodes) size *= 2;
     while ((nodes == 1 || request->is_whole_only) && size < request->tokens_max) size *= 2;
     return size;

@@ -67,7 +67,7 @@ void sharded_cut_region(const sharded *s, shard_node *node) {
     node->output = next += plan.values;
     node->partial.out = (float *)(next += plan.output);
     node->partial.max = (float *)(next += plan.partial_out);
-    node->partial.sum = (float *)(next += plan.partial_rows);
+    node->partial.sum = (float *)(next + plan.partial_rows);
 }
 
 /* ---- Beginning ---- */

@@ -314,7 +314,8 @@ static void measure_attention(bench *b, const char *name, attention_case c) {
     snprintf(w.name, sizeof(w.name), "%s, %u x %u rows at %llu", name, c.sequences, c.rows,
              (unsigned long long)c.depth);
     if (!is_wanted(b, &w) || c.depth > b->config->context_max) return;
-    double seen = c.listed > 0 ? (double)(c.depth / ATTEND_GROUP_TOKENS * c.listed) : (double)c.depth;
+    uint64_t listed_tokens = c.depth / ATTEND_GROUP_TOKENS * c.listed;
+    double seen = c.listed > 0 ? (double)listed_tokens : (double)c.depth;
     w.bytes = seen * c.sequences * KV_HEADS * DIM * 4;
     w.operations = 4.0 * DIM * KV_HEADS * GROUP * c.sequences * c.rows * (seen - (c.rows - 1) / 2.0);
     attention_setup s;

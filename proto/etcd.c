@@ -293,10 +293,12 @@ void etcd_close(etcd *e) {
     static const rpc_end cancelled = {HD_CANCELLED, 1, "the etcd client is being closed"};
     e->is_closing = true;
     while (e->fetches != NULL) {
+        assert(e->fetches->etcd == e);
         rpc_unary_drop(e->fetches->call);
         on_authenticated(e->fetches, NULL, &cancelled);
     }
     while (e->pending != NULL) {
+        assert(e->pending->etcd == e);
         if (e->pending->call != NULL) rpc_unary_drop(e->pending->call);
         finish(e->pending, NULL, &cancelled);
     }

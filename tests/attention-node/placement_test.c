@@ -133,6 +133,8 @@ static void a_prefix_keeps_its_rows_and_the_rest_is_placed(void **state) {
     nodes[1].free_tokens = 100;
     map = (placement){.version = 0};
     assert_false(placement_inherit(&map, &request, (placement_heads){0, 4}, (uint32_t[]){1}, 1, 20000));
+    for (uint32_t i = 0; i < request.node_count; i++) nodes[i].is_usable = false;
+    assert_false(placement_inherit(&map, &request, (placement_heads){0, 4}, (uint32_t[]){1}, 1, 20000));
 }
 
 static void what_cannot_be_split_lies_whole_or_not_at_all(void **state) {
