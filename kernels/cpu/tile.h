@@ -29,7 +29,7 @@ static inline tile_fetch tile_fetch_start(const void *memory, size_t bytes, size
 
 static inline void tile_fetch_step(tile_fetch *fetch) {
     const char *stop =
-        fetch->end - fetch->next < (ptrdiff_t)fetch->step_bytes ? fetch->end : fetch->next + fetch->step_bytes;
+        fetch->end - fetch->next <= (ptrdiff_t)fetch->step_bytes ? fetch->end : fetch->next + fetch->step_bytes;
     for (; fetch->next < stop; fetch->next += 64) _mm_prefetch(fetch->next, _MM_HINT_T1);
 }
 
