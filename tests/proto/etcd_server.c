@@ -20,10 +20,6 @@
 
 #define ETCD "/usr/bin/etcd"
 
-bool etcd_server_is_installed(void) {
-    return access(ETCD, X_OK) == 0;
-}
-
 /* A port that was free a moment ago. */
 static int free_port(void) {
     int fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -36,6 +32,7 @@ static int free_port(void) {
 }
 
 void etcd_server_restart(etcd_server *server) {
+    if (access(ETCD, X_OK) != 0) fail_msg("%s is not there: install etcd-server, as ./run test does", ETCD);
     char cluster[96];
     snprintf(cluster, sizeof(cluster), "default=%s", server->peer_url);
     server->process = fork();

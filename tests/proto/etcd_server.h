@@ -2,7 +2,6 @@
 #ifndef TESTS_PROTO_ETCD_SERVER_H
 #define TESTS_PROTO_ETCD_SERVER_H
 
-#include <stdbool.h>
 #include <sys/types.h>
 
 typedef struct etcd_server {
@@ -10,8 +9,7 @@ typedef struct etcd_server {
     pid_t process;
 } etcd_server;
 
-bool etcd_server_is_installed(void);
-/* Returns when it answers; fails the test after 20 s. */
+/* Returns when it answers; fails the test after 20 s, or where etcd is not installed. */
 void etcd_server_start(etcd_server *server);
 void etcd_server_kill(etcd_server *server);    /* kill -9; its data stays */
 void etcd_server_restart(etcd_server *server); /* on the same port, with the same data */
