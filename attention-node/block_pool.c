@@ -136,10 +136,14 @@ block_name block_pool_reopen(block_pool *pool, block_name block) {
     return (block_name){block.index, record->generation};
 }
 
-static uint64_t page_checksum(const block_pool *pool, uint32_t block_index, uint32_t stream, uint32_t head) {
-    uint64_t checksum =
-        XXH3_64bits(block_pool_page(pool, block_index, stream, head), (size_t)pool->layout.streams[stream].page_bytes);
+uint64_t block_pool_checksum_of(const void *bytes, uint64_t byte_count) {
+    uint64_t checksum = XXH3_64bits(bytes, (size_t)byte_count);
     return checksum != 0 ? checksum : 1;
+}
+
+static uint64_t page_checksum(const block_pool *pool, uint32_t block_index, uint32_t stream, uint32_t head) {
+    return block_pool_checksum_of(block_pool_page(pool, block_index, stream, head),
+                                  pool->layout.streams[stream].page_bytes);
 }
 
 static uint64_t *page_record(const block_pool *pool, uint32_t block_index, uint32_t stream, uint32_t head) {
@@ -149,6 +153,15 @@ static uint64_t *page_record(const block_pool *pool, uint32_t block_index, uint3
 
 void block_pool_record_checksum(block_pool *pool, uint32_t block_index, uint32_t stream, uint32_t head) {
     *page_record(pool, block_index, stream, head) = page_checksum(pool, block_index, stream, head);
+}
+
+uint64_t block_pool_recorded_checksum(const block_pool *pool, uint32_t block_index, uint32_t stream, uint32_t head) {
+    return *page_record(pool, block_index, stream, head);
+}
+
+void block_pool_set_checksum(block_pool *pool, uint32_t block_index, uint32_t stream, uint32_t head,
+                             uint64_t checksum) {
+    *page_record(pool, block_index, stream, head) = checksum;
 }
 
 hd_status block_pool_verify(const block_pool *pool, block_name block) {

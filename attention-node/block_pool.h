@@ -132,6 +132,10 @@ static inline void *block_pool_unit(const block_pool *pool, uint32_t frame, uint
 
 /* Of a page that is complete. */
 void block_pool_record_checksum(block_pool *pool, uint32_t block_index, uint32_t stream, uint32_t head);
+/* What was recorded for a page, or 0; and a checksum that was computed elsewhere. Of any bytes: never 0. */
+uint64_t block_pool_recorded_checksum(const block_pool *pool, uint32_t block_index, uint32_t stream, uint32_t head);
+void block_pool_set_checksum(block_pool *pool, uint32_t block_index, uint32_t stream, uint32_t head, uint64_t checksum);
+uint64_t block_pool_checksum_of(const void *bytes, uint64_t byte_count);
 /* HD_CORRUPT when a page of the block, which is resident, does not have the checksum that was recorded for it. */
 hd_status block_pool_verify(const block_pool *pool, block_name block);
 

@@ -288,7 +288,7 @@ static hd_status find_sequence(attention *self, uint64_t name, attention_found *
     *found_count = 0;
     for (uint64_t range = 0; range <= UINT8_MAX && *found_count < found_max; range++) {
         const sequence *s = sequence_table_find(&e->sequences, name | range << ATTENTION_NAME_BITS);
-        if (s == NULL) continue;
+        if (s == NULL || s->is_importing) continue;
         found[(*found_count)++] = (attention_found){.name = s->name,
                                                     .epoch = s->epoch,
                                                     .first_position = s->first,

@@ -22,6 +22,8 @@ static hd_status check_span(engine *e, const attention_rows *rows, sequence **ou
     if (rows->epoch < s->epoch) {
         return hd_error_set(error, HD_STALE, "sequence %llu has epoch %llu now", name, (unsigned long long)s->epoch);
     }
+    if (s->is_importing)
+        return hd_error_set(error, HD_STALE, "sequence %llu is still being copied to this node", name);
     if (s->view_in_step != NULL) {
         return hd_error_set(error, HD_STALE, "sequence %llu is in a step of another caller", name);
     }

@@ -266,10 +266,14 @@ static bool is_shareable(const sequence_home *home, const sequence *s, const kv_
 }
 
 void sequence_commit(sequence_home *home, sequence *s) {
-    s->length = s->end;
+    sequence_commit_to(home, s, s->end);
+}
+
+void sequence_commit_to(sequence_home *home, sequence *s, uint64_t length) {
+    s->length = length;
     for (; s->sealed_count < s->run_count; s->sealed_count++) {
         kv_run *run = &s->runs[s->sealed_count];
-        if (run->first + run->count < HD_BLOCK_TOKENS) return;
+        if (run->first + run->count < HD_BLOCK_TOKENS || run->position + run->count > length) return;
         const kv_run *before = s->sealed_count > 0 ? run - 1 : NULL;
         block_name parent = before != NULL ? before->block : BLOCK_NONE;
         identity id;

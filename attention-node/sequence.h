@@ -47,6 +47,7 @@ typedef struct sequence {
     uint64_t step;                   /* the last one that it had rows in */
     _Atomic uint32_t step_status;    /* of that step: what else than HD_OK became of its pages */
     attention *view_in_step;         /* whose step it is in now; NULL for none */
+    bool is_importing;               /* its blocks are being copied here: it takes no rows yet, and nobody finds it */
 } sequence;
 
 /* A position of the caller's, counted from the range's first; what lies outside is cut to its ends. */
@@ -82,6 +83,8 @@ uint64_t sequence_match(const sequence_home *home, const sequence *s, uint64_t f
 
 void sequence_extend(sequence_home *home, sequence *s, const uint32_t *token_ids, uint64_t count);
 void sequence_commit(sequence_home *home, sequence *s);
+/* The same for the first `length` tokens, where a run ends, of those that were extended. */
+void sequence_commit_to(sequence_home *home, sequence *s, uint64_t length);
 void sequence_rollback(sequence_home *home, sequence *s);
 hd_status sequence_truncate(sequence_home *home, sequence *s, uint64_t length);
 
