@@ -156,6 +156,30 @@ static void link_node(node_set *set, known_node *node, const char *address) {
     }
 }
 
+/* Whether anybody of the lane is linked and announced to take new things. */
+static bool lane_is_announced(const node_set *set, uint32_t lane) {
+    for (uint32_t i = 0; i < PLACEMENT_NODES_MAX; i++) {
+        const known_node *node = &set->nodes[i];
+        if (node->index != NOT_LINKED && node->lane == lane && node->is_listed && !node->is_draining) return true;
+    }
+    return false;
+}
+
+/* Nothing new goes to who is draining or has vanished; but where all of a lane have vanished, those that did not drain take
+ * it, for who is linked is alive. */
+static void set_draining(node_set *set) {
+    bool drains[PLACEMENT_NODES_MAX];
+    pthread_mutex_lock(&set->lock);
+    for (uint32_t i = 0; i < PLACEMENT_NODES_MAX; i++) {
+        const known_node *node = &set->nodes[i];
+        drains[i] = node->is_draining || (!node->is_listed && lane_is_announced(set, node->lane));
+    }
+    pthread_mutex_unlock(&set->lock);
+    for (uint32_t i = 0; i < PLACEMENT_NODES_MAX; i++) {
+        if (set->nodes[i].index != NOT_LINKED) sharded_set_draining(set->sharded, set->nodes[i].index, drains[i]);
+    }
+}
+
 /* Runs between two steps. Every step looks at a flag; the rest is done when there is news, and now and then. */
 static void tend(void *context, attention *sharded) {
     node_set *set = context;
@@ -174,10 +198,7 @@ static void tend(void *context, attention *sharded) {
             node->retry_ns = now + RETRY_NS;
         }
         pthread_mutex_unlock(&set->lock);
-        if (!said.is_known) continue;
-        if (node->index != NOT_LINKED) {
-            sharded_set_draining(sharded, node->index, said.is_draining || !said.is_listed);
-        } else if (said.is_listed && now >= node->retry_ns) {
+        if (said.is_known && node->index == NOT_LINKED && said.is_listed && now >= node->retry_ns) {
             link_node(set, node, said.address);
             node->failures = node->index != NOT_LINKED        ? 0
                              : node->failures < DOUBLINGS_MAX ? node->failures + 1
@@ -185,6 +206,7 @@ static void tend(void *context, attention *sharded) {
             node->retry_ns = hd_now_ns() + (RETRY_NS << node->failures);
         }
     }
+    set_draining(set);
 }
 
 hd_status node_set_wait(node_set *set, uint64_t deadline_ms, hd_error *error) {

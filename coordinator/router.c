@@ -177,6 +177,13 @@ static void on_finished(routed *q, const worker_event *event) {
     if (is_last_there) take_over(q, HD_CANCELLED, "the worker has ended");
 }
 
+/* Another worker may have other defaults, or other attention nodes: what queries see has to stay what it was. */
+static void keep_selection(routed *q, const char *selection) {
+    if (selection == NULL || selection[0] == '\0' || strlen(selection) >= sizeof(q->selection)) return;
+    memcpy(q->selection, selection, strlen(selection) + 1);
+    q->request.selection = q->selection;
+}
+
 static void on_worker_event(worker_request *r, const worker_event *event) {
     routed *q = (routed *)r;
     switch (event->kind) {
@@ -184,6 +191,7 @@ static void on_worker_event(worker_request *r, const worker_event *event) {
         q->prompt_done = event->cached_tokens;
         if (!q->has_started) {
             q->has_started = true;
+            keep_selection(q, event->selection);
             q->client->on_event(q->client, event);
         }
         break;

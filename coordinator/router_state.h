@@ -13,6 +13,7 @@
 #define ROUTER_REQUESTS_MAX 16384u
 #define ROUTER_HINTS 65536u /* a power of two */
 #define ROUTER_HINT_TOKENS 128u
+#define ROUTER_SELECTION_BYTES 256u
 
 typedef struct prefix_hint {
     uint64_t hash; /* of the tenant's salt and the tokens so far */
@@ -41,7 +42,8 @@ typedef struct worker_link {
     struct worker_link *next;
     uint64_t name;
     membership_node node;
-    bool is_known; /* announced; else gone */
+    bool is_known;    /* announced; else gone */
+    bool has_drained; /* it was not ready when its announcement vanished: it left, and was not forgotten */
     worker_remote *remote;
     bool is_connected, is_full; /* is_full: refused a request since the last load report */
     route_model *model;
@@ -61,6 +63,8 @@ typedef struct routed {
     worker_link *link;      /* NULL: waiting */
     uint64_t avoid;         /* a link that has just failed or refused it; 0: none */
     worker_answer *answers; /* [choices]; token_ids is ours to write */
+    /* What its first worker made of its selection: whoever goes on with it makes the same of it. */
+    char selection[ROUTER_SELECTION_BYTES];
     uint64_t cancelled[WORKER_CHOICES_MAX / 64];
     uint64_t begun_ns, waiting_since_ns, prompt_done;
     uint32_t ended, failures;

@@ -109,7 +109,7 @@ static void write_nodes(void *context) {
         uint64_t sequences = (uint64_t)load->running + load->waiting;
         /* A worker keeps nothing that anybody would miss once it runs nothing; what is ours is known. */
         bool is_idle = link->running == 0 && (!link->is_connected || sequences == 0);
-        bool is_leaving = link->node.state != NODE_READY;
+        bool is_leaving = link->node.state != NODE_READY && !router_link_takes(link);
         write_node(w->out, is_first, &link->node, membership_state_name(link->node.state), bytes,
                    link->node.kv_capacity, sequences > link->running ? sequences : link->running,
                    is_leaving && is_idle);

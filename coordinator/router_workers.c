@@ -130,8 +130,21 @@ static void update_model_load(route_model *model) {
 
 /* -- connections -- */
 
-bool router_link_takes(const worker_link *link) {
+static bool is_announced_ready(const worker_link *link) {
     return link->is_connected && link->is_known && link->node.state == NODE_READY;
+}
+
+/* Of those whose announcements have vanished: etcd may have forgotten everybody, and who is connected is alive. */
+static bool is_last_resort(const worker_link *link) {
+    if (!link->is_connected || link->is_known || link->has_drained) return false;
+    for (const worker_link *other = link->router->links; other != NULL; other = other->next) {
+        if (other->model == link->model && is_announced_ready(other)) return false;
+    }
+    return true;
+}
+
+bool router_link_takes(const worker_link *link) {
+    return is_announced_ready(link) || is_last_resort(link);
 }
 
 static void free_link(worker_link *link) {
@@ -268,6 +281,7 @@ void router_on_gone(void *context, const char *id) {
     }
     hd_log(HD_LOG_WARN, "node_gone", "node=%s running=%u", id, link->running);
     link->is_known = false;
+    link->has_drained = link->node.state != NODE_READY;
     link->node.state = NODE_GONE;
     /* What runs there goes on while its connection stands. */
     if (!link->is_connected) free_link(link);

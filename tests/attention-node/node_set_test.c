@@ -105,10 +105,43 @@ static void a_node_that_goes_is_replaced_by_one_that_comes(void **state) {
     rig_close(&r);
 }
 
+/* A new sequence of so many tokens; which nodes have rows of it, as bits. */
+static uint32_t nodes_of_a_new_sequence(rig *r, uint64_t name) {
+    uint32_t nodes = 0;
+    toy_sequence s;
+    toy_sequence_init(&s, name, 1, 3000);
+    toy_sequence_push_text(&s, (uint32_t)name, 2500);
+    assert_int_equal(cluster_sequence_open(&r->worker, &s, 0), 0);
+    cluster_run(&r->worker, &s, 0, 2500, 1000);
+    const placement *map = sharded_placement(r->worker.many.attention, name);
+    for (uint32_t i = 0; i < map->row_count; i++) nodes |= 1u << map->rows[i].nodes[0];
+    cluster_sequence_close(&r->worker, &s, false);
+    toy_sequence_fini(&s);
+    return nodes;
+}
+
+static void nodes_that_vanished_take_new_things_only_when_all_have(void **state) {
+    rig r;
+    rig_open(&r, 1, 2);
+    hd_error error = {.text = ""};
+    put(&r, 0, false);
+    put(&r, 1, false);
+    if (node_set_wait(r.set, 5000, &error) != HD_OK) fail_msg("%s", error.text);
+    assert_int_equal(nodes_of_a_new_sequence(&r, 1), 3);
+    node_set_remove(r.set, r.servers.servers[1].address);
+    assert_int_equal(nodes_of_a_new_sequence(&r, 2), 1);
+    node_set_remove(r.set, r.servers.servers[0].address);
+    assert_int_equal(nodes_of_a_new_sequence(&r, 3), 3);
+    put(&r, 1, false);
+    assert_int_equal(nodes_of_a_new_sequence(&r, 4), 2);
+    rig_close(&r);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(heads_are_shared_out_and_work_begins_when_all_are_there),
         cmocka_unit_test(a_node_that_goes_is_replaced_by_one_that_comes),
+        cmocka_unit_test(nodes_that_vanished_take_new_things_only_when_all_have),
     };
     return cmocka_run_group_tests_name("node_set", tests, NULL, NULL);
 }

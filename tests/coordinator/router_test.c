@@ -58,6 +58,15 @@ static void announce(rig *r, const scripted_worker *worker, membership_state sta
     rpc_loop_call(r->loop, put_on_loop, &a);
 }
 
+static void remove_on_loop(void *context) {
+    announcement *a = context;
+    membership_hub_remove(a->rig->hub, a->node.id);
+}
+static void vanish(rig *r, const scripted_worker *worker) {
+    announcement a = {r, scripted_node(worker, NODE_READY)};
+    rpc_loop_call(r->loop, remove_on_loop, &a);
+}
+
 static void await_connected(rig *r, uint32_t blocks_total);
 
 /* Workers that are named worker-1, ... with these loads, all connected. The router asks the last one first. */
@@ -354,6 +363,61 @@ static void a_lost_workers_request_goes_on_with_its_next_token(void **state) {
     rig_close(&r);
 }
 
+static void a_selection_goes_with_its_request(void **state) {
+    rig r;
+    rig_open(&r, 2, (worker_load[]){EMPTY, EMPTY});
+    client c;
+    client_init(&c, 1, 1, PROMPT, PROMPT);
+    uint32_t at = submit_and_see(&r, &c), other = 1 - at;
+    assert_string_equal(scripted_last(&r.workers[at]).selection, "");
+    scripted_start(&r.workers[at], "window,recent=1024");
+    say(&r, at, &c, 9);
+    scripted_kill(&r.workers[at]);
+    AWAIT(scripted_running(&r.workers[other]) == 1);
+    assert_string_equal(scripted_last(&r.workers[other]).selection, "window,recent=1024");
+    /* Whatever it says that it has made of it. */
+    scripted_start(&r.workers[other], "full");
+    finish(&r, other, &c);
+    assert_int_equal(c.starts, 1);
+    rig_close(&r);
+}
+
+static void a_worker_that_vanished_gets_work_only_when_all_have(void **state) {
+    rig r;
+    rig_open(&r, 2, (worker_load[]){EMPTY, EMPTY});
+    client first, second, third;
+    client_init(&first, 1, 1, PROMPT, PROMPT);
+    client_init(&second, 2, 1, PROMPT, PROMPT);
+    client_init(&third, 3, 3, PROMPT, PROMPT);
+    uint32_t at = submit_and_see(&r, &first), other = 1 - at;
+    say(&r, at, &first, 9);
+    vanish(&r, &r.workers[at]);
+    /* It has the prefix, and the other one is announced. */
+    assert_int_equal(submit_and_see(&r, &second), other);
+    vanish(&r, &r.workers[other]);
+    assert_int_equal(submit_and_see(&r, &third), at);
+    finish(&r, at, &third);
+    /* What ran where it vanished has gone on. */
+    say(&r, at, &first, 10);
+    finish(&r, at, &first);
+    finish(&r, other, &second);
+    rig_close(&r);
+}
+
+static void a_worker_that_left_gets_no_work_even_when_all_have_gone(void **state) {
+    rig r;
+    rig_open(&r, 1, (worker_load[]){EMPTY});
+    announce(&r, &r.workers[0], NODE_DRAINING);
+    vanish(&r, &r.workers[0]);
+    client c;
+    client_init(&c, 1, 1, PROMPT, PROMPT);
+    client_submit(&r, &c);
+    AWAIT(client_has_ended(&c));
+    assert_int_equal(c.status, HD_PEER_LOST);
+    assert_int_equal(scripted_submitted(&r.workers[0]), 0);
+    rig_close(&r);
+}
+
 static void a_drained_worker_gets_nothing_and_hands_over(void **state) {
     rig r;
     rig_open(&r, 2, (worker_load[]){EMPTY, EMPTY});
@@ -478,6 +542,9 @@ int main(void) {
         cmocka_unit_test(a_new_request_is_told_that_all_are_full),
         cmocka_unit_test(what_is_wrong_with_a_request_is_said_once),
         cmocka_unit_test(a_lost_workers_request_goes_on_with_its_next_token),
+        cmocka_unit_test(a_selection_goes_with_its_request),
+        cmocka_unit_test(a_worker_that_vanished_gets_work_only_when_all_have),
+        cmocka_unit_test(a_worker_that_left_gets_no_work_even_when_all_have_gone),
         cmocka_unit_test(a_drained_worker_gets_nothing_and_hands_over),
         cmocka_unit_test(a_drained_worker_keeps_what_has_nowhere_to_go),
         cmocka_unit_test(a_token_out_of_step_is_never_handed_on),

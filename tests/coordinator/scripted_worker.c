@@ -21,6 +21,8 @@ static hd_status submit(worker_rpc *self, worker_request *request, hd_error *err
                                   .epoch = request->epoch,
                                   .prompt_count = request->prompt_count,
                                   .has_answers = request->answers != NULL};
+        if (request->selection != NULL)
+            snprintf(w->last.selection, sizeof(w->last.selection), "%s", request->selection);
         if (request->answers != NULL) {
             w->last.answered = request->answers[0].token_count;
             for (uint64_t i = 0; i < w->last.answered && i < SCRIPTED_TOKENS; i++)
@@ -175,6 +177,13 @@ void scripted_say_ahead(scripted_worker *w, uint32_t token_id, uint64_t ahead) {
     request->on_event(request, &(worker_event){.kind = WORKER_TOKEN,
                                                .token_id = token_id,
                                                .position = request->prompt_count + at + ahead});
+}
+
+void scripted_start(scripted_worker *w, const char *selection) {
+    pthread_mutex_lock(&w->lock);
+    worker_request *request = w->requests[w->running - 1];
+    pthread_mutex_unlock(&w->lock);
+    request->on_event(request, &(worker_event){.kind = WORKER_STARTED, .selection = selection});
 }
 
 void scripted_say(scripted_worker *w, uint32_t token_id) {

@@ -18,6 +18,7 @@ typedef struct scripted_seen {
     uint64_t sequence, epoch, prompt_count, answered; /* answered: tokens of choice 0 that had been said elsewhere */
     uint32_t first_choice[SCRIPTED_TOKENS];
     bool has_answers;
+    char selection[64]; /* "": its own */
 } scripted_seen;
 
 typedef struct scripted_worker {
@@ -47,6 +48,8 @@ uint32_t scripted_running(scripted_worker *worker);
 uint32_t scripted_submitted(scripted_worker *worker);
 scripted_seen scripted_last(scripted_worker *worker);
 void scripted_set_answer(scripted_worker *worker, hd_status answer);
+/* The request that came last begins, with this selection. */
+void scripted_start(scripted_worker *worker, const char *selection);
 /* The next token of choice 0 of the request that came last. */
 void scripted_say(scripted_worker *worker, uint32_t token_id);
 /* The same at a position that is so many too far. */
