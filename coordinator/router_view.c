@@ -20,6 +20,13 @@ static watched_node *find_node(router *r, const char *id) {
     return n;
 }
 
+static void hang_up(watched_node *n) {
+    if (n->asking != NULL) rpc_unary_drop(n->asking);
+    rpc_channel_close(n->channel);
+    n->asking = NULL;
+    n->channel = NULL;
+}
+
 void router_watch_node(router *r, const membership_node *node) {
     watched_node *n = find_node(r, node->id);
     if (n == NULL) {
@@ -29,6 +36,7 @@ void router_watch_node(router *r, const membership_node *node) {
         n->next = r->nodes;
         r->nodes = n;
     }
+    if (strcmp(n->node.address, node->address) != 0) hang_up(n); /* another process under its name */
     n->node = *node;
     n->is_known = true;
     n->kv_capacity = node->kv_capacity;
@@ -42,14 +50,17 @@ static void free_node(watched_node *n) {
     watched_node **at = &n->router->nodes;
     while (*at != n) at = &(*at)->next;
     *at = n->next;
-    if (n->asking != NULL) rpc_unary_drop(n->asking);
-    rpc_channel_close(n->channel);
+    hang_up(n);
     free(n);
 }
 
+/* Who still answers is shown, as gone, until it answers no more. */
 void router_unwatch_node(router *r, const char *id) {
     watched_node *n = find_node(r, id);
-    if (n != NULL) free_node(n);
+    if (n == NULL) return;
+    n->is_known = false;
+    n->node.state = NODE_GONE;
+    if (n->channel == NULL) free_node(n);
 }
 
 void router_close_nodes(router *r) {
@@ -60,6 +71,7 @@ static void on_status(void *context, const ProtobufCMessage *message, const rpc_
     watched_node *n = context;
     const Hadal__NodeStatus *status = (const Hadal__NodeStatus *)message;
     n->asking = NULL;
+    if (end->status != HD_OK && !n->is_known) free_node(n);
     if (end->status != HD_OK) return;
     n->kv_bytes = status->kv_bytes;
     n->kv_capacity = status->kv_capacity;

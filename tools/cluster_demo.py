@@ -97,7 +97,7 @@ class Cluster:
 
     def __exit__(self, *_):
         for host in self.hosts.values():
-            host.kill()
+            host.close()
 
     def host(self, name):
         self.hosts[name] = hosts.Host(name, len(self.hosts) + 1, self.is_namespace, os.path.join(self.directory, name + ".log"))

@@ -1,14 +1,21 @@
-"""A cluster of real processes on loopback addresses: an etcd, coordinators, workers; and a small model for them."""
+"""A cluster of real processes: an etcd, coordinators, workers, attention nodes; and a small model for them.
+
+They listen on loopback addresses, or each on a host of its own (tools/hosts.py), which can be cut off from others.
+"""
 import http.client
 import json
 import os
+import secrets
 import shutil
 import signal
-import socket
 import subprocess
+import sys
 import time
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
+sys.path.insert(0, os.path.join(ROOT, "tools"))
+import hosts  # noqa: E402
+
 ETCD = "/usr/bin/etcd"
 # A loopback address of this process alone: tests that run beside it, whose connections come from 127.0.0.1, cannot take a port
 # between the moment when it was found free and the moment when it is listened on, nor while its node is dead.
@@ -16,9 +23,7 @@ HOST = "127.{}.{}.{}".format(64 + (os.getpid() >> 16) % 64, os.getpid() >> 8 & 2
 
 
 def free_port():
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        return listener.getsockname()[1]
+    return hosts.free_port(HOST)
 
 
 def make_model(directory, golden="llama"):
@@ -70,15 +75,16 @@ class Process:
 class Api:
     """What a client, or an operator, asks of one HTTP port."""
 
-    def __init__(self, port):
-        self.port = port
+    def __init__(self, port, address=HOST, key=None):
+        self.port, self.address, self.key = port, address, key
+        self.headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
 
     def request(self, method, path, body=None, timeout=120):
         """(status, object)"""
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=timeout)
+        connection = http.client.HTTPConnection(self.address, self.port, timeout=timeout)
         try:
             payload = None if body is None else json.dumps(body).encode()
-            connection.request(method, path, payload, {"Content-Type": "application/json"})
+            connection.request(method, path, payload, self.headers)
             response = connection.getresponse()
             return response.status, json.loads(response.read() or b"null")
         finally:
@@ -86,10 +92,10 @@ class Api:
 
     def stream(self, body, on_token=None):
         """The token ids of each choice of a streamed completion, in the order in which they came, and how each ended."""
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=120)
+        connection = http.client.HTTPConnection(self.address, self.port, timeout=120)
         try:
             connection.request("POST", "/v1/completions", json.dumps({**body, "stream": True, "return_token_ids": True}),
-                               {"Content-Type": "application/json"})
+                               self.headers)
             response = connection.getresponse()
             if response.status != 200:
                 raise AssertionError(f"HTTP {response.status}: {response.read().decode()[:500]}")
@@ -118,11 +124,13 @@ class Api:
 
 
 class Cluster:
-    def __init__(self, binary, directory):
-        self.binary, self.directory = binary, directory
-        self.processes, self.ports = {}, {}
-        self.etcd_port, self.peer_port = free_port(), free_port()
-        self.etcd_url = f"http://{HOST}:{self.etcd_port}"
+    """cable: of each host, as hosts.Host takes it; None: loopback addresses."""
+
+    def __init__(self, binary, directory, cable=None):
+        self.binary, self.directory, self.cable = binary, directory, cable
+        self.processes, self.ports, self.hosts = {}, {}, {}
+        self.etcd_url = None
+        self.key = secrets.token_hex(16) if cable is not None else None  # hosts can be reached from others
 
     def __enter__(self):
         return self
@@ -131,30 +139,64 @@ class Cluster:
         for process in self.processes.values():
             process.go_on()
             process.kill()
+        for host in self.hosts.values():
+            host.close()
+
+    def place(self, name, port=7000):
+        """(address, port) that are the name's for as long as the cluster is there."""
+        if self.cable is None:
+            return HOST, self.ports.setdefault((name, port), free_port())
+        if name not in self.hosts:
+            self.hosts[name] = hosts.Host(name, len(self.hosts) + 1, True, **self.cable)
+        return self.hosts[name].address, port
+
+    def listen(self, name, port=7000):
+        return "{}:{}".format(*self.place(name, port))
 
     def start(self, name, command):
+        command = self.hosts[name].inside(command) if name in self.hosts else command
         self.processes[name] = Process(command, os.path.join(self.directory, name + ".log"))
         return self.processes[name]
 
-    def start_etcd(self):
-        peer = f"http://{HOST}:{self.peer_port}"
-        self.start("etcd", [ETCD, "--data-dir", os.path.join(self.directory, "etcd"), "--listen-client-urls", self.etcd_url,
-                            "--advertise-client-urls", self.etcd_url, "--listen-peer-urls", peer,
-                            "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"])
+    def start_etcd(self, members=("etcd",)):
+        self.etcd_url = ",".join("http://" + self.listen(name, 2379) for name in members)
+        peers = {name: "http://" + self.listen(name, 2380) for name in members}
+        for name in members:
+            self.start_member(name, peers)
         # Nodes that join wait for it a few seconds only.
-        self.wait("etcd", lambda: Api(self.etcd_port).request("GET", "/health", timeout=5)[1]["health"] == "true")
+        self.wait("etcd", lambda: all(self.etcd_health(name) for name in members))
+
+    def start_member(self, name, peers):
+        url = "http://" + self.listen(name, 2379)
+        self.start(name, [ETCD, "--name", name, "--data-dir", os.path.join(self.directory, name), "--listen-client-urls", url,
+                          "--advertise-client-urls", url, "--listen-peer-urls", peers[name],
+                          "--initial-advertise-peer-urls", peers[name],
+                          "--initial-cluster", ",".join(f"{member}={peer}" for member, peer in peers.items())])
+
+    def etcd_health(self, name="etcd"):
+        address, port = self.place(name, 2379)
+        return Api(port, address).request("GET", "/health", timeout=5)[1]["health"] == "true"
+
+    def start_attention_node(self, name, *flags):
+        self.start(name, [self.binary, "attention-node", "--etcd", self.etcd_url, "--listen", self.listen(name), "--node-id", name,
+                          "--threads", "1", "--hot-memory", "96M", "--drain-timeout", "20s", *flags])
+        self.wait(f"{name} joined", lambda: "event=joined" in self.processes[name].text())
 
     def start_worker(self, name, model, *flags):
-        self.ports.setdefault(name, free_port())
-        return self.start(name, [self.binary, "worker", "--etcd", self.etcd_url, "--model", model, "--listen",
-                                 f"{HOST}:{self.ports[name]}", "--node-id", name, "--threads", "1", "--hot-memory", "64M",
-                                 "--max-batch-tokens", "64", "--drain-timeout", "60s", *flags])
+        return self.start(name, [self.binary, "worker", "--etcd", self.etcd_url, "--model", model, "--listen", self.listen(name),
+                                 "--node-id", name, "--threads", "1", "--hot-memory", "64M", "--max-batch-tokens", "64",
+                                 "--drain-timeout", "60s", *flags])
 
     def start_coordinator(self, name, *flags):
-        self.ports.setdefault(name, free_port())
-        self.start(name, [self.binary, "coordinator", "--etcd", self.etcd_url, "--listen", f"{HOST}:{self.ports[name]}",
+        address, port = self.place(name, 8000)
+        if self.key is not None:
+            keys = os.path.join(self.directory, "keys")
+            with open(keys, "w") as file:
+                file.write(f"{self.key} admin\n")
+            flags = ("--api-keys", keys, *flags)
+        self.start(name, [self.binary, "coordinator", "--etcd", self.etcd_url, "--listen", f"{address}:{port}",
                           "--node-id", name, "--drain-timeout", "60s", *flags])
-        return Api(self.ports[name])
+        return Api(port, address, self.key)
 
     def wait(self, what, condition, timeout=60, lasting=0):
         """Until the condition holds, and has held for so long."""
@@ -190,6 +232,6 @@ class Cluster:
 
     def run(self, *arguments, api):
         """One of the operator's commands; (exit code, standard output, standard error)."""
-        result = subprocess.run([self.binary, *arguments, "--coordinator", f"http://{HOST}:{api.port}"], capture_output=True,
-                                text=True, timeout=120)
+        result = subprocess.run([self.binary, *arguments, "--coordinator", f"http://{api.address}:{api.port}"], capture_output=True,
+                                text=True, timeout=120, env={**os.environ, **({"HADAL_API_KEY": api.key} if api.key else {})})
         return result.returncode, result.stdout, result.stderr

@@ -12,6 +12,7 @@ import unittest
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import takeover_test  # noqa: E402
 from cluster import ETCD, Cluster, make_model  # noqa: E402
+from streams import Streams, run_alone  # noqa: E402
 
 HADAL = sys.argv[1]
 
@@ -25,7 +26,6 @@ def bodies():
 
 
 class Offload(unittest.TestCase):
-    run_alone = classmethod(takeover_test.Takeover.run_alone.__func__)
     check = takeover_test.Takeover.check
 
     @classmethod
@@ -33,7 +33,7 @@ class Offload(unittest.TestCase):
         cls.directory = tempfile.mkdtemp(prefix="hadal-offload-")
         cls.model = make_model(os.path.join(cls.directory, "golden"))
         cls.requests = list(bodies())
-        cls.expected = cls.run_alone(cls.requests)
+        cls.expected = run_alone(HADAL, cls.model, cls.requests)
 
     @classmethod
     def tearDownClass(cls):
@@ -42,15 +42,10 @@ class Offload(unittest.TestCase):
     def cluster(self):
         return Cluster(HADAL, tempfile.mkdtemp(dir=self.directory))
 
-    def start_node(self, cluster, name):
-        cluster.start(name, [HADAL, "attention-node", "--etcd", cluster.etcd_url, "--listen", "127.0.0.1:0", "--node-id", name,
-                             "--threads", "1", "--hot-memory", "96M", "--drain-timeout", "20s"])
-        cluster.wait(f"{name} joined", lambda: "event=joined" in cluster.processes[name].text())
-
     def begin(self, cluster, nodes, workers, *flags):
         cluster.start_etcd()
         for i in range(nodes):
-            self.start_node(cluster, f"attention-{i + 1}")
+            cluster.start_attention_node(f"attention-{i + 1}")
         for i in range(workers):
             cluster.start_worker(f"worker-{i + 1}", self.model, "--attention", "nodes", "--kv-range", "1024", *flags)
         api = cluster.start_coordinator("coordinator-1")
@@ -65,21 +60,21 @@ class Offload(unittest.TestCase):
     def test_a_killed_worker_and_a_killed_attention_node(self):
         with self.cluster() as cluster:
             api = self.begin(cluster, 3, 2)
-            streams = takeover_test.Streams(api, self.requests)
+            streams = Streams(api, self.requests)
             streams.wait_tokens(60)
             cluster.processes["worker-1"].kill()
             self.check(streams)
-            streams = takeover_test.Streams(api, self.requests)
+            streams = Streams(api, self.requests)
             streams.wait_tokens(60)
             cluster.processes["attention-2"].kill()
             self.check(streams)
-            self.check(takeover_test.Streams(api, self.requests[:2]), self.expected[:2])
+            self.check(Streams(api, self.requests[:2]), self.expected[:2])
             self.assertGreaterEqual(self.takeovers(cluster), 2)
 
     def test_with_replicas_a_killed_attention_node_moves_nothing(self):
         with self.cluster() as cluster:
             api = self.begin(cluster, 2, 1, "--kv-replicas", "2")
-            streams = takeover_test.Streams(api, self.requests)
+            streams = Streams(api, self.requests)
             streams.wait_tokens(60)
             cluster.processes["attention-1"].kill()
             self.check(streams)
@@ -88,16 +83,16 @@ class Offload(unittest.TestCase):
     def test_a_drained_attention_node_takes_nothing_new_and_goes_when_it_is_empty(self):
         with self.cluster() as cluster:
             api = self.begin(cluster, 2, 1, "--kv-lanes", "1")
-            streams = takeover_test.Streams(api, self.requests)
+            streams = Streams(api, self.requests)
             streams.wait_tokens(20)
             self.assertEqual(cluster.run("drain", "attention-1", api=api)[0], 0)
             cluster.wait_state(api, "attention-1", "draining")
             self.check(streams)
             cluster.wait("it is empty", lambda: cluster.nodes(api)["attention-1"]["sequences"] == 0)
-            self.check(takeover_test.Streams(api, self.requests))
+            self.check(Streams(api, self.requests))
             self.assertTrue(cluster.nodes(api)["attention-1"]["safe_to_delete"])
             cluster.processes["attention-1"].kill()
-            self.check(takeover_test.Streams(api, self.requests[:2]), self.expected[:2])
+            self.check(Streams(api, self.requests[:2]), self.expected[:2])
             self.assertEqual(self.takeovers(cluster), 0)
 
 
