@@ -48,6 +48,9 @@ typedef struct shard_sequence {
     placement map;
 } shard_sequence;
 
+/* What step_finish finishes. */
+typedef enum { SHARDED_WHOLE, SHARDED_BEGINS, SHARDED_ENDS } sharded_half;
+
 /* Parts of one lane's answer for one span, in ascending position. */
 typedef struct shard_merge {
     uint32_t span, first_part, part_count;
@@ -83,6 +86,9 @@ typedef struct sharded {
         uint32_t merge_count, part_count;
         attention_layer_call call;
         hd_status status; /* the first that failed */
+        hd_status lost_rows; /* the worst of what nodes said of rows when it ended */
+        sharded_half half;
+        hd_error *error; /* of its beginning; the caller's */
         hd_status *lost;  /* [span_count]: rows that some node has lost, and why; set when the step ends */
         _Atomic size_t ticket;
     } step;
@@ -103,6 +109,9 @@ void sharded_lose(sharded *s, uint32_t node, hd_status status);
 uint64_t sharded_region_bytes(const sharded *s, placement_heads heads);
 void sharded_cut_region(const sharded *s, shard_node *node);
 hd_status sharded_step_begin(attention *self, const attention_rows *rows, uint32_t row_span_count, hd_error *error);
+hd_status sharded_step_begin_post(attention *self, const attention_rows *rows, uint32_t row_span_count,
+                                  hd_error *error);
+hd_status sharded_step_end_post(attention *self);
 hd_status sharded_step_submit(attention *self, const attention_layer_call *call);
 hd_status sharded_step_wait(attention *self, uint32_t layer);
 hd_status sharded_step_end(attention *self);

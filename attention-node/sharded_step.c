@@ -157,9 +157,8 @@ static hd_status spread_rows(sharded *s, const attention_rows *rows, uint32_t sp
 }
 
 /* Every node is asked before the first is waited for. */
-static hd_status begin_all(sharded *s, hd_error *error) {
-    hd_status first = HD_OK;
-    for (uint32_t i = 0; i < s->node_count; i++) {
+static void post_begin(sharded *s) {
+    for (uint32_t i = 0; i < s->node_count && s->step.status == HD_OK; i++) {
         shard_node *node = &s->nodes[i];
         if (node->span_count == 0) continue;
         node->error.text[0] = '\0';
@@ -168,11 +167,13 @@ static hd_status begin_all(sharded *s, hd_error *error) {
         node->is_pending = status == HD_PENDING;
         node->is_begun = status == HD_OK;
         if (node->is_pending || node->is_begun) continue;
-        first = status;
-        if (error != NULL) *error = node->error;
+        s->step.status = status;
+        if (s->step.error != NULL) *s->step.error = node->error;
         if (status == HD_PEER_LOST) sharded_lose(s, i, status);
-        break;
     }
+}
+
+static void finish_begin(sharded *s) {
     for (uint32_t i = 0; i < s->node_count; i++) {
         shard_node *node = &s->nodes[i];
         if (!node->is_pending) continue;
@@ -180,11 +181,10 @@ static hd_status begin_all(sharded *s, hd_error *error) {
         hd_status status = node->attention->ops->step_finish(node->attention);
         node->is_begun = status == HD_OK;
         if (status == HD_PEER_LOST) sharded_lose(s, i, status);
-        if (status == HD_OK || first != HD_OK) continue;
-        first = status;
-        if (error != NULL) *error = node->error;
+        if (status == HD_OK || s->step.status != HD_OK) continue;
+        s->step.status = status;
+        if (s->step.error != NULL) *s->step.error = node->error;
     }
-    return first;
 }
 
 static void note(sharded *s, uint32_t node, hd_status status) {
@@ -203,48 +203,82 @@ static hd_status worse(hd_status a, hd_status b) {
     return a == HD_CORRUPT || b == HD_CORRUPT ? HD_CORRUPT : a == HD_IO || b == HD_IO ? HD_IO : a;
 }
 
-/* Likewise. Which rows are lost does not fail the step. */
-static hd_status end_all(sharded *s) {
-    hd_status lost = HD_OK;
+/* Which rows are lost does not fail the step. */
+static void note_end(sharded *s, uint32_t node, hd_status status) {
+    if (is_about_rows(status)) s->step.lost_rows = worse(s->step.lost_rows, status);
+    else note(s, node, status);
+}
+
+static void post_end(sharded *s) {
+    s->step.lost_rows = HD_OK;
     for (uint32_t i = 0; i < s->node_count; i++) {
         shard_node *node = &s->nodes[i];
         if (!node->is_begun || node->is_lost) continue;
         hd_status status = node->attention->ops->step_end_post(node->attention);
         node->is_begun = false;
         node->is_pending = status == HD_PENDING;
-        if (node->is_pending) continue;
-        if (is_about_rows(status)) lost = worse(lost, status);
-        else note(s, i, status);
+        if (!node->is_pending) note_end(s, i, status);
     }
+}
+
+static void finish_end(sharded *s) {
     for (uint32_t i = 0; i < s->node_count; i++) {
         shard_node *node = &s->nodes[i];
         if (!node->is_pending) continue;
         node->is_pending = false;
-        hd_status status = node->attention->ops->step_finish(node->attention);
-        if (is_about_rows(status)) lost = worse(lost, status);
-        else note(s, i, status);
+        note_end(s, i, node->attention->ops->step_finish(node->attention));
     }
-    return lost;
 }
 
-hd_status sharded_step_begin(attention *self, const attention_rows *rows, uint32_t row_span_count, hd_error *error) {
+static bool is_any_pending(const sharded *s) {
+    for (uint32_t i = 0; i < s->node_count; i++) {
+        if (s->nodes[i].is_pending) return true;
+    }
+    return false;
+}
+
+hd_status sharded_step_begin_post(attention *self, const attention_rows *rows, uint32_t row_span_count,
+                                  hd_error *error) {
     sharded *s = sharded_of(self);
-    assert(!s->step.is_open);
+    assert(!s->step.is_open && s->step.half == SHARDED_WHOLE);
     if (s->config.tend != NULL) s->config.tend(s->config.tend_context, self);
     if (row_span_count == 0 || row_span_count > s->config.sequences_max) {
         return hd_error_set(error, HD_INVALID, "a step of %u sequences, but 1 to %u are possible", row_span_count,
                             s->config.sequences_max);
     }
     hd_status status = spread_rows(s, rows, row_span_count, error);
-    if (status == HD_OK) status = begin_all(s, error);
-    if (status != HD_OK) {
-        (void)end_all(s);
-        return status;
-    }
-    s->step.is_open = true;
+    if (status != HD_OK) return status;
+    s->step.half = SHARDED_BEGINS;
     s->step.status = HD_OK;
-    sharded_list_merges(s);
-    return HD_OK;
+    s->step.error = error;
+    post_begin(s);
+    return is_any_pending(s) ? HD_PENDING : sharded_step_finish(self);
+}
+
+hd_status sharded_step_finish(attention *self) {
+    sharded *s = sharded_of(self);
+    bool is_beginning = s->step.half == SHARDED_BEGINS;
+    assert(s->step.half != SHARDED_WHOLE);
+    s->step.half = SHARDED_WHOLE;
+    if (!is_beginning) {
+        finish_end(s);
+        return s->step.status != HD_OK ? s->step.status : s->step.lost_rows;
+    }
+    finish_begin(s);
+    s->step.is_open = s->step.status == HD_OK;
+    if (s->step.is_open) {
+        sharded_list_merges(s);
+        return HD_OK;
+    }
+    hd_status status = s->step.status; /* those that have begun go back */
+    post_end(s);
+    finish_end(s);
+    return status;
+}
+
+hd_status sharded_step_begin(attention *self, const attention_rows *rows, uint32_t row_span_count, hd_error *error) {
+    hd_status status = sharded_step_begin_post(self, rows, row_span_count, error);
+    return status == HD_PENDING ? sharded_step_finish(self) : status;
 }
 
 /* ---- A layer ---- */
@@ -422,16 +456,17 @@ static void share_lost(sharded *s) {
     }
 }
 
-hd_status sharded_step_end(attention *self) {
+hd_status sharded_step_end_post(attention *self) {
     sharded *s = sharded_of(self);
     assert(s->step.is_open);
     s->step.is_open = false;
+    s->step.half = SHARDED_ENDS;
     share_lost(s);
-    hd_status lost = end_all(s);
-    return s->step.status != HD_OK ? s->step.status : lost;
+    post_end(s);
+    return is_any_pending(s) ? HD_PENDING : sharded_step_finish(self);
 }
 
-/* Both halves are done with the first. */
-hd_status sharded_step_finish(attention *self) {
-    return HD_INVALID;
+hd_status sharded_step_end(attention *self) {
+    hd_status status = sharded_step_end_post(self);
+    return status == HD_PENDING ? sharded_step_finish(self) : status;
 }

@@ -83,6 +83,31 @@ static hd_status timed_step_end(attention *self) {
     return status;
 }
 
+static hd_status timed_step_begin_post(attention *self, const attention_rows *rows, uint32_t row_span_count,
+                                       hd_error *error) {
+    timed_attention *timed = of(self);
+    uint64_t start = hd_now_ns();
+    hd_status status = timed->inner->ops->step_begin_post(timed->inner, rows, row_span_count, error);
+    timed->begin_ns += hd_now_ns() - start;
+    return status;
+}
+
+static hd_status timed_step_end_post(attention *self) {
+    timed_attention *timed = of(self);
+    uint64_t start = hd_now_ns();
+    hd_status status = timed->inner->ops->step_end_post(timed->inner);
+    timed->begin_ns += hd_now_ns() - start;
+    return status;
+}
+
+static hd_status timed_step_finish(attention *self) {
+    timed_attention *timed = of(self);
+    uint64_t start = hd_now_ns();
+    hd_status status = timed->inner->ops->step_finish(timed->inner);
+    timed->begin_ns += hd_now_ns() - start;
+    return status;
+}
+
 static void timed_cache_reset(attention *self) {
     attention *inner = of(self)->inner;
     inner->ops->cache_reset(inner);
@@ -112,6 +137,9 @@ static const attention_ops timed_ops = {
     .submit = timed_submit,
     .wait = timed_wait,
     .step_end = timed_step_end,
+    .step_begin_post = timed_step_begin_post,
+    .step_end_post = timed_step_end_post,
+    .step_finish = timed_step_finish,
     .cache_reset = timed_cache_reset,
     .stats = timed_stats,
     .dtype = timed_dtype,

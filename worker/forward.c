@@ -313,7 +313,7 @@ static void run_behind(forward *f, uint32_t layer_index) {
     hd_pool_run(f->config.pool, run_between, f);
 }
 
-static hd_status attend(forward *f, uint32_t layer) {
+static hd_status submit(forward *f, uint32_t layer) {
     attention *a = f->config.attention;
     attention_layer_call call = {
         .layer = layer,
@@ -323,8 +323,7 @@ static hd_status attend(forward *f, uint32_t layer) {
         .output = {.data = f->attended, .dtype = f->attention_dtype},
         .output_stride = f->attended_stride,
     };
-    hd_status status = a->ops->submit(a, &call);
-    return status == HD_OK ? a->ops->wait(a, layer) : status;
+    return a->ops->submit(a, &call);
 }
 
 /* Lists the step's rows, and those that need logits. */
@@ -345,25 +344,76 @@ static void place_rows(forward *f, const forward_span *spans, uint32_t span_coun
     }
 }
 
-hd_status forward_step(forward *f, const forward_span *spans, uint32_t span_count, bool *has_begun, hd_error *error) {
-    assert(span_count > 0 && span_count <= f->config.spans_max);
+/* ---- Steps, one or several in turns ---- */
+
+static void begin(forward_batch *b) {
+    forward *f = b->forward;
     attention *a = f->config.attention;
-    place_rows(f, spans, span_count);
-    hd_status status = a->ops->step_begin(a, f->rows, span_count, error);
-    *has_begun = status == HD_OK;
-    if (status != HD_OK) return status;
+    assert(b->span_count > 0 && b->span_count <= f->config.spans_max);
+    place_rows(f, b->spans, b->span_count);
+    f->lost = HD_OK;
+    b->has_begun = false;
+    b->status = a->ops->step_begin_post(a, f->rows, b->span_count, &b->error);
+}
+
+/* The first layer's rows are made while attention makes up its mind. */
+static void start(forward_batch *b) {
+    forward *f = b->forward;
+    attention *a = f->config.attention;
+    if (b->status != HD_OK && b->status != HD_PENDING) return;
     run_behind(f, BEFORE_LAYERS);
-    for (uint32_t layer = 0; layer < f->model->layer_count && status == HD_OK; layer++) {
-        status = attend(f, layer);
-        if (status == HD_OK) run_behind(f, layer);
+    if (b->status == HD_PENDING) b->status = a->ops->step_finish(a);
+    b->has_begun = b->status == HD_OK;
+    if (b->has_begun) b->status = submit(f, 0);
+}
+
+static hd_status lost_of(hd_status ended) {
+    return ended == HD_TIMED_OUT || ended == HD_IO || ended == HD_CORRUPT ? ended : HD_OK;
+}
+
+/* From a layer's attention to the next one's. Attention ends the step while the last rows are made. */
+static void go_on(forward_batch *b, uint32_t layer) {
+    forward *f = b->forward;
+    attention *a = f->config.attention;
+    bool is_last = layer + 1 == f->model->layer_count;
+    if (!b->has_begun || b->status != HD_OK) return;
+    b->status = a->ops->wait(a, layer);
+    if (is_last) b->ended = a->ops->step_end_post(a);
+    b->has_ended = is_last;
+    if (b->status == HD_OK) run_behind(f, layer);
+    if (b->status == HD_OK && !is_last) b->status = submit(f, layer + 1);
+}
+
+static void end(forward_batch *b) {
+    attention *a = b->forward->config.attention;
+    if (!b->has_begun) return;
+    if (!b->has_ended) b->ended = a->ops->step_end_post(a);
+    if (b->ended == HD_PENDING) b->ended = a->ops->step_finish(a);
+    if (b->status == HD_OK) b->forward->lost = lost_of(b->ended);
+    if (b->status == HD_OK && b->forward->lost == HD_OK) b->status = b->ended;
+    if (b->status != HD_OK)
+        hd_error_write(&b->error, "attention failed in the middle of a step: %s", hd_status_text(b->status));
+}
+
+void forward_run(forward_batch *batches, uint32_t count) {
+    uint32_t layer_count = batches[0].forward->model->layer_count;
+    for (uint32_t i = 0; i < count; i++) {
+        batches[i].has_ended = false;
+        begin(&batches[i]);
     }
-    hd_status ended = a->ops->step_end(a);
-    bool has_lost = ended == HD_TIMED_OUT || ended == HD_IO || ended == HD_CORRUPT;
-    f->lost = status == HD_OK && has_lost ? ended : HD_OK;
-    if (status == HD_OK && !has_lost) status = ended;
-    return status == HD_OK
-               ? HD_OK
-               : hd_error_set(error, status, "attention failed in the middle of a step: %s", hd_status_text(status));
+    for (uint32_t i = 0; i < count; i++) start(&batches[i]);
+    for (uint32_t layer = 0; layer < layer_count; layer++) {
+        for (uint32_t i = 0; i < count; i++) go_on(&batches[i], layer);
+    }
+    for (uint32_t i = 0; i < count; i++) end(&batches[i]);
+}
+
+hd_status forward_step(forward *f, const forward_span *spans, uint32_t span_count, bool *has_begun, hd_error *error) {
+    forward_batch batch = {.forward = f, .spans = spans, .span_count = span_count};
+    forward_run(&batch, 1);
+    *has_begun = batch.has_begun;
+    if (batch.status != HD_OK && error != NULL) *error = batch.error;
+    return batch.status;
 }
 
 hd_status forward_lost(const forward *f) {

@@ -41,7 +41,23 @@ typedef struct forward_span {
 hd_status forward_open(const forward_config *config, forward **out);
 void forward_close(forward *forward); /* accepts NULL */
 
-/* Runs the layers. *has_begun tells whether attention took the step: false means that nothing has changed. */
+/* One of several steps that are run in turns. */
+typedef struct forward_batch {
+    forward *forward; /* each has its own, over an attention of its own (attention.h, attach) */
+    const forward_span *spans;
+    uint32_t span_count;
+    bool has_begun;   /* out: attention took the step */
+    hd_status status; /* out */
+    hd_error error;   /* out */
+    bool has_ended;   /* forward's own, with what attention said to it */
+    hd_status ended;
+} forward_batch;
+
+/* Runs the layers of every batch in turns: while one is at its attention, the next one's products run. Each has its
+ * own end, and the bits that it would have alone. */
+void forward_run(forward_batch *batches, uint32_t batch_count);
+
+/* One step. *has_begun tells whether attention took the step: false means that nothing has changed. */
 hd_status forward_step(forward *forward, const forward_span *spans, uint32_t span_count, bool *has_begun,
                        hd_error *error);
 
