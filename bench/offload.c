@@ -33,6 +33,7 @@ typedef struct echo {     /* frames of a layer's sizes, there and back */
     void *bytes;
     uint64_t out_bytes, in_bytes;
     bool is_back, is_lost;
+    sample *round_us; /* where its times go */
 } echo;
 
 typedef struct bench {
@@ -48,6 +49,7 @@ typedef struct bench {
     rope_table *rope;
     forward_span *spans;
     bench_random random;
+    sample between_us, alone_us; /* echoes between the layers of a step, and with nothing beside them */
 } bench;
 
 /* ---- The attention node ---- */
@@ -152,7 +154,7 @@ static hd_status open_side(bench *b, side *s, attention *a, const void *rows, hd
     hd_status status = HD_OK;
     for (uint32_t i = 0; i < c->batch && status == HD_OK; i++) {
         uint64_t cached;
-        attention_sequence_params params = {.sequence = i + 1, .epoch = EPOCH, .tokens_max = c->depth + c->steps + 2};
+        attention_sequence_params params = {.sequence = i + 1, .epoch = EPOCH, .tokens_max = c->depth + 2 * c->steps + 3};
         status = a->ops->sequence_open(a, &params, &cached, error);
         if (status == HD_OK) status = fill(b, a, i + 1, rows, error);
     }
@@ -196,32 +198,38 @@ static void on_lost(void *context, transport_link *link, hd_status status, const
     ((echo *)context)->is_lost = true;
 }
 
-static hd_status time_echo(bench *b, sample *round_us, uint32_t count, hd_error *error) {
+static hd_status open_echo(bench *b, hd_error *error) {
     static const transport_handlers handlers = {.on_frame = on_back, .on_lost = on_lost};
+    const model_config *m = b->config->model;
     echo *e = &b->echo;
+    uint64_t element = hd_dtype_bits(b->config->kv_dtype) / 8, pad = (m->head_dim + 31u) / 32 * 32;
+    e->out_bytes = b->config->batch * ((uint64_t)m->query_heads * pad + 2ull * m->kv_heads * m->head_dim) * element;
+    e->in_bytes = (uint64_t)b->config->batch * m->query_heads * m->head_dim * element;
     uint64_t largest = e->out_bytes > e->in_bytes ? e->out_bytes : e->in_bytes;
     e->bytes = hd_alloc_zeroed(largest, HD_CACHE_LINE);
     if (e->bytes == NULL) return hd_error_set(error, HD_NO_MEMORY, "out of memory");
-    hd_status status =
-        b->near->ops->connect(b->near, rpc_server_address(b->server), "pages", &handlers, e, &e->link, error);
-    for (uint32_t i = 0; i < count + 10 && status == HD_OK && !e->is_lost; i++) {
-        frame f = {.kind = 1, .tag = i, .part_count = 1, .parts = {{e->bytes, e->out_bytes}}};
-        e->is_back = false;
-        uint64_t start = hd_now_ns();
-        status = b->near->ops->send(e->link, &f, &e->send);
-        while (status == HD_OK && !e->is_lost && (!e->is_back || e->send.is_out)) b->near->ops->poll(b->near, POLL_NS);
-        if (status == HD_OK && i >= 10) status = sample_add(round_us, (double)(hd_now_ns() - start) * 1e-3);
-    }
-    return e->is_lost ? hd_error_set(error, HD_PEER_LOST, "the echo was lost") : status;
+    return b->near->ops->connect(b->near, rpc_server_address(b->server), "pages", &handlers, e, &e->link, error);
+}
+
+static void echo_once(void *context) {
+    bench *b = context;
+    echo *e = &b->echo;
+    frame f = {.kind = 1, .part_count = 1, .parts = {{e->bytes, e->out_bytes}}};
+    e->is_back = false;
+    uint64_t start = hd_now_ns();
+    hd_status status = b->near->ops->send(e->link, &f, &e->send);
+    e->is_lost = e->is_lost || status != HD_OK;
+    while (!e->is_lost && (!e->is_back || e->send.is_out)) b->near->ops->poll(b->near, POLL_NS);
+    if (e->round_us != NULL && !e->is_lost) (void)sample_add(e->round_us, (double)(hd_now_ns() - start) * 1e-3);
 }
 
 /* ---- The run ---- */
 
-static void report(bench *b, const remote_traffic *traffic, sample *round_us, double seconds, json_t *json) {
+static void report(bench *b, const remote_traffic *traffic, double seconds, json_t *json) {
     const bench_offload_config *c = b->config;
     sample_summary here = sample_summarise(&b->here.step_ms), there = sample_summarise(&b->there.step_ms);
     sample_summary here_layer = sample_summarise(&b->here.layer_us), there_layer = sample_summarise(&b->there.layer_us);
-    sample_summary round = sample_summarise(round_us);
+    sample_summary round = sample_summarise(&b->between_us), alone = sample_summarise(&b->alone_us);
     attention_service_state state;
     attention_service_state_read(b->service, &state);
     double added = there_layer.median - here_layer.median, bytes = (double)(traffic->bytes_out + traffic->bytes_in);
@@ -236,15 +244,16 @@ static void report(bench *b, const remote_traffic *traffic, sample *round_us, do
             here_layer.median, there_layer.median, added);
     fprintf(table, "  echo of a layer's bytes (%.1f KiB there, %.1f KiB back)   %.0f us; added is %.2fx of it\n",
             (double)b->echo.out_bytes / 1024, (double)b->echo.in_bytes / 1024, round.median, added / round.median);
+    fprintf(table, "  the same echo with nothing beside it   %.0f us\n", alone.median);
     fprintf(table, "  wire  %.2f MB a step, %.3f GB/s while steps ran; busy: worker %.0f %%, attention node %.0f %%\n",
             bytes / c->steps * 1e-6, bytes / seconds * 1e-9, 100 * worker_busy, 100 * node_busy);
     json_object_set_new(json, "model", json_string(c->model_name));
     json_object_set_new(json, "figures",
-                        json_pack("{s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "batch",
+                        json_pack("{s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "batch",
                                   (json_int_t)c->batch, "depth", (json_int_t)c->depth, "steps", (json_int_t)c->steps,
                                   "step_in_process_ms", here.median, "step_offloaded_ms", there.median,
                                   "layer_in_process_us", here_layer.median, "layer_offloaded_us", there_layer.median,
-                                  "echo_us", round.median, "wire_bytes_step", bytes / c->steps, "wire_bytes_second",
+                                  "echo_us", round.median, "echo_alone_us", alone.median, "wire_bytes_step", bytes / c->steps, "wire_bytes_second",
                                   bytes / seconds, "worker_busy", worker_busy, "node_busy", node_busy));
 }
 
@@ -258,11 +267,17 @@ static hd_status run(bench *b, json_t *json, hd_error *error) {
         rows[i] = (uint16_t)((bench_random_u64(&b->random) & 0x80ff) | 0x3e00);
     hd_status status = open_side(b, &b->here, c->attention, rows, error);
     if (status == HD_OK) status = open_side(b, &b->there, b->remote, rows, error);
+    b->here.attention.context = b;
+    if (status == HD_OK) status = open_echo(b, error);
     hd_free(rows);
     remote_traffic before, after;
     double seconds = 0;
     for (uint64_t i = 0; i <= c->steps && status == HD_OK; i++) {
-        status = step(b, &b->here, i, i > 0, error);
+        status = step(b, &b->here, 2 * i, i > 0, error);
+        b->echo.round_us = i > 0 ? &b->between_us : NULL;
+        b->here.attention.before_submit = echo_once;
+        if (status == HD_OK) status = step(b, &b->here, 2 * i + 1, false, error);
+        b->here.attention.before_submit = NULL;
         if (i == 1) attention_service_reset_busy(b->service);
         if (i == 1) remote_traffic_read(b->remote, &before);
         uint64_t start = hd_now_ns();
@@ -276,16 +291,11 @@ static hd_status run(bench *b, json_t *json, hd_error *error) {
                             .bytes_out = after.bytes_out - before.bytes_out,
                             .bytes_in = after.bytes_in - before.bytes_in,
                             .waited_ns = after.waited_ns - before.waited_ns};
-    const model_config *m = c->model;
-    uint64_t element = hd_dtype_bits(c->kv_dtype) / 8, pad = (m->head_dim + 31u) / 32 * 32;
-    b->echo.out_bytes = c->batch * ((uint64_t)m->query_heads * pad + 2ull * m->kv_heads * m->head_dim) * element;
-    b->echo.in_bytes = (uint64_t)c->batch * m->query_heads * m->head_dim * element;
-    sample round_us;
-    sample_init(&round_us);
-    status = time_echo(b, &round_us, c->steps * b->layers.layer_count, error);
-    if (status == HD_OK) report(b, &spent, &round_us, seconds, json);
-    sample_fini(&round_us);
-    return status;
+    b->echo.round_us = &b->alone_us;
+    for (uint32_t i = 0; i < c->steps * b->layers.layer_count && !b->echo.is_lost; i++) echo_once(b);
+    if (b->echo.is_lost) return hd_error_set(error, HD_PEER_LOST, "the echo was lost");
+    report(b, &spent, seconds, json);
+    return HD_OK;
 }
 
 static void close_side(side *s) {
@@ -298,6 +308,8 @@ static void close_side(side *s) {
 static void close_bench(bench *b) {
     close_side(&b->here);
     close_side(&b->there);
+    sample_fini(&b->between_us);
+    sample_fini(&b->alone_us);
     if (b->remote != NULL) b->remote->ops->close(b->remote);
     if (b->echo.link != NULL) b->near->ops->disconnect(b->echo.link);
     if (b->near != NULL) b->near->ops->close(b->near);
@@ -314,12 +326,14 @@ static void close_bench(bench *b) {
 
 hd_status bench_offload_run(const bench_offload_config *config, hd_error *error) {
     bench b = {.config = config, .random = {11}};
+    sample_init(&b.between_us);
+    sample_init(&b.alone_us);
     b.rope = malloc(rope_table_bytes(&config->model->rope));
     b.spans = calloc(config->batch, sizeof(*b.spans));
     hd_status status = b.rope != NULL && b.spans != NULL ? HD_OK : HD_NO_MEMORY;
     if (status == HD_OK) status = worker_layer_table(config->model, config->kv_dtype, &b.layers);
     if (status != HD_OK) hd_error_set(error, status, "out of memory");
-    if (status == HD_OK) rope_table_init(b.rope, &config->model->rope, config->depth + config->steps + 2);
+    if (status == HD_OK) rope_table_init(b.rope, &config->model->rope, config->depth + 2 * config->steps + 3);
     if (status == HD_OK) status = open_node(&b, error);
     json_t *json = bench_report_open("offload");
     if (status == HD_OK) status = run(&b, json, error);

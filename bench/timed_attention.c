@@ -61,6 +61,7 @@ static hd_status timed_step_begin(attention *self, const attention_rows *rows, u
 
 static hd_status timed_submit(attention *self, const attention_layer_call *call) {
     timed_attention *timed = of(self);
+    if (timed->before_submit != NULL) timed->before_submit(timed->context);
     uint64_t start = hd_now_ns();
     hd_status status = timed->inner->ops->submit(timed->inner, call);
     timed->attend_ns += hd_now_ns() - start;

@@ -97,8 +97,8 @@ def offload(options):
     added, echo = f["layer_offloaded_us"] - f["layer_in_process_us"], f["echo_us"]
     report.line("4", f"step: in process {f['step_in_process_ms']:.1f} ms, offloaded {f['step_offloaded_ms']:.1f} ms, {ratio:.3f} times",
                 "at most 1.08 times", ratio <= 1.08)
-    report.line("4", f"a layer's attention takes {added:.0f} us longer, an echo of its bytes {echo:.0f} us: {added / echo:.2f} times",
-                "at most 2 times", added <= 2 * echo)
+    report.line("4", f"a layer's attention takes {added:.0f} us longer, an echo of its bytes between layers {echo:.0f} us: "
+                f"{added / echo:.2f} times (alone, in a loop, {f['echo_alone_us']:.0f} us)", "at most 2 times", added <= 2 * echo)
     print(f"     busy: worker {f['worker_busy']:.0%}, attention node {f['node_busy']:.0%}; wire {f['wire_bytes_step'] / 1e6:.2f} MB a step, "
           f"{f['wire_bytes_second'] / 1e9:.3f} GB/s")
 
