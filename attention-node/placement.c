@@ -59,8 +59,9 @@ hd_status placement_lanes(const placement_request *request, placement_heads *lan
                                     next, found->heads.count, node->heads.count);
             }
         }
+        /* It was there, and may come back; who waits for room waits for it too. */
         if (found == NULL) {
-            return hd_error_set(error, HD_INVALID, "no attention node that is ready has KV head %u of %u", next,
+            return hd_error_set(error, HD_FULL, "no attention node that is ready has KV head %u of %u", next,
                                 request->kv_heads);
         }
         lanes[count++] = found->heads;

@@ -62,7 +62,7 @@ typedef struct placement_request {
 } placement_request;
 
 /* Completes a map, empty or with rows that stay as they are, until every lane has tokens_max positions. HD_FULL: no
- * room now. HD_INVALID: there would be none if everything were empty, or the nodes do not have every head. Both change
+ * room now, or no node for a head. HD_INVALID: there would be none if everything were empty, or the nodes do not have every head. Both change
  * nothing and say the numbers. */
 hd_status placement_place(placement *map, const placement_request *request, hd_error *error);
 
@@ -89,7 +89,7 @@ bool placement_row_has(const placement_row *row, uint32_t node);
 /* How far the lane's rows reach; UINT64_MAX with a whole one. */
 uint64_t placement_lane_end(const placement *map, placement_heads heads);
 
-/* The different head ranges of usable nodes, ascending; HD_INVALID when they do not have every head exactly once. */
+/* The different head ranges of usable nodes, ascending. HD_FULL: a head has no node now. HD_INVALID: one has two ranges. */
 hd_status placement_lanes(const placement_request *request, placement_heads *lanes, uint32_t *lane_count,
                           hd_error *error);
 

@@ -55,9 +55,11 @@ process *membership_simulated_etcd(void) {
 static void on_heard(rpc_tag *tag, bool is_ok) {
     member *m = (member *)((char *)tag - offsetof(member, tag));
     m->is_posted = false;
-    for (; m->arrived > 0 && !m->is_closed; m->arrived--, m->count--) {
+    while (m->arrived > 0 && !m->is_closed) {
         change c = m->heard[m->first];
         m->first = (m->first + 1) % HEARD_MAX;
+        m->arrived--; /* the handler may let others go first, who add changes */
+        m->count--;
         if (!c.is_gone && m->handlers.on_node != NULL) m->handlers.on_node(m->context, &c.node);
         if (c.is_gone && m->handlers.on_gone != NULL) m->handlers.on_gone(m->context, c.node.id);
     }

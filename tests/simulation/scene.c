@@ -234,6 +234,9 @@ static bool has_played(void *context) {
     for (unsigned i = 0; i < s.client_count; i++) {
         if (!s.clients[i].has_ended) return false;
     }
+    for (unsigned i = 0; i < s.seat_count; i++) {
+        if (!role_of(&s.seats[i])->is_up) return false;
+    }
     return true;
 }
 
@@ -302,6 +305,9 @@ static void name_open_requests(void) {
     for (unsigned i = 0; i < s.client_count; i++) {
         const client *c = &s.clients[i];
         if (!c->has_ended) machine_fail("request %u has not ended: %s", c->number, c->is_accepted ? "accepted" : "not accepted");
+    }
+    for (unsigned i = 0; i < s.seat_count; i++) {
+        if (!role_of(&s.seats[i])->is_up) machine_fail("%s does not come up", role_of(&s.seats[i])->process->name);
     }
     machine_fail("a fault has not ended");
 }
