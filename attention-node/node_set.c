@@ -131,8 +131,17 @@ static uint32_t next_lane(const node_set *set, const bool *is_tried) {
     return best;
 }
 
+static uint32_t missing_lane(const node_set *set) {
+    uint32_t lane = 0;
+    while (lane < set->config.lanes && nodes_of_lane(set, lane) > 0) lane++;
+    return lane;
+}
+
+/* While a lane has nobody, a node is for such a lane or for none: linked for another one, it would never be free to
+ * change. */
 static void link_node(node_set *set, known_node *node, const char *address) {
-    bool is_tried[PLACEMENT_NODES_MAX] = {false};
+    bool is_tried[PLACEMENT_NODES_MAX] = {false}, has_missing = missing_lane(set) < set->config.lanes;
+    for (uint32_t lane = 0; lane < set->config.lanes; lane++) is_tried[lane] = has_missing && nodes_of_lane(set, lane) > 0;
     hd_error error = {.text = ""};
     attention *remote = NULL;
     hd_status status = HD_INVALID;
@@ -180,6 +189,33 @@ static void set_draining(node_set *set) {
     }
 }
 
+/* Workers that meet new nodes at the same time may have given all of them one lane. When everybody who is there is
+ * linked and a lane has nobody, every worker lets go of the same node, the last by name where there are several, and the
+ * first one that finds it empty takes it for what is missing. */
+static void rearrange(node_set *set) {
+    known_node *last = NULL;
+    if (missing_lane(set) == set->config.lanes) return;
+    pthread_mutex_lock(&set->lock);
+    bool is_everybody = true;
+    for (uint32_t i = 0; i < PLACEMENT_NODES_MAX; i++) {
+        known_node *node = &set->nodes[i];
+        bool is_linked = node->is_known && node->index != NOT_LINKED;
+        is_everybody = is_everybody && (is_linked || !node->is_known || !node->is_listed);
+        if (is_linked && nodes_of_lane(set, node->lane) > 1 && (last == NULL || strcmp(node->id, last->id) > 0))
+            last = node;
+    }
+    if (is_everybody && last != NULL) {
+        sharded_remove(set->sharded, last->index);
+        last->index = NOT_LINKED;
+        last->retry_ns = 0;
+    }
+    pthread_mutex_unlock(&set->lock);
+    if (!is_everybody || last == NULL) return;
+    char id[160];
+    hd_log(HD_LOG_WARN, "attention_node_rearranged", "node=%s lane=%u missing_lane=%u",
+           hd_log_quote(last->id, id, sizeof(id)), last->lane, missing_lane(set));
+}
+
 /* Runs between two steps. Every step looks at a flag; the rest is done when there is news, and now and then. */
 static void tend(void *context, attention *sharded) {
     node_set *set = context;
@@ -206,6 +242,7 @@ static void tend(void *context, attention *sharded) {
             node->retry_ns = hd_now_ns() + (RETRY_NS << node->failures);
         }
     }
+    rearrange(set);
     set_draining(set);
 }
 
@@ -213,8 +250,7 @@ hd_status node_set_wait(node_set *set, uint64_t deadline_ms, hd_error *error) {
     uint64_t deadline = hd_now_ns() + deadline_ms * 1000000u;
     for (;;) {
         tend(set, set->sharded);
-        uint32_t missing = 0;
-        while (missing < set->config.lanes && nodes_of_lane(set, missing) > 0) missing++;
+        uint32_t missing = missing_lane(set);
         if (missing == set->config.lanes) return HD_OK;
         if (hd_now_ns() >= deadline) {
             placement_heads heads = heads_of(set, missing);

@@ -145,6 +145,14 @@ static void on_failed(routed *q, const worker_event *event) {
         if (q->has_started) wait_for_worker(q);
         else fail(q, HD_FULL, event->message);
         return;
+    case HD_CANCELLED:
+        /* It is being drained, and its announcement is on the way: not this request's failure, and no use to ask again
+         * at once. */
+        q->link->is_full = true;
+        leave_link(q);
+        q->is_moving = false;
+        start_or_wait(q);
+        return;
     default: take_over(q, event->status, event->message); return;
     }
 }

@@ -21,10 +21,13 @@
 
 int __real_clock_gettime(clockid_t clock, struct timespec *now);
 
+static uint64_t takeovers; /* that routers have logged */
+
 /* The product's own lines join the story. */
 void hd_log_set_level(hd_log_level minimum) {}
 
 void hd_log(hd_log_level level, const char *event, const char *pairs_format, ...) {
+    takeovers += strcmp(event, "takeover") == 0;
     if (!the_machine.is_verbose) return;
     char pairs[1024];
     va_list arguments;
@@ -59,6 +62,7 @@ static void run_one(uint64_t seed, unsigned job) {
     scene_counts counts = {0};
     alarm(SEED_SECONDS);
     scene_run(seed, false, &counts);
+    counts.takeovers = takeovers;
     snprintf(shared->failures[job], sizeof(shared->failures[job]), "%s", the_machine.failure);
     const uint64_t *values = (const uint64_t *)&counts;
     for (size_t i = 0; i < sizeof(counts) / sizeof(uint64_t); i++) atomic_fetch_add(&shared->sums[i], values[i]);
@@ -87,7 +91,7 @@ static void run_job(unsigned job, uint64_t end) {
     }
 }
 
-static int run_seeds(const char *program, uint64_t first, uint64_t count, unsigned jobs) {
+static int run_seeds(const char *program, uint64_t first, uint64_t count, unsigned jobs, bool must_fail) {
     double begin = seconds();
     shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED) return 1;
@@ -107,14 +111,14 @@ static int run_seeds(const char *program, uint64_t first, uint64_t count, unsign
     printf("%" PRIu64 " seeds in %.1f s, %.1f ms of CPU each: %" PRIu64 " requests, %" PRIu64 " tokens, %" PRIu64
            " steps of nodes, %" PRIu64 " messages, %.0f simulated seconds\n"
            "%" PRIu64 " kills, %" PRIu64 " partitions, %" PRIu64 " freezes, %" PRIu64 " drains; %" PRIu64
-           " calls of older epochs refused\n",
+           " takeovers, %" PRIu64 " calls of older epochs refused\n",
            shared->done, seconds() - begin, 1000 * used / (double)(shared->done + (shared->done == 0)), sums->requests,
            sums->tokens, sums->steps, sums->messages, (double)sums->simulated_ns / 1e9, sums->kills, sums->cuts,
-           sums->freezes, sums->drains, sums->refused);
-    if (shared->failed == 0) return 0;
+           sums->freezes, sums->drains, sums->takeovers, sums->refused);
+    if (shared->failed == 0) return must_fail;
     printf("seed %" PRIu64 " FAILED: %s\nreplay: %s --seed %" PRIu64 "\n", shared->failed_seed, shared->failure, program,
            shared->failed_seed);
-    return 1;
+    return !must_fail;
 }
 
 static int tell_seed(uint64_t seed) {
@@ -127,16 +131,21 @@ static int tell_seed(uint64_t seed) {
 
 int main(int count, char **arguments) {
     uint64_t first = 1, seeds = 10000, jobs = (uint64_t)sysconf(_SC_NPROCESSORS_ONLN), one = 0;
-    bool has_one = false;
+    bool has_one = false, must_fail = false;
     for (int i = 1; i < count; i += 2) {
         bool has_value = i + 1 < count;
+        if (strcmp(arguments[i], "--must-fail") == 0) {
+            must_fail = true;
+            i--;
+            continue;
+        }
         uint64_t value = has_value ? strtoull(arguments[i + 1], NULL, 10) : 0;
         if (has_value && strcmp(arguments[i], "--seeds") == 0) seeds = value;
         else if (has_value && strcmp(arguments[i], "--first") == 0) first = value;
         else if (has_value && strcmp(arguments[i], "--jobs") == 0) jobs = value;
         else if (has_value && strcmp(arguments[i], "--seed") == 0) one = value, has_one = true;
         else {
-            fprintf(stderr, "usage: %s [--seeds N] [--first SEED] [--jobs N] | --seed SEED\n", arguments[0]);
+            fprintf(stderr, "usage: %s [--seeds N] [--first SEED] [--jobs N] [--must-fail] | --seed SEED\n", arguments[0]);
             return 2;
         }
     }
@@ -146,5 +155,5 @@ int main(int count, char **arguments) {
         return 1;
     }
     if (jobs == 0 || jobs > JOBS_MAX) jobs = jobs == 0 ? 1 : JOBS_MAX;
-    return has_one ? tell_seed(one) : run_seeds(arguments[0], first, seeds, (unsigned)jobs);
+    return has_one ? tell_seed(one) : run_seeds(arguments[0], first, seeds, (unsigned)jobs, must_fail);
 }

@@ -226,7 +226,7 @@ static void plan(void) {
         machine_at(s.begin_ns + dice_below(d, s.span_ns), begin_client, c);
     }
     s.faults_left = (unsigned)dice_below(d, FAULTS_MAX + 1);
-    for (unsigned i = 0; i < s.faults_left; i++) machine_at(s.begin_ns + dice_below(d, 2 * s.span_ns), strike, NULL);
+    for (unsigned i = 0; i < s.faults_left; i++) machine_at(s.begin_ns + dice_below(d, s.span_ns + 50 * MACHINE_MS), strike, NULL);
 }
 
 static bool has_played(void *context) {

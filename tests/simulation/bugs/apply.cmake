@@ -1,0 +1,10 @@
+# Copies PATHS from FROM to TO and applies the patch BUG there.
+file(REMOVE_RECURSE ${TO})
+foreach(path ${PATHS})
+  get_filename_component(folder ${path} DIRECTORY)
+  file(COPY ${FROM}/${path} DESTINATION ${TO}/${folder})
+endforeach()
+execute_process(COMMAND ${PATCH} --strip=1 --silent --input=${BUG} WORKING_DIRECTORY ${TO} RESULT_VARIABLE result)
+if(NOT result EQUAL 0)
+  message(FATAL_ERROR "${BUG} does not apply any more: plant the bug anew, where the code has gone")
+endif()
