@@ -18,7 +18,7 @@
 #include "kernels/dtype.h"
 
 enum {
-    DIM_MAX = 64,        /* coordinates */
+    DIM_MAX = SKETCH_DIM_MAX,
     QUERY_KEYS = 4,      /* at least so many keys for each query that is read */
     QUERY_CLUSTERS = 32, /* in which a query's best keys are looked for */
     QUERY_BEST = 64,
@@ -31,16 +31,14 @@ enum {
     QUERY_PIECE = 64, /* and queries */
 };
 
-typedef enum { FIT, PROJECT, TRAIN, ASSIGN, ARRANGE, PLACE, CENTRES, ANSWER, LINK, LINK_BACK, NAME, DONE } build_phase;
+typedef enum { FIT, PROJECT, TRAIN, ASSIGN, ARRANGE, PLACE, CENTRES, ENCODE, ANSWER, LINK, LINK_BACK, WRITE, DONE } build_phase;
 
 typedef struct workspace { /* of a build; begins its memory, arrays follow */
     index_points points;
     uint32_t *clusters;      /* [count], by key */
     uint32_t *places;        /* [count], by key */
-    uint32_t *keys;          /* [count], by place */
-    uint32_t *starts;        /* [cluster_count + 1]: places */
-    float *sums;             /* [cluster_count, key_dim] of keys */
-    uint16_t *centres;       /* bf16 [cluster_count, dim] */
+    float *centres;          /* [cluster_count, dim]: means, and then what a search sees of them */
+    uint16_t *means;         /* bf16 [cluster_count, dim] */
     float *squares;          /* [count] of points' lengths, by place */
     uint32_t *rows;          /* [count, GRAPH_LINKS], by place: candidates by queries, and then links, as places */
     uint32_t *offer_counts;  /* [count]: of all that were made, of which the last ones are kept */
@@ -50,18 +48,21 @@ typedef struct workspace { /* of a build; begins its memory, arrays follow */
     uint64_t *items;
 } workspace;
 
-static uint32_t graph_dim(const index_params *params) {
-    return params->key_dim < DIM_MAX ? params->key_dim : DIM_MAX;
-}
-
 graph_segment graph_lay_out(const index_params *params, uint32_t count, unsigned char *base) {
     index_carve carve = {.base = base};
-    graph_segment s = {.entry_max = count / GRAPH_ENTRY_KEYS,
+    uint32_t clusters = count / GRAPH_CLUSTER_KEYS, dim = graph_dim(params);
+    graph_segment s = {.dim = dim,
+                       .code_bytes = (dim < GRAPH_CODE_DIM ? dim : GRAPH_CODE_DIM) / 2,
                        .link_bytes = count - 1 <= UINT16_MAX ? 2 : 3};
-    s.entry_count = index_carve_take(&carve, sizeof(*s.entry_count));
-    s.entries = index_carve_take(&carve, (size_t)s.entry_max * params->key_dim * sizeof(uint16_t));
-    s.entry_tokens = index_carve_take(&carve, s.entry_max * sizeof(uint32_t));
+    s.row_bytes = s.code_bytes + sizeof(uint16_t);
+    s.header = index_carve_take(&carve, sizeof(*s.header));
+    s.mean = index_carve_take(&carve, params->key_dim * sizeof(uint16_t));
+    s.to_queries = index_carve_take(&carve, (size_t)dim * params->key_dim * sizeof(uint16_t));
+    index_centres_lay_out(&s.centres, clusters, dim, &carve);
+    s.starts = index_carve_take(&carve, (clusters + 1) * sizeof(uint32_t));
+    s.rows = index_carve_take(&carve, (size_t)count * s.row_bytes + SCAN_ROW_BYTES);
     s.links = index_carve_take(&carve, (size_t)count * GRAPH_LINKS * s.link_bytes);
+    s.tokens = index_carve_take(&carve, count * sizeof(uint32_t));
     s.bytes = carve.bytes;
     return s;
 }
@@ -72,15 +73,13 @@ static size_t segment_bytes(const index_params *params, uint32_t count) {
 
 static size_t lay_out_workspace(const index_params *params, uint32_t count, unsigned char *base, workspace *w) {
     index_carve carve = {.base = base};
-    uint32_t clusters = count / GRAPH_ENTRY_KEYS, dim = graph_dim(params);
+    uint32_t clusters = count / GRAPH_CLUSTER_KEYS, dim = graph_dim(params);
     index_carve_take(&carve, sizeof(workspace));
     index_points_lay_out(&w->points, params, count, dim, clusters, &carve);
     w->clusters = index_carve_take(&carve, count * sizeof(uint32_t));
     w->places = index_carve_take(&carve, count * sizeof(uint32_t));
-    w->keys = index_carve_take(&carve, count * sizeof(uint32_t));
-    w->starts = index_carve_take(&carve, (clusters + 1) * sizeof(uint32_t));
-    w->sums = index_carve_take(&carve, (size_t)clusters * params->key_dim * sizeof(float));
-    w->centres = index_carve_take(&carve, (size_t)clusters * dim * sizeof(uint16_t));
+    w->centres = index_carve_take(&carve, (size_t)clusters * dim * sizeof(float));
+    w->means = index_carve_take(&carve, (size_t)clusters * dim * sizeof(uint16_t));
     w->squares = index_carve_take(&carve, count * sizeof(float));
     w->rows = index_carve_take(&carve, (size_t)count * GRAPH_LINKS * sizeof(uint32_t));
     w->offer_counts = index_carve_take(&carve, count * sizeof(uint32_t));
@@ -102,34 +101,27 @@ static uint32_t place_count(const index_building *building) {
     return building->segment->count - index_points_first(building);
 }
 
-static void arrange(const index_building *building, workspace *w) {
-    uint32_t count = building->segment->count, clusters = count / GRAPH_ENTRY_KEYS;
-    uint32_t skipped = index_points_first(building);
-    memset(w->starts, 0, (clusters + 1) * sizeof(*w->starts));
-    for (uint32_t key = skipped; key < count; key++) w->starts[w->clusters[key] + 1]++;
-    for (uint32_t c = 0; c < clusters; c++) w->starts[c + 1] += w->starts[c];
-    for (uint32_t key = 0; key < skipped; key++) w->places[key] = count - skipped + key; /* where nobody looks */
-    for (uint32_t key = skipped; key < count; key++) {
-        uint32_t place = w->starts[w->clusters[key]]++;
-        w->places[key] = place;
-        w->keys[place] = key;
-    }
-    memmove(w->starts + 1, w->starts, clusters * sizeof(*w->starts)); /* each had moved to its end */
-    w->starts[0] = 0;
-    memset(w->sums, 0, (size_t)clusters * building->params->key_dim * sizeof(*w->sums));
-    memset(w->offer_counts, 0, count * sizeof(*w->offer_counts));
+static void fit(index_building *building, workspace *w, graph_segment *s) {
+    uint32_t dim = building->params->key_dim;
+    index_points_fit(&w->points, building);
+    for (uint32_t j = 0; j < dim; j++) s->mean[j] = hd_f32_to_bf16(w->points.space.mean[j]);
+    for (size_t i = 0; i < (size_t)s->dim * dim; i++) s->to_queries[i] = hd_f32_to_bf16(w->points.space.to_queries[i]);
 }
 
-/* The points of a grain of keys come to lie at their places. */
-static void place(const index_building *building, workspace *w, uint32_t first) {
-    uint32_t dim = building->params->key_dim;
-    index_points_project(&w->points, building, first, w->places);
-    const uint16_t *keys = building->source->keys(building->source->context, building->segment->first + first,
-                                                  INDEX_GRAIN, w->points.rows);
-    for (uint32_t r = first == 0 ? index_points_first(building) : 0; r < INDEX_GRAIN; r++) {
-        float *sum = w->sums + (size_t)w->clusters[first + r] * dim;
-        for (uint32_t i = 0; i < dim; i++) sum[i] += hd_bf16_to_f32(keys[(size_t)r * dim + i]);
+static void arrange(const index_building *building, workspace *w, graph_segment *s) {
+    uint32_t count = building->segment->count, clusters = s->centres.count, skipped = index_points_first(building);
+    s->header->place_count = place_count(building);
+    for (uint32_t key = skipped; key < count; key++) s->starts[w->clusters[key] + 1]++;
+    for (uint32_t c = 0; c < clusters; c++) s->starts[c + 1] += s->starts[c];
+    for (uint32_t key = 0; key < skipped; key++) w->places[key] = count - skipped + key; /* where nobody looks */
+    for (uint32_t key = skipped; key < count; key++) {
+        uint32_t place = s->starts[w->clusters[key]]++;
+        w->places[key] = place;
+        s->tokens[place] = key;
     }
+    memmove(s->starts + 1, s->starts, clusters * sizeof(*s->starts)); /* each had moved to its end */
+    s->starts[0] = 0;
+    memset(w->offer_counts, 0, count * sizeof(*w->offer_counts));
 }
 
 static float dot(const index_building *building, const workspace *w, const float *x, uint32_t at) {
@@ -139,29 +131,46 @@ static float dot(const index_building *building, const workspace *w, const float
     return product;
 }
 
-/* The centre of a cluster's points, and its entry; a cluster without keys has none, and a centre of zeros. */
-static void set_centre(const index_building *building, workspace *w, graph_segment *s, uint32_t cluster) {
-    uint32_t dim = w->points.space.dim, key_dim = building->params->key_dim;
-    uint32_t first = w->starts[cluster], end = w->starts[cluster + 1], nearest = first;
-    float centre[DIM_MAX] = {0}, x[DIM_MAX], least = 0.0f, share = 1.0f / (float)(end > first ? end - first : 1);
+/* The centre of a cluster's points; of one without keys it is 0. */
+static void set_centre(const index_building *building, workspace *w, const graph_segment *s, uint32_t cluster) {
+    uint32_t dim = s->dim, first = s->starts[cluster], end = s->starts[cluster + 1];
+    float *centre = w->centres + (size_t)cluster * dim, x[DIM_MAX];
+    float share = 1.0f / (float)(end > first ? end - first : 1);
+    memset(centre, 0, dim * sizeof(*centre));
     for (uint32_t at = first; at < end; at++) {
         index_points_load(&w->points, at, x);
         w->squares[at] = dot(building, w, x, at);
         for (uint32_t i = 0; i < dim; i++) centre[i] += x[i] * share;
+        graph_row(s, at)[s->code_bytes] = (uint8_t)cluster;
+        graph_row(s, at)[s->code_bytes + 1] = (uint8_t)(cluster >> 8);
     }
-    building->params->kernels->convert(centre, HD_F32, w->centres + (size_t)cluster * dim, HD_BF16, dim);
-    if (first == end) return;
-    for (uint32_t at = first; at < end; at++) {
-        float distance = w->squares[at] - 2.0f * dot(building, w, centre, at);
-        if (at == first || distance < least) {
-            least = distance;
-            nearest = at;
-        }
+    building->params->kernels->convert(centre, HD_F32, w->means + (size_t)cluster * dim, HD_BF16, dim);
+}
+
+/* ---- codes ---- */
+
+static void residual_of(const workspace *w, const graph_segment *s, uint32_t at, float *x) {
+    const float *centre = w->centres + (size_t)graph_row_cluster(s, at) * s->dim;
+    index_points_load(&w->points, at, x);
+    for (uint32_t i = 0; i < s->dim; i++) x[i] -= centre[i];
+}
+
+static void plan_codes(workspace *w, graph_segment *s) {
+    float variances[SKETCH_DIM_MAX] = {0}, x[SKETCH_DIM_MAX];
+    uint32_t places = s->header->place_count;
+    index_centres_set(&s->centres, w->centres, s->dim);
+    for (uint32_t at = 0; at < places; at++) {
+        residual_of(w, s, at, x);
+        for (uint32_t i = 0; i < s->dim; i++) variances[i] += x[i] * x[i];
     }
-    uint32_t entry = (*s->entry_count)++;
-    s->entry_tokens[entry] = w->keys[nearest];
-    for (uint32_t i = 0; i < key_dim; i++)
-        s->entries[(size_t)entry * key_dim + i] = hd_f32_to_bf16(w->sums[(size_t)cluster * key_dim + i] * share);
+    for (uint32_t i = 0; i < s->dim; i++) variances[i] /= (float)places;
+    sketch_plan_make(&s->header->plan, variances, s->dim, s->code_bytes * 2);
+}
+
+static void encode(const workspace *w, const graph_segment *s, uint32_t at) {
+    float x[SKETCH_DIM_MAX];
+    residual_of(w, s, at, x);
+    sketch_encode_fine(&s->header->plan, x, graph_row(s, at));
 }
 
 /* ---- what queries link ---- */
@@ -171,16 +180,16 @@ static void offer(workspace *w, uint32_t to, uint32_t candidate) {
 }
 
 /* The best keys of a query, best first, as items of places; there may be fewer. */
-static uint32_t find_best(const index_building *building, workspace *w, const float *z) {
+static uint32_t find_best(const index_building *building, workspace *w, const graph_segment *s, const float *z) {
     const kernel_scan *scan = building->params->kernels->scan;
-    uint32_t clusters = building->segment->count / GRAPH_ENTRY_KEYS, dim = w->points.space.dim;
+    uint32_t clusters = s->centres.count, dim = s->dim;
     index_top top;
     index_top_init(&top, w->items, QUERY_BEST);
-    scan->dot_rows(z, dim, w->centres, dim, clusters, w->scores);
+    scan->dot_rows(z, dim, w->means, dim, clusters, w->scores);
     float limit = index_cut(scan, w->scores, clusters, QUERY_CLUSTERS);
     uint32_t picked = scan->collect_from(w->scores, clusters, limit, w->picks, QUERY_CLUSTERS);
     for (uint32_t p = 0; p < picked; p++) {
-        uint32_t first = w->starts[w->picks[p]], count = w->starts[w->picks[p] + 1] - first;
+        uint32_t first = s->starts[w->picks[p]], count = s->starts[w->picks[p] + 1] - first;
         scan->dot_rows(z, dim, index_points_at(&w->points, first), w->points.stride, count, w->scores);
         for (uint32_t i = 0; i < count; i++) index_top_add(&top, index_item(w->scores[i], first + i));
     }
@@ -197,14 +206,14 @@ static void sort_descending(uint64_t *items, uint32_t count) { /* a few dozen */
     }
 }
 
-static void answer(const index_building *building, workspace *w, uint32_t row) {
+static void answer(const index_building *building, workspace *w, const graph_segment *s, uint32_t row) {
     uint32_t key_dim = building->params->key_dim;
     const uint16_t *query = building->queries + (size_t)row * key_dim;
     float z[DIM_MAX] = {0};
     for (uint32_t i = 0; i < w->points.space.dim; i++)
         for (uint32_t j = 0; j < key_dim; j++)
             z[i] += w->points.space.to_queries[(size_t)i * key_dim + j] * hd_bf16_to_f32(query[j]);
-    uint32_t count = find_best(building, w, z);
+    uint32_t count = find_best(building, w, s, z);
     sort_descending(w->items, count);
     for (uint32_t i = 1; i < count; i++) {
         uint32_t first = index_item_token(w->items[0]), before = index_item_token(w->items[i - 1]);
@@ -289,11 +298,11 @@ static void link_back(workspace *w, uint32_t at) {
     }
 }
 
-/* Links by place become links by token, each in its token's row. */
-static void name_links(const workspace *w, const graph_segment *s, uint32_t at) {
+static void write_links(const workspace *w, const graph_segment *s, uint32_t at) {
+    uint8_t *links = graph_links(s, at);
     for (uint32_t i = 0; i < GRAPH_LINKS; i++) {
-        uint32_t to = w->keys[i < w->link_counts[at] ? w->rows[(size_t)at * GRAPH_LINKS + i] : at];
-        graph_set_link(s, w->keys[at], i, to);
+        uint32_t to = i < w->link_counts[at] ? w->rows[(size_t)at * GRAPH_LINKS + i] : at;
+        for (uint32_t b = 0; b < s->link_bytes; b++) *links++ = (uint8_t)(to >> 8 * b);
     }
 }
 
@@ -305,41 +314,46 @@ static uint32_t queries_read(const index_building *building) {
     return building->query_count < most ? building->query_count : most;
 }
 
-static void answer_piece(const index_building *building, workspace *w, uint32_t first, uint32_t end) {
+static void answer_piece(const index_building *building, workspace *w, const graph_segment *s, uint32_t first,
+                         uint32_t end) {
     for (uint32_t i = first; i < end; i++)
-        answer(building, w, (uint32_t)((uint64_t)i * building->query_count / queries_read(building)));
+        answer(building, w, s, (uint32_t)((uint64_t)i * building->query_count / queries_read(building)));
 }
 
 /* Each phase but the short ones goes over its items a piece at a time; this takes the next piece and says whether it
  * was the phase's last. */
 static bool run_phase(index_building *building, workspace *w, graph_segment *s) {
     uint32_t total = building->segment->count, first = building->cursor, piece = PIECE;
-    if (building->phase == CENTRES) total = s->entry_max;
+    if (building->phase == CENTRES) total = s->centres.count;
     if (building->phase == ANSWER) total = queries_read(building);
     if (building->phase == PROJECT || building->phase == PLACE) piece = INDEX_GRAIN;
-    if (building->phase >= LINK) total = place_count(building);
+    if (building->phase == ENCODE || building->phase >= LINK) total = place_count(building);
     if (building->phase == LINK) piece = LINK_PIECE;
     if (building->phase == ANSWER || building->phase == CENTRES) piece = QUERY_PIECE;
     uint32_t end = total - first < piece ? total : first + piece;
     switch ((build_phase)building->phase) {
-    case FIT: index_points_fit(&w->points, building); return true;
+    case FIT: fit(building, w, s); return true;
     case TRAIN: return kmeans_train(&w->points.clustering);
-    case ARRANGE: arrange(building, w); return true;
+    case ARRANGE: arrange(building, w, s); return true;
     case PROJECT: index_points_project(&w->points, building, first, NULL); break;
     case ASSIGN: index_points_assign(&w->points, building, first, end - first, w->clusters); break;
-    case PLACE: place(building, w, first); break;
+    case PLACE: index_points_project(&w->points, building, first, w->places); break;
     case CENTRES:
         for (uint32_t c = first; c < end; c++) set_centre(building, w, s, c);
+        if (end == total) plan_codes(w, s);
         break;
-    case ANSWER: answer_piece(building, w, first, end); break;
+    case ENCODE:
+        for (uint32_t at = first; at < end; at++) encode(w, s, at);
+        break;
+    case ANSWER: answer_piece(building, w, s, first, end); break;
     case LINK:
         for (uint32_t at = first; at < end; at++) link_place(building, w, at);
         break;
     case LINK_BACK:
         for (uint32_t at = first; at < end; at++) link_back(w, at);
         break;
-    case NAME:
-        for (uint32_t at = first; at < end; at++) name_links(w, s, at);
+    case WRITE:
+        for (uint32_t at = first; at < end; at++) write_links(w, s, at);
         break;
     case DONE: return true;
     }

@@ -1,7 +1,8 @@
-/* index_graph_search.c - best-first search of all segments' graphs at once, by exact scores.
+/* index_graph_search.c - best-first search of all segments' graphs at once, by what codes say of keys.
  *
- * One frontier holds the keys that were scored and not yet followed, of all segments; the best is followed next, until
- * it scores less than all of the best that were seen, or as many keys were scored as the budget allows. */
+ * A query's clusters are its entries: the keys of the best are scored one after another, as they lie. One frontier then
+ * holds the keys that were scored and not yet followed, of all segments; the best is followed next, until it scores
+ * less than all of the best that were seen, or as many keys were scored as the budget allows. */
 #include <math.h>
 #include <string.h>
 
@@ -11,24 +12,34 @@
 
 enum {
     VISITS_EACH = 16,   /* keys that may be scored for each token asked for, */
-    VISITS_MORE = 1024, /* and beside */
-    ENTRIES_LEAST = 16,
-    ENTRY_TOKENS = 8, /* one entry more for so many tokens asked for */
+    VISITS_MORE = 2048, /* and beside */
+    ENTRY_KEYS = 512,   /* of the best clusters, about so many, and one more */
+    ENTRY_EACH = 1,     /* for each token asked for */
+    ENTRY_LEAST = 16,   /* of every segment's best, so that none is out of reach */
+    VISIT_PIECE = 64,   /* keys that are scored together */
 };
+
+typedef struct segment_query { /* a segment, and what the query is there */
+    graph_segment at;
+    uint32_t first_cluster, first_place; /* of all segments' */
+    uint64_t first_token;
+    sketch_fine_query fine;
+} segment_query;
 
 typedef struct search_state {
     const index_view *view;
     index_search *search;
-    uint64_t *seen;        /* a bit for each token that was scored */
-    uint64_t *frontier;    /* a heap of items, the largest first */
+    segment_query *segments;
+    uint64_t *seen;        /* a bit for each place that was scored */
+    uint64_t *frontier;    /* a heap of items of places, the largest first */
     uint32_t frontier_count;
     uint32_t visits_left;
     index_top best;
     uint64_t *best_items;
-    float *entry_scores;   /* of all segments' entries */
-    uint32_t *entry_picks;
+    float *bases;          /* of all segments' clusters */
+    int32_t *sums;
+    uint32_t *picks;
     float *query;          /* [key_dim] */
-    uint16_t *key;         /* room for one */
     uint32_t *other;       /* room to sort */
     size_t bytes;
 } search_state;
@@ -44,22 +55,24 @@ static uint32_t beam(uint32_t tokens_each) {
     return tokens_each + tokens_each / 2;
 }
 
-static uint32_t entries_wanted(uint32_t tokens_each) {
-    return ENTRIES_LEAST + tokens_each / ENTRY_TOKENS;
+static uint32_t entry_keys(uint32_t tokens_each) {
+    return ENTRY_KEYS + ENTRY_EACH * tokens_each;
 }
 
 static search_state lay_out(const index_params *params, uint32_t query_count, uint32_t tokens_each,
                             unsigned char *base) {
     index_carve carve = {.base = base};
     size_t visits = visits_most(params->keys_max, tokens_each), keys = params->keys_max;
+    size_t clusters = keys / GRAPH_CLUSTER_KEYS;
     search_state s = {
+        .segments = index_carve_take(&carve, index_plan_max(keys) * sizeof(segment_query)),
         .seen = index_carve_take(&carve, (keys / 64 + 1) * sizeof(uint64_t)),
         .frontier = index_carve_take(&carve, visits * sizeof(uint64_t)),
         .best_items = index_carve_take(&carve, index_top_room(beam(tokens_each)) * sizeof(uint64_t)),
-        .entry_scores = index_carve_take(&carve, keys / GRAPH_ENTRY_KEYS * sizeof(float)),
-        .entry_picks = index_carve_take(&carve, entries_wanted(tokens_each) * sizeof(uint32_t)),
+        .bases = index_carve_take(&carve, clusters * sizeof(float)),
+        .sums = index_carve_take(&carve, clusters * sizeof(int32_t)),
+        .picks = index_carve_take(&carve, clusters * sizeof(uint32_t)),
         .query = index_carve_take(&carve, params->key_dim * sizeof(float)),
-        .key = index_carve_take(&carve, params->key_dim * sizeof(uint16_t)),
         .other = index_carve_take(&carve, (size_t)query_count * tokens_each * sizeof(uint32_t)),
     };
     s.bytes = carve.bytes;
@@ -91,70 +104,109 @@ static uint64_t pop(search_state *s) {
     return top;
 }
 
-static void visit(search_state *s, uint32_t token) {
-    const index_params *params = s->view->params;
-    uint64_t bit = (uint64_t)1 << token % 64;
-    if ((s->seen[token / 64] & bit) != 0 || s->visits_left == 0) return;
-    s->seen[token / 64] |= bit;
-    s->visits_left--;
-    const uint16_t *key = s->view->source->keys(s->view->source->context, token, 1, s->key);
-    float score;
-    params->kernels->scan->dot_rows(s->query, params->key_dim, key, params->key_dim, 1, &score);
-    uint64_t item = index_item(score, token);
-    s->search->bytes_scanned += params->key_dim * sizeof(uint16_t);
-    index_top_add(&s->best, item);
-    push(s, item);
+/* Scores those of at most VISIT_PIECE places of a segment that were not scored yet. */
+static void visit(search_state *s, const segment_query *q, const uint32_t *places, uint32_t count) {
+    const graph_segment *at = &q->at;
+    uint32_t rows[VISIT_PIECE], unseen = 0;
+    int32_t dots[VISIT_PIECE];
+    for (uint32_t i = 0; i < count && s->visits_left > 0; i++) {
+        uint32_t place = q->first_place + places[i];
+        uint64_t bit = (uint64_t)1 << place % 64;
+        if ((s->seen[place / 64] & bit) != 0) continue;
+        s->seen[place / 64] |= bit;
+        s->visits_left--;
+        rows[unseen++] = places[i];
+        __builtin_prefetch(graph_row(at, places[i]));
+    }
+    s->view->params->kernels->scan->nibble_dots(q->fine.weights, at->rows, at->row_bytes, rows, unseen, dots);
+    s->search->bytes_scanned += (uint64_t)unseen * at->row_bytes;
+    for (uint32_t i = 0; i < unseen; i++) {
+        float base = s->bases[q->first_cluster + graph_row_cluster(at, rows[i])] + q->fine.bias;
+        uint64_t item = index_item(base + q->fine.step * (float)dots[i], q->first_place + rows[i]);
+        if (item <= s->best.least) continue; /* neither among the best nor ever followed */
+        index_top_add(&s->best, item);
+        push(s, item);
+    }
+}
+
+static void visit_range(search_state *s, const segment_query *q, uint32_t first, uint32_t end) {
+    uint32_t places[VISIT_PIECE];
+    for (uint32_t count; first < end; first += count) {
+        count = end - first < VISIT_PIECE ? end - first : VISIT_PIECE;
+        for (uint32_t i = 0; i < count; i++) places[i] = first + i;
+        visit(s, q, places, count);
+    }
 }
 
 /* ---- one query ---- */
 
-static graph_segment segment_at(const search_state *s, uint32_t n) {
-    const index_segment *segment = s->view->segments[n];
-    return graph_lay_out(s->view->params, segment->count, segment->data);
+static void open_segments(search_state *s) {
+    uint32_t clusters = 0, places = 0;
+    for (uint32_t n = 0; n < s->view->segment_count; n++) {
+        const index_segment *segment = s->view->segments[n];
+        segment_query *q = &s->segments[n];
+        q->at = graph_lay_out(s->view->params, segment->count, segment->data);
+        q->first_cluster = clusters;
+        q->first_place = places;
+        q->first_token = segment->first;
+        clusters += q->at.centres.count;
+        places += q->at.header->place_count;
+    }
 }
 
-/* The best entry of every segment, so that none is out of reach, and the best of all. */
-static void enter(search_state *s) {
+static void ask_segment(search_state *s, segment_query *q) {
     const index_params *params = s->view->params;
     const kernel_scan *scan = params->kernels->scan;
-    uint32_t count = 0;
-    for (uint32_t n = 0; n < s->view->segment_count; n++) {
-        graph_segment segment = segment_at(s, n);
-        uint32_t best;
-        scan->dot_rows(s->query, params->key_dim, segment.entries, params->key_dim, *segment.entry_count,
-                       s->entry_scores + count);
-        params->kernels->logits_summary(s->entry_scores + count, *segment.entry_count, &best, NULL, NULL);
-        visit(s, (uint32_t)s->view->segments[n]->first + segment.entry_tokens[best]);
-        count += *segment.entry_count;
-    }
-    s->search->bytes_scanned += (uint64_t)count * params->key_dim * sizeof(uint16_t);
-    uint32_t wanted = entries_wanted(s->search->tokens_each);
-    float limit = index_cut(scan, s->entry_scores, count, wanted);
-    uint32_t picked = scan->collect_from(s->entry_scores, count, limit, s->entry_picks, wanted);
-    for (uint32_t n = 0, i = 0, first = 0; n < s->view->segment_count; n++) {
-        graph_segment segment = segment_at(s, n);
-        for (; i < picked && s->entry_picks[i] < first + *segment.entry_count; i++)
-            visit(s, (uint32_t)s->view->segments[n]->first + segment.entry_tokens[s->entry_picks[i] - first]);
-        first += *segment.entry_count;
-    }
+    const graph_segment *at = &q->at;
+    float z[SKETCH_DIM_MAX], offset;
+    scan->dot_rows(s->query, params->key_dim, at->mean, params->key_dim, 1, &offset);
+    scan->dot_rows(s->query, params->key_dim, at->to_queries, params->key_dim, at->dim, z);
+    index_centres_score(&at->centres, scan, z, offset, s->sums, s->bases + q->first_cluster);
+    sketch_fine_ask(&at->header->plan, z, &q->fine);
+    s->search->bytes_scanned += (at->dim + 1) * params->key_dim * sizeof(uint16_t) + sizeof(graph_header) +
+                                index_centres_bytes(&at->centres);
 }
 
-static const index_segment *segment_of(const search_state *s, uint32_t token) {
+/* A few keys of every segment's best cluster, and all keys of the best of all. */
+static void enter(search_state *s) {
+    const kernel_ops *kernels = s->view->params->kernels;
+    uint32_t count = 0, wanted = entry_keys(s->search->tokens_each) / GRAPH_CLUSTER_KEYS;
+    for (uint32_t n = 0; n < s->view->segment_count; n++) {
+        const segment_query *q = &s->segments[n];
+        uint32_t best;
+        kernels->logits_summary(s->bases + q->first_cluster, q->at.centres.count, &best, NULL, NULL);
+        uint32_t first = q->at.starts[best], end = q->at.starts[best + 1];
+        visit_range(s, q, first, end - first < ENTRY_LEAST ? end : first + ENTRY_LEAST);
+        count += q->at.centres.count;
+    }
+    float limit = index_cut(kernels->scan, s->bases, count, wanted);
+    uint32_t picked = kernels->scan->collect_from(s->bases, count, limit, s->picks, wanted);
+    for (uint32_t i = 0, n = 0; i < picked; i++) {
+        while (s->picks[i] >= s->segments[n].first_cluster + s->segments[n].at.centres.count) n++;
+        const segment_query *q = &s->segments[n];
+        const uint32_t *starts = q->at.starts + s->picks[i] - q->first_cluster;
+        visit_range(s, q, starts[0], starts[1]);
+    }
+    s->search->bytes_scanned += (s->view->segment_count + picked) * 2 * sizeof(uint32_t);
+}
+
+static const segment_query *segment_of(const search_state *s, uint32_t place) {
     uint32_t low = 0, high = s->view->segment_count;
     while (high - low > 1) {
         uint32_t middle = low + (high - low) / 2;
-        if (s->view->segments[middle]->first <= token) low = middle;
+        if (s->segments[middle].first_place <= place) low = middle;
         else high = middle;
     }
-    return s->view->segments[low];
+    return &s->segments[low];
 }
 
-static void follow(search_state *s, uint32_t token) {
-    const index_segment *segment = segment_of(s, token);
-    graph_segment graph = graph_lay_out(s->view->params, segment->count, segment->data);
-    uint32_t first = (uint32_t)segment->first;
-    for (uint32_t i = 0; i < GRAPH_LINKS; i++) visit(s, first + graph_link(&graph, token - first, i));
-    s->search->bytes_scanned += GRAPH_LINKS * graph.link_bytes;
+static void follow(search_state *s, uint32_t place) {
+    const segment_query *q = segment_of(s, place);
+    const uint8_t *links = graph_links(&q->at, place - q->first_place);
+    uint32_t places[GRAPH_LINKS];
+    for (uint32_t i = 0; i < GRAPH_LINKS; i++) places[i] = graph_link(&q->at, links, i);
+    visit(s, q, places, GRAPH_LINKS);
+    s->search->bytes_scanned += GRAPH_LINKS * q->at.link_bytes;
 }
 
 static uint32_t search_one(search_state *s, uint32_t row, uint32_t *tokens) {
@@ -162,6 +214,7 @@ static uint32_t search_one(search_state *s, uint32_t row, uint32_t *tokens) {
     uint64_t covered = search->extent.covered;
     for (uint32_t i = 0; i < s->view->params->key_dim; i++)
         s->query[i] = hd_bf16_to_f32(search->queries[row * search->query_stride + i]);
+    for (uint32_t n = 0; n < s->view->segment_count; n++) ask_segment(s, &s->segments[n]);
     memset(s->seen, 0, (covered / 64 + 1) * sizeof(*s->seen));
     s->frontier_count = 0;
     s->visits_left = visits_most(covered, search->tokens_each);
@@ -174,7 +227,12 @@ static uint32_t search_one(search_state *s, uint32_t row, uint32_t *tokens) {
     }
     uint32_t count = s->best.count < search->tokens_each ? s->best.count : search->tokens_each;
     index_items_select(s->best.items, s->best.count, count);
-    for (uint32_t i = 0; i < count; i++) tokens[i] = index_item_token(s->best.items[i]);
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t place = index_item_token(s->best.items[i]);
+        const segment_query *q = segment_of(s, place);
+        tokens[i] = (uint32_t)q->first_token + q->at.tokens[place - q->first_place];
+    }
+    s->search->bytes_scanned += count * sizeof(uint32_t);
     return count;
 }
 
@@ -183,6 +241,7 @@ void graph_search(const index_view *view, index_search *search) {
     uint32_t count = 0;
     s.view = view;
     s.search = search;
+    open_segments(&s);
     for (uint32_t q = 0; q < search->query_count && view->segment_count > 0; q++)
         count += search_one(&s, q, search->tokens + count);
     search->token_count = index_tokens_sort(search->tokens, s.other, count);
