@@ -31,7 +31,9 @@ enum {
     QUERY_PIECE = 64, /* and queries */
 };
 
-typedef enum { FIT, PROJECT, TRAIN, ASSIGN, ARRANGE, PLACE, CENTRES, ENCODE, ANSWER, LINK, LINK_BACK, WRITE, DONE } build_phase;
+typedef enum {
+    FIT, PROJECT, TRAIN, ASSIGN, ARRANGE, PLACE, CENTRES, ENCODE, ANSWER, LINK, LINK_BACK, WRITE, DONE
+} build_phase;
 
 typedef struct workspace { /* of a build; begins its memory, arrays follow */
     index_points points;

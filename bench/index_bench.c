@@ -267,6 +267,10 @@ hd_status index_bench_run(const index_bench_config *config, hd_error *error) {
     bench b = {.config = config, .table = bench_report_table(config->json_path), .rows = json_array()};
     hd_status status = check_names(config->only, error);
     if (status == HD_OK) status = index_data_open(config->data, &b.data, error);
+    if (status == HD_OK && config->has_own_values) {
+        status = index_data_draw_values(&b.data);
+        if (status != HD_OK) index_data_close(&b.data);
+    }
     if (status != HD_OK) {
         json_decref(b.rows);
         return status;
@@ -275,9 +279,9 @@ hd_status index_bench_run(const index_bench_config *config, hd_error *error) {
     status =
         report != NULL && b.rows != NULL ? index_data_solve(&b.data, config->kernels, config->outputs) : HD_NO_MEMORY;
     if (status == HD_OK) {
-        fprintf(b.table, "%s: %u keys of %u, %u queries to learn from, %u tests; kernels %s, one thread\n",
+        fprintf(b.table, "%s: %u keys of %u, %u queries to learn from, %u tests%s; kernels %s, one thread\n",
                 config->data, b.data.key_count, b.data.key_dim, b.data.query_count, b.data.test_count,
-                config->kernels->name);
+                config->has_own_values ? ", values drawn" : "", config->kernels->name);
         json_object_set_new(report, "keys", json_integer(b.data.key_count));
         json_object_set_new(report, "key_dim", json_integer(b.data.key_dim));
         json_object_set(report, "rows", b.rows);

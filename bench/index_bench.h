@@ -17,6 +17,7 @@ typedef struct index_bench_config {
     const char *only;    /* NULL: every index; else names, separated by commas */
     uint32_t candidates; /* tokens that are asked for, of which the best 100 are handed back */
     double share;        /* of the keys, that attention reads exactly */
+    bool has_own_values; /* drawn, rather than the data's: nothing in a key tells its value */
     uint32_t outputs;    /* test queries whose attention is compared; 0: no oracle either */
     const char *json_path;
 } index_bench_config;

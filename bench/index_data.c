@@ -8,6 +8,7 @@
 
 #include "attention-node/index_top.h"
 #include "base/memory.h"
+#include "bench/random.h"
 
 static hd_status take(const safetensors *file, const char *directory, const char *name, uint32_t *rows, uint32_t *dim,
                       const uint16_t **data, hd_error *error) {
@@ -54,9 +55,20 @@ hd_status index_data_open(const char *directory, index_data *data, hd_error *err
 
 void index_data_close(index_data *data) {
     safetensors_close(data->file);
+    free(data->drawn);
     free(data->best);
     free(data->outputs);
     *data = (index_data){0};
+}
+
+hd_status index_data_draw_values(index_data *data) {
+    size_t count = (size_t)data->key_count * data->value_dim;
+    bench_random random = {1};
+    data->drawn = malloc(count * sizeof(*data->drawn));
+    if (data->drawn == NULL) return HD_NO_MEMORY;
+    for (size_t i = 0; i < count; i++) data->drawn[i] = hd_f32_to_bf16((float)bench_random_normal(&random));
+    data->values = data->drawn;
+    return HD_OK;
 }
 
 static const uint16_t *keys_of(void *context, uint64_t first, uint32_t count, uint16_t *room) {

@@ -14,6 +14,7 @@ typedef struct index_data {
     safetensors *file;
     uint32_t key_dim, value_dim, key_count, query_count, test_count;
     const uint16_t *keys, *values, *queries, *tests; /* bf16 rows; key_count is a whole number of index grains */
+    uint16_t *drawn;     /* values that are not the file's, or NULL */
     float scale;
     uint32_t *best;      /* [test_count, INDEX_DATA_BEST] tokens */
     float *outputs;      /* [output_count, value_dim] attention of the first tests */
@@ -23,6 +24,8 @@ typedef struct index_data {
 /* HD_INVALID names the tensor and what is wrong with it. */
 hd_status index_data_open(const char *directory, index_data *data, hd_error *error);
 void index_data_close(index_data *data); /* accepts a zeroed one */
+/* Other values: each its own, drawn without a look at its key. */
+hd_status index_data_draw_values(index_data *data);
 hd_status index_data_solve(index_data *data, const kernel_ops *kernels, uint32_t output_count);
 index_source index_data_source(const index_data *data);
 

@@ -1,20 +1,32 @@
-"""Other libraries on the data sets of `hadal bench index`: recall@100 and queries a second of one thread.
+"""`hadal bench index` beside FAISS (IVF, HNSW), hnswlib and usearch: the same data, the same machine, the same run.
 
-    index_peers.py DIR [--faiss] [--hnswlib] [--usearch]       default: each that is installed
+    index_peers.py HADAL DIR... [--recall 0.95] [--indexes clusters,graph] [--libraries ivf,hnsw,hnswlib,usearch] [--json FILE]
 
-One query a call, three passes, the best counts; thread CPU time, as in `hadal bench index`. Keys are given twice, as
-they are and with their mean taken away, which leaves every query's order alone and helps graphs. Rows are printed for
-each parameter, so that the fastest one at a recall can be read off.
+Each DIR is a data set of tools/index_data.py. Every library is tried with several parameters of its making and as much
+searching as it takes to reach the recall of the true best 100; a row is the fastest way of one library that does, or the
+best recall that it came to. Keys are given with their mean taken away, which leaves every query's order alone and helps
+graphs; IVF is also tried as it comes, and with lists that are ranked by inner product of centres made by distance.
+
+Queries a second are of CPU time of one thread. The libraries get all test queries in one call, which costs them less than
+one at a time; best of three passes. `read` is the bytes of keys and centres that were scored, in bf16 (theirs are twice
+that), over those of all keys; hnswlib does not count. Of an index of ours it is all that a search reads, and the
+candidates' keys. Needs numpy and the libraries: bench/peers/requirements-index.txt.
 """
 import argparse
+import importlib
 import json
 import os
+import subprocess
+import sys
+import tempfile
 import time
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
 import numpy as np
 
 BEST = 100
+EFFORTS = (100, 150, 200, 300, 400, 600, 800, 1200, 1600, 2400, 3200)
 
 
 def read(directory):
@@ -22,97 +34,203 @@ def read(directory):
         size = int.from_bytes(file.read(8), "little")
         header, start = json.loads(file.read(size)), 8 + size
         tensors = {}
-        for name, entry in header.items():
-            first, end = entry["data_offsets"]
+        for name in ("keys", "tests"):
+            first, end = header[name]["data_offsets"]
             file.seek(start + first)
             bits = np.frombuffer(file.read(end - first), np.uint16).astype(np.uint32) << 16
-            tensors[name] = bits.view(np.float32).reshape(entry["shape"])
-    return tensors
+            tensors[name] = bits.view(np.float32).reshape(header[name]["shape"])
+    return tensors["keys"], tensors["tests"]
 
 
-def measure(name, parameters, search, tests, best, build):
-    seconds = []
-    for _ in range(3):
-        start = time.thread_time()
-        found = [search(test) for test in tests]
-        seconds.append(time.thread_time() - start)
-    recall = np.mean([len(np.intersect1d(f, b)) / BEST for f, b in zip(found, best)])
-    print(f"{name:28} {parameters:14} {build:9.1f} {recall:8.3f} {len(tests) / min(seconds):10.0f}", flush=True)
+class Data:
+    def __init__(self, directory):
+        self.keys, self.tests = read(directory)
+        self.centred = np.ascontiguousarray(self.keys - self.keys.mean(0))
+        self.best = np.empty((len(self.tests), BEST), np.int64)
+        for i, test in enumerate(self.tests):
+            self.best[i] = np.argpartition(-(self.keys @ test), BEST)[:BEST]
+
+    def recall(self, found):
+        return float(np.mean([len(np.intersect1d(f, b)) / BEST for f, b in zip(found, self.best)]))
 
 
-def faiss_rows(label, keys, tests, best):
+def spent(work):
+    start = time.process_time()
+    result = work()
+    return time.process_time() - start, result
+
+
+class Way:
+    """One index of one library: how it was made, and a search whose effort can be raised."""
+
+    def __init__(self, data, name, build, search):
+        self.name, self.data, self.search = name, data, search
+        self.build_seconds, self.index = spent(build)
+
+    def reach(self, recall, efforts):
+        """The least effort that reaches the recall, or the greatest there is."""
+        for effort in efforts:
+            _, (found, scored) = spent(lambda: self.search(self.index, effort))
+            row = {"recall_100": self.data.recall(found), "parameters": f"{self.name}, {effort}",
+                   "build_us_per_key": self.build_seconds * 1e6 / len(self.data.keys),
+                   "scanned": None if scored is None else scored / len(self.data.keys)}
+            if row["recall_100"] >= recall:
+                break
+        seconds = min(spent(lambda: self.search(self.index, effort))[0] for _ in range(3))
+        row["queries_per_second"] = len(self.data.tests) / seconds
+        return row
+
+
+def ivf(data):
     import faiss
-
     faiss.omp_set_num_threads(1)
-    dim = keys.shape[1]
-    lists = 1024 if len(keys) < 500000 else 4096
-    start = time.process_time()
-    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
-    index.train(keys)
-    index.add(keys)
-    build = time.process_time() - start
-    for probes in (16, 32, 64, 128, 256, 512):
+    count, dim = data.keys.shape
+    usual = 1 << round(np.log2(3 * np.sqrt(count)))
+
+    def search(index, probes):
         index.nprobe = probes
-        search = lambda q: index.search(q[None], BEST)[1][0]
-        measure(f"faiss IVFFlat {lists} {label}", f"nprobe {probes}", search, tests, best, build)
-    start = time.process_time()
-    graph = faiss.IndexHNSWFlat(dim, 16, faiss.METRIC_INNER_PRODUCT)
-    graph.hnsw.efConstruction = 100
-    graph.add(keys)
-    build = time.process_time() - start
-    for ef in (100, 200, 400, 800):
-        graph.hnsw.efSearch = ef
-        measure(f"faiss HNSW16 {label}", f"ef {ef}", lambda q: graph.search(q[None], BEST)[1][0], tests, best, build)
+        faiss.cvar.indexIVF_stats.reset()
+        found = index.search(data.tests, BEST)[1]
+        return found, faiss.cvar.indexIVF_stats.ndis / len(data.tests) + index.nlist
+
+    def stock(lists):
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
+        index.cp.max_points_per_centroid = 64
+        index.train(data.keys)
+        index.add(data.keys)
+        return index
+
+    def by_distance(lists):
+        clusters = faiss.Kmeans(dim, lists, niter=10, max_points_per_centroid=64, seed=1)
+        clusters.train(data.centred)
+        near, ranked = faiss.IndexFlatL2(dim), faiss.IndexFlatIP(dim)
+        near.add(clusters.centroids)
+        ranked.add(clusters.centroids)
+        index = faiss.IndexIVFFlat(near, dim, lists, faiss.METRIC_INNER_PRODUCT)
+        index.is_trained = True
+        index.add(data.centred)
+        index.kept = near
+        index.quantizer = index.ranked = ranked
+        return index
+
+    for lists in (usual, 2 * usual):
+        probes = [p for p in (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024) if p <= lists]
+        yield Way(data, f"{lists} lists", lambda: stock(lists), search), probes
+        yield Way(data, f"{lists} lists by distance", lambda: by_distance(lists), search), probes
 
 
-def hnswlib_rows(label, keys, tests, best):
+def hnsw(data):
+    import faiss
+    faiss.omp_set_num_threads(1)
+
+    def search(index, effort):
+        index.hnsw.efSearch = effort
+        faiss.cvar.hnsw_stats.reset()
+        found = index.search(data.tests, BEST)[1]
+        return found, faiss.cvar.hnsw_stats.ndis / len(data.tests)
+
+    def build(links):
+        index = faiss.IndexHNSWFlat(data.keys.shape[1], links, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = 100
+        index.add(data.centred)
+        return index
+
+    for links in (16, 32):
+        yield Way(data, f"M {links}", lambda: build(links), search), EFFORTS
+
+
+def hnswlib(data):
     import hnswlib
 
-    start = time.process_time()
-    index = hnswlib.Index("ip", keys.shape[1])
-    index.init_index(len(keys), M=16, ef_construction=100)
-    index.set_num_threads(1)
-    index.add_items(keys)
-    build = time.process_time() - start
-    for ef in (100, 200, 400, 800):
-        index.set_ef(ef)
-        search = lambda q: index.knn_query(q, BEST, num_threads=1)[0][0]
-        measure(f"hnswlib M16 {label}", f"ef {ef}", search, tests, best, build)
+    def search(index, effort):
+        index.set_ef(effort)
+        return index.knn_query(data.tests, BEST, num_threads=1)[0].astype(np.int64), None
+
+    def build(links):
+        index = hnswlib.Index("ip", data.keys.shape[1])
+        index.init_index(len(data.keys), M=links, ef_construction=100)
+        index.add_items(data.centred, num_threads=1)
+        return index
+
+    for links in (16, 32):
+        yield Way(data, f"M {links}", lambda: build(links), search), EFFORTS
 
 
-def usearch_rows(label, keys, tests, best):
+def usearch(data):
     from usearch.index import Index
 
-    start = time.process_time()
-    index = Index(ndim=keys.shape[1], metric="ip", dtype="f32", connectivity=16, expansion_add=100)
-    index.add(np.arange(len(keys)), keys, threads=1)
-    build = time.process_time() - start
-    for ef in (100, 200, 400, 800):
-        index.expansion_search = ef
-        measure(f"usearch M16 {label}", f"ef {ef}", lambda q: index.search(q, BEST, threads=1).keys, tests, best, build)
+    def search(index, effort):
+        index.expansion_search = effort
+        matches = index.search(data.tests, BEST, threads=1)
+        return matches.keys.astype(np.int64), matches.computed_distances / len(data.tests)
+
+    def build(dtype):
+        index = Index(ndim=data.keys.shape[1], metric="ip", dtype=dtype, connectivity=16, expansion_add=100)
+        index.add(np.arange(len(data.keys)), data.centred, threads=1)
+        return index
+
+    for dtype in ("f32", "bf16"):
+        yield Way(data, f"M 16 {dtype}", lambda: build(dtype), search), EFFORTS
+
+
+LIBRARIES = {"ivf": ("faiss", ivf), "hnsw": ("faiss", hnsw), "hnswlib": ("hnswlib", hnswlib), "usearch": ("usearch", usearch)}
+
+
+def best_of(rows, recall):
+    right = [row for row in rows if row["recall_100"] >= recall]
+    return max(right, key=lambda row: row["queries_per_second"]) if right else max(rows, key=lambda row: row["recall_100"])
+
+
+def ours(hadal, directory, indexes):
+    with tempfile.TemporaryDirectory() as room:
+        path = os.path.join(room, "index.json")
+        subprocess.run([hadal, "bench", "index", "--data", directory, "--index", indexes, "--outputs", "0", "--json", path],
+                       check=True, stdout=subprocess.DEVNULL)
+        with open(path) as file:
+            return json.load(file)["rows"]
+
+
+def show(name, row):
+    scanned = "-" if row["scanned"] is None else f"{100 * row['scanned']:.2f}"
+    print(f"{name:10} {row.get('parameters', ''):28} {row['build_us_per_key']:9.1f} {row['recall_100']:8.3f} {scanned:>8} "
+          f"{row['queries_per_second']:10.0f}", flush=True)
+
+
+def compare(arguments, directory):
+    data = Data(directory)
+    result = {"data": directory, "keys": len(data.keys), "key_dim": data.keys.shape[1], "hadal": [], "libraries": {}}
+    print(f"{directory}: {len(data.keys)} keys of {data.keys.shape[1]}, recall of at least {arguments.recall}")
+    print(f"{'index':10} {'parameters':28} {'us/key':>9} {'recall':>8} {'read %':>8} {'queries/s':>10}")
+    for row in ours(arguments.hadal, directory, arguments.indexes):
+        result["hadal"].append(row)
+        show(row["index"], row)
+    for name in arguments.libraries.split(","):
+        rows = [way.reach(arguments.recall, efforts) for way, efforts in LIBRARIES[name][1](data)]
+        result["libraries"][name] = best_of(rows, arguments.recall)
+        show(name, result["libraries"][name])
+    return result
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory")
-    peers = {"faiss": faiss_rows, "hnswlib": hnswlib_rows, "usearch": usearch_rows}
-    for name in peers:
-        parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("hadal")
+    parser.add_argument("directories", nargs="+", metavar="DIR")
+    parser.add_argument("--recall", type=float, default=0.95)
+    parser.add_argument("--indexes", default="clusters,graph")
+    parser.add_argument("--libraries", default=",".join(LIBRARIES))
+    parser.add_argument("--json")
     arguments = parser.parse_args()
-    named = [name for name in peers if getattr(arguments, name)]
-    data = read(arguments.directory)
-    keys, tests = np.ascontiguousarray(data["keys"]), np.ascontiguousarray(data["tests"])
-    best = np.argsort(-(tests @ keys.T), axis=1)[:, :BEST]
-    print(f"{arguments.directory}: {keys.shape[0]} keys of {keys.shape[1]}")
-    print(f"{'index':28} {'':14} {'build s':>9} {'recall':>8} {'queries/s':>10}")
-    for name in named or peers:
-        for label, rows in (("", keys), ("centred", np.ascontiguousarray(keys - keys.mean(0)))):
-            try:
-                peers[name](label, rows, tests, best)
-            except ImportError:
-                if named:
-                    raise SystemExit(f"index_peers.py: {name} is not installed: pip install {name}")
-                break
+    for name in arguments.libraries.split(","):
+        if name not in LIBRARIES:
+            parser.error(f"--libraries: there is no '{name}'; there are {', '.join(LIBRARIES)}")
+        try:
+            importlib.import_module(LIBRARIES[name][0])
+        except ImportError:
+            sys.exit(f"index_peers.py: {LIBRARIES[name][0]} is not installed: pip install -r bench/peers/requirements-index.txt")
+    results = [compare(arguments, directory) for directory in arguments.directories]
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(results, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -34,4 +34,10 @@ static inline double bench_random_exponential(bench_random *random, double rate)
     return -log1p(-bench_random_unit(random)) / rate;
 }
 
+/* Normal, of variance 1. */
+static inline double bench_random_normal(bench_random *random) {
+    double length = sqrt(-2.0 * log1p(-bench_random_unit(random)));
+    return length * cos(6.283185307179586 * bench_random_unit(random));
+}
+
 #endif

@@ -8,6 +8,7 @@ static struct {
     const char *data, *index, *kernels, *json;
     uint64_t candidates, outputs;
     double share;
+    bool values;
 } indexes = {.candidates = 350, .outputs = 64, .share = 0.02};
 
 static size_t bench_index_flags(hd_flag *flags) {
@@ -16,6 +17,8 @@ static size_t bench_index_flags(hd_flag *flags) {
         {"index", HD_FLAG_STRING, &indexes.index, "NAMES", "which ones, and `oracle` (default: all)", false},
         {"candidates", HD_FLAG_U64, &indexes.candidates, "N", "keys read exactly, to hand back the best 100", false},
         {"share", HD_FLAG_DOUBLE, &indexes.share, "X", "of the keys that attention reads exactly", false},
+        {"drawn-values", HD_FLAG_BOOL, &indexes.values, NULL,
+         "values that are drawn, so that nothing in a key tells its value", false},
         {"outputs", HD_FLAG_U64, &indexes.outputs, "N", "queries whose attention is compared; 0: none", false},
         {"kernels", HD_FLAG_STRING, &indexes.kernels, "NAME",
          "the table of kernels (default: the best that this CPU runs)", false},
@@ -32,6 +35,7 @@ static cli_exit bench_index_command_run(const cli_command *command, const cli_ar
                                  .only = indexes.index,
                                  .candidates = (uint32_t)indexes.candidates,
                                  .share = indexes.share,
+                                 .has_own_values = indexes.values,
                                  .outputs = (uint32_t)indexes.outputs,
                                  .json_path = indexes.json};
     hd_status status = HD_OK;

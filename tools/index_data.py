@@ -4,14 +4,14 @@
     index_data.py model OUT --model DIR --layer 4 --head 0 --keys 131072 --text FILE...     dumped from a model
 
 OUT becomes a directory with one model.safetensors: `keys` and `values` [N, dim], `queries` [M, dim], which an index may
-learn from as from those of a prompt, and `tests` [T, dim], which it may not; all bf16.
+learn from as from those of a prompt, and `tests` [T, dim], which it may not and which are none of them; all bf16.
 
 shifted: keys k = R_k S_k (c + 0.6 z) + mean with a spectrum i^-0.5 and 512 centres of Zipf(1.1) weights, and a shared
 mean of 2.5 times the length of what is centred. Queries have another rotation, spectrum and 64 centres, and a mean that
 points away from the keys' (cosine -0.4), so that they lie far from every key; each leans a little towards one key. They
 are scaled so that scores / sqrt(dim) have a standard deviation of 2.5 over the keys.
-model: the layer's own queries and keys (a Llama-like model, by transformers) on windows of the text, with rotary
-embeddings applied again at the positions of the whole; the tests are of tokens just after the last key.
+model: the layer's own queries and keys (a Llama-like model, by transformers; train_model.py makes one) on windows of the
+text, with rotary embeddings applied again at the positions of the whole; the tests are of tokens just after the last key.
 Values are v = (A (k - mean) + noise) / sqrt 2, half said by the key and half not; with --own-values the model's.
 """
 import argparse
@@ -91,13 +91,17 @@ def dump(arguments, total):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, torch_dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    text = "".join(open(path, encoding="utf-8", errors="ignore").read() for path in arguments.text)
-    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    tokenizer, ids = AutoTokenizer.from_pretrained(arguments.model), []
+    for path in arguments.text:
+        if len(ids) < total:
+            text = open(path, encoding="utf-8", errors="ignore").read()
+            ids += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if len(ids) < total:
         raise SystemExit(f"index_data.py: --text has {len(ids)} tokens, {total} are needed: give more files")
+    ids = torch.tensor(ids)
     config, layer = model.config, model.model.layers[arguments.layer]
+    model.model.layers = model.model.layers[: arguments.layer + 1]  # what comes after it is not looked at
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     base = getattr(config, "rope_theta", None) or config.rope_parameters["rope_theta"]
@@ -109,7 +113,7 @@ def dump(arguments, total):
             hook = layer.register_forward_pre_hook(
                 lambda module, args, kwargs: captured.update(x=args[0] if args else kwargs["hidden_states"]),
                 with_kwargs=True)
-            model(ids[first : first + window][None])
+            model.model(ids[first : first + window][None])
             hook.remove()
             x = layer.input_layernorm(captured["x"])[0]
             q = layer.self_attn.q_proj(x).view(-1, heads, dim)[:, arguments.head]

@@ -59,13 +59,13 @@ static void clusters_find_keys_that_turn_with_position(void **state) {
 static void a_graph_finds_keys_around_a_large_mean(void **state) {
     figures f = measure("graph", INDEX_DATA_SHIFTED);
     assert_true(f.recall >= 0.98f);
-    assert_true(f.scanned <= 0.12f);
+    assert_true(f.scanned <= 0.05f);
 }
 
 static void a_graph_finds_keys_that_turn_with_position(void **state) {
     figures f = measure("graph", INDEX_DATA_TURNING);
     assert_true(f.recall >= 0.8f);
-    assert_true(f.scanned <= 0.3f);
+    assert_true(f.scanned <= 0.09f);
 }
 
 static void bounds_find_keys_by_reading_more(void **state) {
