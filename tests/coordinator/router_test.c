@@ -93,11 +93,12 @@ static void rig_open(rig *r, uint32_t worker_count, const worker_load *loads) {
 
 static void rig_close(rig *r) {
     router_close(r->router);
+    for (uint32_t i = 0; i < r->worker_count; i++) scripted_kill(&r->workers[i]);
+    rpc_loop_close(r->workers_loop);
     for (uint32_t i = 0; i < r->worker_count; i++) scripted_close(&r->workers[i]);
     rpc_loop_call(r->loop, close_membership, r);
     membership_hub_close(r->hub);
     rpc_loop_close(r->loop);
-    rpc_loop_close(r->workers_loop);
 }
 
 static worker_rpc *routes(rig *r) {

@@ -122,7 +122,6 @@ void scripted_kill(scripted_worker *w) {
 }
 
 void scripted_close(scripted_worker *w) {
-    if (w->server != NULL) scripted_kill(w);
     worker_service_close(w->service);
     pthread_mutex_destroy(&w->lock);
 }

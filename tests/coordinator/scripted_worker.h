@@ -41,7 +41,7 @@ typedef struct scripted_worker {
 void scripted_open(scripted_worker *worker, const char *id, rpc_loop *loop, const worker_load *load);
 /* Its connections end, and with them its requests. */
 void scripted_kill(scripted_worker *worker);
-void scripted_close(scripted_worker *worker); /* killed as well, where it is not */
+void scripted_close(scripted_worker *worker); /* it has been killed, and its loop closed */
 membership_node scripted_node(const scripted_worker *worker, membership_state state);
 
 uint32_t scripted_running(scripted_worker *worker);
