@@ -140,6 +140,9 @@ typedef struct attention_stats {
     uint64_t page_hits, page_misses; /* unit pages of cold blocks that a step asked for */
     uint64_t cold_read_bytes, cold_written_bytes, cold_read_errors, cold_write_errors, cold_verify_failures;
     uint64_t cold_queue; /* reads and writes that wait or run now */
+    /* Of steps: time that they stood still for other processes, and time in which layers were worked on, here or, of
+     * several other processes, in the one that was busiest. */
+    uint64_t step_wait_ns, layer_work_ns;
 } attention_stats;
 
 typedef struct attention_ops {
@@ -161,6 +164,8 @@ typedef struct attention_ops {
     /* Whether a step with the row at that position would begin its work at once; false: an index for it is being made
      * meanwhile, and a step now would wait for it, with everybody in it. NULL: always. */
     bool (*sequence_is_ready)(attention *self, uint64_t sequence, uint64_t position);
+    /* Between two steps, now and then while there are none: the time for nodes to come and go. NULL: nothing to do. */
+    void (*idle)(attention *self);
     /* What is open under this name, and of its ranges, whoever opened it; at most found_max. For a takeover. */
     hd_status (*sequence_find)(attention *self, uint64_t sequence, attention_found *found, uint32_t found_max,
                                uint32_t *found_count);

@@ -18,7 +18,7 @@
  *   RESET     (the prefix cache)
  *
  * An answer has the call's kind with ATTENTION_ANSWER set, the status in flags, a number in value (OPEN, PREFIX: cached
- * tokens; LENGTH: length; HELLO: the version), and the parts wire_stats | a sentence for a person | ..., then of HELLO
+ * tokens; LENGTH: length; HELLO: the version; LAYER: the ns that it was worked on), and the parts wire_stats | a sentence for a person | ..., then of HELLO
  * the kernels' name, of FIND wire_found ..., of LAYER
  *   output [whole rows, H, G, value_dim] | partial out [H, range rows, G, value_dim] | max | sum [H, range rows, G]
  *   | a status of every span, u32, or nothing: rows that are lost so far (attention.h, rule 7)

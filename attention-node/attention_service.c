@@ -245,7 +245,8 @@ static hd_status run_end(service_link *link, const frame *f, hd_error *error) {
     return link->view->ops->step_end(link->view);
 }
 
-static hd_status run_layer(service_link *link, const frame *f, service_answer *a, frame_part *parts, hd_error *error) {
+static hd_status run_layer(service_link *link, const frame *f, service_answer *a, uint64_t *value, frame_part *parts,
+                           hd_error *error) {
     attention_service *s = link->service;
     if (!link->has_step || f->layer >= s->table.layer_count)
         return hd_error_set(error, HD_INVALID, "a layer without a step, or one that the model has not");
@@ -276,7 +277,8 @@ static hd_status run_layer(service_link *link, const frame *f, service_answer *a
     uint64_t start = hd_now_ns();
     hd_status status = link->view->ops->submit(link->view, &call);
     if (status == HD_OK) status = link->view->ops->wait(link->view, f->layer);
-    atomic_fetch_add_explicit(&s->busy_ns, hd_now_ns() - start, memory_order_relaxed);
+    *value = hd_now_ns() - start;
+    atomic_fetch_add_explicit(&s->busy_ns, *value, memory_order_relaxed);
     if (status != HD_OK) return status;
     pack_output(link, &shape, a->output, call.output_stride * shape.element_bytes);
     pack_partial(link, &shape, &a->partial);
@@ -317,7 +319,7 @@ static hd_status run_call(service_link *link, const frame *f, service_answer *a,
         return status;
     }
     case ATTENTION_BEGIN: return run_begin(link, f, error);
-    case ATTENTION_LAYER: *part_count = 5; return run_layer(link, f, a, parts, error);
+    case ATTENTION_LAYER: *part_count = 5; return run_layer(link, f, a, value, parts, error);
     case ATTENTION_END: return run_end(link, f, error);
     case ATTENTION_RESET: view->ops->cache_reset(view); return HD_OK;
     default: return hd_error_set(error, HD_UNSUPPORTED, "a call of kind %u, which this version does not know", f->kind);

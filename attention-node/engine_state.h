@@ -140,7 +140,7 @@ typedef struct engine {
         _Atomic uint64_t blocks_sequences, blocks_reserved, blocks_cached, sequences, evicted_blocks;
         _Atomic uint64_t hot_blocks, warm_pages, cold_blocks;
         _Atomic uint64_t prefix_queries_tokens, prefix_hits_tokens, appended_tokens;
-        _Atomic uint64_t searches, searched_tokens, search_bytes, search_rest_bytes, search_ns, found_ns;
+        _Atomic uint64_t searches, searched_tokens, search_bytes, search_rest_bytes, search_ns, found_ns, layer_work_ns;
     } published;
 } engine;
 

@@ -7,6 +7,7 @@
 #include <math.h>
 
 #include "attention-node/engine_state.h"
+#include "base/clock.h"
 
 /* ---- Beginning ---- */
 
@@ -469,6 +470,7 @@ hd_status engine_step_wait(attention *self, uint32_t layer) {
     engine_step *step = &e->step;
     if (step->is_broken) return HD_STALE;
     if (!step->is_submitted || step->call.layer != layer) return HD_INVALID;
+    uint64_t begin_ns = hd_now_ns();
     plan_layer(e, &e->layers[layer]);
     hd_status status = engine_await_indexes(e, &e->layers[layer]);
     if (status != HD_OK) return status;
@@ -484,6 +486,7 @@ hd_status engine_step_wait(attention *self, uint32_t layer) {
     step->is_submitted = false;
     step->next_layer = layer + 1;
     step->computed_count++;
+    atomic_fetch_add_explicit(&e->published.layer_work_ns, hd_now_ns() - begin_ns, memory_order_relaxed);
     return HD_OK;
 }
 

@@ -57,6 +57,7 @@ typedef struct remote {
 
     _Atomic uint64_t stats[sizeof(wire_stats) / sizeof(uint64_t)]; /* in the order of wire_stats */
     remote_traffic traffic;
+    _Atomic uint64_t step_wait_ns, layer_work_ns;
 } remote;
 
 static remote *of(const attention *self) {
@@ -164,6 +165,7 @@ static bool take_answer(remote *r, const frame *f) {
         if (r->error != NULL) wire_text(f, 1, r->error->text, sizeof(r->error->text));
     } else if (r->kind == ATTENTION_LAYER) {
         if (!take_layer(r, f)) return false;
+        atomic_fetch_add_explicit(&r->layer_work_ns, f->value, memory_order_relaxed);
     } else if (r->kind == ATTENTION_FIND) {
         if (!take_found(r, f)) return false;
     } else if (r->kind == ATTENTION_HELLO) {
@@ -223,6 +225,8 @@ static hd_status end_call(remote *r, hd_error *error) {
         now = hd_now_ns();
     }
     r->traffic.waited_ns += now - start;
+    if (r->kind == ATTENTION_BEGIN || r->kind == ATTENTION_LAYER || r->kind == ATTENTION_END)
+        atomic_fetch_add_explicit(&r->step_wait_ns, now - start, memory_order_relaxed);
     if (r->is_lost) {
         /* What was lent is not anybody's before the transport has given it back. */
         if (r->link != NULL) r->link->owner->ops->disconnect(r->link);
@@ -477,6 +481,8 @@ static void stats(const attention *self, attention_stats *out) {
                              .warm_used_bytes = w.stats.warm_used_bytes,
                              .cold_used_bytes = w.stats.cold_used_bytes,
                              .warm_bytes = w.stats.warm_bytes,
+                             .step_wait_ns = atomic_load_explicit(&r->step_wait_ns, memory_order_relaxed),
+                             .layer_work_ns = atomic_load_explicit(&r->layer_work_ns, memory_order_relaxed),
                              .cold_bytes = w.stats.cold_bytes};
 }
 

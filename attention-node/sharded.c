@@ -288,6 +288,7 @@ static void add_stats(attention_stats *sum, const attention_stats *of) {
 static void read_stats(const attention *self, attention_stats *stats) {
     const sharded *s = sharded_of(self);
     uint64_t budget_bytes = 0, block_bytes = 0, blocks_whole = UINT64_MAX, index_budget_bytes = UINT64_MAX;
+    uint64_t step_wait_ns = 0, layer_work_ns = 0; /* nodes are waited for one after the other, and work at the same time */
     bool has_lane = false;
     for (uint32_t head = 0; head < s->kv_heads;) {
         attention_stats lane = {.budget_bytes = 0}, node;
@@ -298,6 +299,8 @@ static void read_stats(const attention *self, attention_stats *stats) {
             if (n->attention == NULL || n->is_lost || n->heads.first != head) continue;
             n->attention->ops->stats(n->attention, &node);
             add_stats(&lane, &node);
+            step_wait_ns += node.step_wait_ns;
+            if (node.layer_work_ns > layer_work_ns) layer_work_ns = node.layer_work_ns;
             if (node.blocks_whole > lane.blocks_whole) lane.blocks_whole = node.blocks_whole;
             if (node.index_budget_bytes < lane_index_bytes) lane_index_bytes = node.index_budget_bytes;
             lane.block_bytes = node.block_bytes;
@@ -317,6 +320,13 @@ static void read_stats(const attention *self, attention_stats *stats) {
     stats->index_budget_bytes = has_lane && index_budget_bytes != UINT64_MAX ? index_budget_bytes : 0;
     stats->blocks_total /= s->config.replicas;
     stats->sequences = s->open_count;
+    stats->step_wait_ns = step_wait_ns;
+    stats->layer_work_ns = layer_work_ns;
+}
+
+static void idle(attention *self) {
+    sharded *s = sharded_of(self);
+    if (s->config.tend != NULL) s->config.tend(s->config.tend_context, self);
 }
 
 static hd_dtype dtype_of(const attention *self) {
@@ -363,6 +373,7 @@ static const attention_ops sharded_ops = {
     .step_lost = sharded_step_lost,
     .step_lose = sharded_step_lose,
     .cache_reset = cache_reset,
+    .idle = idle,
     .stats = read_stats,
     .dtype = dtype_of,
 };

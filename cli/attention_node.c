@@ -89,7 +89,8 @@ static void on_usage(void *context, node_usage *usage) {
     *usage =
         (node_usage){.kv_bytes = (state.stats.blocks_sequences + state.stats.blocks_reserved) * state.stats.block_bytes,
                      .kv_capacity = r->cluster.node.kv_capacity,
-                     .sequences = state.stats.sequences};
+                     .sequences = state.stats.sequences,
+                     .appended_tokens = state.stats.appended_tokens};
 }
 
 static void on_drain(void *context, bool is_draining) {

@@ -11,10 +11,11 @@
 
 #define CALL_MS 15000
 #define WAIT_POLL_US 300000u
+#define WATCH_PERIOD_US 1000000u
 
 static struct {
     const char *coordinator, *api_key;
-    bool is_json, waits;
+    bool is_json, waits, watches;
 } options = {.coordinator = "http://127.0.0.1:8000"};
 
 static size_t common_flags(hd_flag *flags) {
@@ -25,6 +26,13 @@ static size_t common_flags(hd_flag *flags) {
     };
     memcpy(flags, all, sizeof(all));
     return sizeof(all) / sizeof(all[0]);
+}
+
+static size_t nodes_flags(hd_flag *flags) {
+    size_t count = common_flags(flags);
+    flags[count++] = (hd_flag){
+        "watch", HD_FLAG_BOOL, &options.watches, NULL, "again every second, with the workers' steps", false};
+    return count;
 }
 
 static size_t drain_flags(hd_flag *flags) {
@@ -128,12 +136,85 @@ static cli_exit print_list(const char *path, const column *columns, size_t colum
     return CLI_DONE;
 }
 
+/* -- watching -- */
+
+static const char *const step_parts[] = {"dense_us", "wire_us", "attention_us"};
+enum { STEP_PARTS = sizeof(step_parts) / sizeof(step_parts[0]) };
+
+static double number(const json_t *row, const char *key) {
+    return json_number_value(json_object_get(row, key));
+}
+
+/* What a worker's steps were since the last look, into its row: how long one takes, and the parts' shares. */
+static void set_steps(json_t *row, const json_t *before, const json_t *now) {
+    double steps = number(now, "steps") - number(before, "steps"), spent = 0;
+    if (before == NULL || steps <= 0) return;
+    for (int i = 0; i < STEP_PARTS; i++) spent += number(now, step_parts[i]) - number(before, step_parts[i]);
+    char text[32];
+    snprintf(text, sizeof(text), "%.2f", spent / steps / 1e3);
+    json_object_set_new(row, "step_ms", json_string(text));
+    for (int i = 0; i < STEP_PARTS && spent > 0; i++) {
+        double part = number(now, step_parts[i]) - number(before, step_parts[i]);
+        snprintf(text, sizeof(text), "%.0f %%", 100 * part / spent);
+        json_object_set_new(row, step_parts[i], json_string(text));
+    }
+}
+
+static const json_t *find_steps(const json_t *all, const char *node) {
+    size_t index;
+    json_t *steps;
+    json_array_foreach(all, index, steps) {
+        const char *name = json_string_value(json_object_get(steps, "node"));
+        if (name != NULL && node != NULL && strcmp(name, node) == 0) return steps;
+    }
+    return NULL;
+}
+
+static void print_rows(const json_t *rows, const column *columns, size_t column_count) {
+    if (options.is_json) {
+        json_dumpf(rows, stdout, JSON_COMPACT);
+        putchar('\n');
+    } else {
+        if (isatty(STDOUT_FILENO)) printf("\033[H\033[J"); /* home, and clear what is below */
+        print_table(rows, columns, column_count);
+        if (!isatty(STDOUT_FILENO)) putchar('\n');
+    }
+    fflush(stdout);
+}
+
+/* Until it is ended, or the coordinator does not answer. */
+static cli_exit watch(const column *columns, size_t column_count) {
+    hd_error error = {{0}};
+    json_t *before = NULL, *rows, *now;
+    for (;;) {
+        hd_status status = call("/operator/nodes", NULL, &rows, &error);
+        if (status == HD_OK && (status = call("/operator/steps", NULL, &now, &error)) != HD_OK) json_decref(rows);
+        if (status != HD_OK) break;
+        size_t index;
+        json_t *row;
+        json_array_foreach(rows, index, row) {
+            const char *id = json_string_value(json_object_get(row, "id"));
+            set_steps(row, find_steps(before, id), find_steps(now, id));
+        }
+        print_rows(rows, columns, column_count);
+        json_decref(rows);
+        json_decref(before);
+        before = now;
+        usleep(WATCH_PERIOD_US);
+    }
+    json_decref(before);
+    return cli_fail(&error);
+}
+
 static cli_exit nodes_run(const cli_command *command, const cli_arguments *arguments) {
     static const column columns[] = {
-        {"NODE", "id"},         {"ROLE", "role"},           {"STATE", "state"},
-        {"ADDRESS", "address"}, {"MODEL", "model"},         {"KV", "kv_bytes"},
-        {"OF", "kv_capacity"},  {"SEQUENCES", "sequences"}, {"SAFE TO DELETE", "safe_to_delete"}};
-    return print_list("/operator/nodes", columns, sizeof(columns) / sizeof(columns[0]));
+        {"NODE", "id"},          {"ROLE", "role"},           {"STATE", "state"},
+        {"ADDRESS", "address"},  {"MODEL", "model"},         {"KV", "kv_bytes"},
+        {"OF", "kv_capacity"},   {"SEQUENCES", "sequences"}, {"SAFE TO DELETE", "safe_to_delete"},
+        {"STEP MS", "step_ms"},  {"DENSE", "dense_us"},      {"WIRE", "wire_us"},
+        {"ATTENTION", "attention_us"}};
+    enum { ALL = sizeof(columns) / sizeof(columns[0]) };
+    return options.watches ? watch(columns, ALL) : print_list("/operator/nodes", columns, ALL - 1 - STEP_PARTS);
 }
 
 static cli_exit sequences_run(const cli_command *command, const cli_arguments *arguments) {
@@ -213,8 +294,11 @@ const cli_command nodes_command = {.name = "nodes",
                                    .summary = "the cluster's nodes: state, memory, what may be deleted",
                                    .details = "Lists the nodes that a coordinator sees. A node is safe to delete when "
                                               "it takes no new work and holds nothing.\n"
-                                              "    hadal nodes --coordinator http://127.0.0.1:8001\n",
-                                   .flags = common_flags,
+                                              "    hadal nodes --coordinator http://127.0.0.1:8001\n"
+                                              "With --watch it is printed again every second, and says where the time of "
+                                              "each worker's steps goes:\n"
+                                              "products with weights, the way to attention nodes and back, attention.\n",
+                                   .flags = nodes_flags,
                                    .run = nodes_run};
 const cli_command sequences_command = {
     .name = "sequences",

@@ -96,6 +96,7 @@ void api_serve_version(api_call *call);
 void api_serve_metrics(api_call *call);
 void api_serve_cache_reset(api_call *call);
 void api_serve_nodes(api_call *call);      /* api_operator.c */
+void api_serve_steps(api_call *call);
 void api_serve_sequences(api_call *call);
 void api_serve_drain(api_call *call);
 void api_serve_undrain(api_call *call);

@@ -9,7 +9,7 @@ static void write_model(const served_model *model, text_buffer *out) {
     text_buffer_text(out, "{\"id\":");
     text_buffer_json_text(out, model->limits.model_name);
     text_buffer_format(out, ",\"object\":\"model\",\"created\":%" PRIu64 ",\"owned_by\":\"hadal\",\"max_model_len\":%" PRIu64 "}",
-                       model->created_s, model->info.context_max);
+                       model->created_s, served_model_context_max(model));
 }
 
 void api_serve_models(api_call *call) {

@@ -20,6 +20,14 @@ void api_serve_nodes(api_call *call) {
     api_call_json(call, 200, &body);
 }
 
+void api_serve_steps(api_call *call) {
+    if (!has_cluster(call)) return;
+    text_buffer body;
+    text_buffer_init(&body);
+    router_write_steps(call->api->router, &body);
+    api_call_json(call, 200, &body);
+}
+
 void api_serve_sequences(api_call *call) {
     if (!has_cluster(call)) return;
     text_buffer body;

@@ -33,6 +33,7 @@ static const api_route routes[] = {
     {"/metrics", "GET", false, false, ACCESS_KEY, api_serve_metrics},
     {"/reset_prefix_cache", "POST", false, false, ACCESS_ADMIN, api_serve_cache_reset},
     {"/operator/nodes", "GET", false, false, ACCESS_OPERATOR, api_serve_nodes},
+    {"/operator/steps", "GET", false, false, ACCESS_OPERATOR, api_serve_steps},
     {"/operator/sequences", "GET", false, false, ACCESS_OPERATOR, api_serve_sequences},
     {"/operator/drain", "POST", false, true, ACCESS_OPERATOR, api_serve_drain},
     {"/operator/undrain", "POST", false, true, ACCESS_OPERATOR, api_serve_undrain},

@@ -41,7 +41,16 @@ void api_serve_metrics(api_call *call) {
         api_call_fail(call, &error);
         return;
     }
-    api_call_text(call, 200, "text/plain; version=0.0.4; charset=utf-8", text, bytes);
+    if (call->api->router != NULL) {
+        text_buffer all;
+        text_buffer_init(&all);
+        text_buffer_append(&all, text, bytes);
+        free(text);
+        router_write_metrics(call->api->router, &all);
+        text = text_buffer_take(&all, &bytes);
+        text_buffer_fini(&all);
+    }
+    api_call_text(call, text != NULL || bytes == 0 ? 200 : 503, "text/plain; version=0.0.4; charset=utf-8", text, bytes);
 }
 
 void api_serve_cache_reset(api_call *call) {

@@ -39,7 +39,7 @@ static void generation_free(generation *g) {
 
 /* max_tokens of each choice: what was asked for, or the default as far as the context allows. */
 static hd_status choose_max_tokens(generation *g, api_error *error) {
-    uint64_t longest = 0, context_max = g->model->info.context_max;
+    uint64_t longest = 0, context_max = served_model_context_max(g->model);
     uint32_t longest_part = 0;
     for (uint32_t i = 0; i < g->request.prompt_count; i++) {
         g->prompt_tokens += g->prompts[i].id_count;

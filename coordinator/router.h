@@ -48,6 +48,9 @@ void router_close(router *router);
 /* JSON arrays, appended: of nodes as `hadal nodes --json` prints them, and of sequences. */
 void router_write_nodes(router *router, text_buffer *out);
 void router_write_sequences(router *router, text_buffer *out);
+/* What workers' steps have come to so far, an array of JSON; and what all nodes have counted, as Prometheus has it. */
+void router_write_steps(router *router, text_buffer *out);
+void router_write_metrics(router *router, text_buffer *out);
 /* Asks the node itself, and waits for its answer. HD_NOT_FOUND: no such node. */
 hd_status router_drain(router *router, const char *node_id, bool is_draining, hd_error *error);
 hd_status router_cancel(router *router, const char *sequence, hd_error *error);

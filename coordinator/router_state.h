@@ -1,5 +1,5 @@
 /* router_state.h - the inside of a router, shared by router.c (requests), router_workers.c (connections),
- * router_choice.c (who gets what) and router_view.c (the operator's view). All of it is the loop thread's, but what says
+ * router_choice.c (who gets what), router_view.c (the operator's view) and router_metrics.c (what nodes have counted). All of it is the loop thread's, but what says
  * otherwise. */
 #ifndef COORDINATOR_ROUTER_STATE_H
 #define COORDINATOR_ROUTER_STATE_H
@@ -78,7 +78,7 @@ typedef struct watched_node { /* of any role but worker: what the operator sees 
     bool is_known;
     rpc_channel *channel;
     rpc_unary *asking;
-    uint64_t kv_bytes, kv_capacity, sequences;
+    uint64_t kv_bytes, kv_capacity, sequences, appended_tokens;
 } watched_node;
 
 struct router {

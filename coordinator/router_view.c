@@ -76,6 +76,7 @@ static void on_status(void *context, const ProtobufCMessage *message, const rpc_
     n->kv_bytes = status->kv_bytes;
     n->kv_capacity = status->kv_capacity;
     n->sequences = status->sequences;
+    n->appended_tokens = status->appended_tokens;
 }
 
 void router_ask_nodes(router *r) {

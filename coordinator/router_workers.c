@@ -122,6 +122,7 @@ static void update_model_load(route_model *model) {
         sum.prefix_query_tokens += link->load.prefix_query_tokens;
         sum.prefix_hit_tokens += link->load.prefix_hit_tokens;
         sum.preemptions += link->load.preemptions;
+        if (link->load.context_max > sum.context_max) sum.context_max = link->load.context_max;
     }
     pthread_mutex_lock(&model->lock);
     model->load = sum;

@@ -21,6 +21,12 @@ void served_model_init(served_model *model, worker_rpc *worker, const worker_inf
              info->weights_dtype, info->kv_dtype);
 }
 
+uint64_t served_model_context_max(const served_model *model) {
+    worker_load load = {0};
+    model->worker->ops->load(model->worker, &load);
+    return load.context_max > 0 ? load.context_max : model->info.context_max;
+}
+
 hd_status model_set_add(model_set *set, const served_model *model) {
     uint32_t count = atomic_load_explicit(&set->count, memory_order_relaxed);
     if (count == SERVED_MODELS_MAX) return HD_FULL;

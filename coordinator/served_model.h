@@ -31,6 +31,8 @@ typedef struct model_set {
 /* Fills a model from its worker's info. name NULL: the worker's. */
 void served_model_init(served_model *model, worker_rpc *worker, const worker_info *info, const text_model *text,
                        const char *name, uint64_t created_s);
+/* Prompt and answer together, at most, now: it grows when attention nodes join. */
+uint64_t served_model_context_max(const served_model *model);
 hd_status model_set_add(model_set *set, const served_model *model);                            /* HD_FULL */
 const served_model *model_set_find(const model_set *set, const char *name, size_t name_bytes); /* or NULL */
 /* The model that a JSON body names at its top level; the first where it names none, or one that is not here; NULL where

@@ -11,6 +11,7 @@ static void fill_answer(node_service *s, rpc_unary_answer *answer) {
     s->answer.kv_bytes = usage.kv_bytes;
     s->answer.kv_capacity = usage.kv_capacity;
     s->answer.sequences = usage.sequences;
+    s->answer.appended_tokens = usage.appended_tokens;
     answer->message = &s->answer.base;
 }
 

@@ -14,6 +14,7 @@
 
 typedef struct node_usage {
     uint64_t kv_bytes, kv_capacity, sequences;
+    uint64_t appended_tokens; /* of an attention node, since its start */
 } node_usage;
 
 typedef struct node_service {

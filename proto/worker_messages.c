@@ -234,6 +234,12 @@ void worker_load_encode(const worker_load *load, Hadal__Load *m) {
     m->prefix_query_tokens = load->prefix_query_tokens;
     m->prefix_hit_tokens = load->prefix_hit_tokens;
     m->preemptions = load->preemptions;
+    m->context_max = load->context_max;
+    m->steps = load->steps;
+    m->step_rows = load->step_rows;
+    m->dense_us = load->dense_us;
+    m->wire_us = load->wire_us;
+    m->attention_us = load->attention_us;
 }
 
 void worker_load_decode(const Hadal__Load *m, worker_load *load) {
@@ -245,5 +251,11 @@ void worker_load_decode(const Hadal__Load *m, worker_load *load) {
                           .blocks_cached = m->blocks_cached,
                           .prefix_query_tokens = m->prefix_query_tokens,
                           .prefix_hit_tokens = m->prefix_hit_tokens,
-                          .preemptions = m->preemptions};
+                          .preemptions = m->preemptions,
+                          .context_max = m->context_max,
+                          .steps = m->steps,
+                          .step_rows = m->step_rows,
+                          .dense_us = m->dense_us,
+                          .wire_us = m->wire_us,
+                          .attention_us = m->attention_us};
 }

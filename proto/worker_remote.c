@@ -132,6 +132,7 @@ static void on_report(void *context, rpc_stream *stream, const rpc_message *mess
     }
     if (report->load != NULL) {
         worker_load_decode(report->load, &w->load);
+        if (w->load.context_max != 0) w->description->context_max = w->load.context_max;
         if (w->handlers.on_load != NULL) w->handlers.on_load(w->context, &w->load);
     }
     for (size_t i = 0; i < report->n_events && w->session != NULL; i++) deliver(w, report->events[i]);

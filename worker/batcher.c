@@ -28,6 +28,7 @@
 
 #define NS_PER_MS 1000000ull
 #define FULL_RETRY_MS 100u /* attention may be shared with others, whose releases nobody announces */
+#define IDLE_MS 250u /* between looks for attention nodes that have come or gone */
 #define NO_CHOICE UINT32_MAX
 #define LOSSES_MAX 4u /* attention nodes lost in one step, before those who were in it are given up */
 #define REST_MS 250u         /* of a sequence whose pages the disk still has, while others go on */
@@ -55,6 +56,10 @@ struct batcher {
 
     _Atomic bool has_cancelled;
     _Atomic uint32_t running_count, waiting_count; /* requests; arrivals are waiting */
+    _Atomic uint64_t most_held; /* tokens that attention has had room for */
+    struct {
+        _Atomic uint64_t steps, rows, dense_ns, wire_ns, attention_ns;
+    } spent; /* worker_rpc.h, worker_load */
 
     /* The step thread's. */
     job *jobs; /* [requests_max] */
@@ -558,6 +563,23 @@ static uint32_t choose_members(batcher *b, uint32_t *prompt_count, bool *is_deco
     return member_count;
 }
 
+/* Where the time of a step went. What a lost node has counted is gone from the totals, and its step counts as dense. */
+static void count_time(batcher *b, const attention_stats *before, uint64_t step_ns, uint32_t rows) {
+    attention_stats now;
+    b->config.attention->ops->stats(b->config.attention, &now);
+    uint64_t waited = now.step_wait_ns > before->step_wait_ns ? now.step_wait_ns - before->step_wait_ns : 0;
+    uint64_t worked = now.layer_work_ns > before->layer_work_ns ? now.layer_work_ns - before->layer_work_ns : 0;
+    bool is_remote = now.step_wait_ns > 0;
+    uint64_t attention_ns = is_remote && worked > waited ? waited : worked;
+    uint64_t wire_ns = is_remote ? waited - attention_ns : 0, other_ns = attention_ns + wire_ns;
+    atomic_fetch_add(&b->spent.steps, 1);
+    atomic_fetch_add(&b->spent.rows, rows);
+    atomic_fetch_add(&b->spent.attention_ns, attention_ns);
+    atomic_fetch_add(&b->spent.wire_ns, wire_ns);
+    atomic_fetch_add(&b->spent.dense_ns, step_ns > other_ns ? step_ns - other_ns : 0);
+    worker_metrics_count_step(&b->metrics, step_ns > other_ns ? step_ns - other_ns : 0, wire_ns, attention_ns);
+}
+
 static void run_step(batcher *b) {
     uint32_t prompt_count, rows = 0, prompt_rows = 0;
     bool is_decoding;
@@ -571,9 +593,13 @@ static void run_step(batcher *b) {
         rows += b->members[i]->rows;
         if (b->members[i]->reports_prompt) prompt_rows += b->members[i]->rows;
     }
+    attention_stats before;
+    b->config.attention->ops->stats(b->config.attention, &before);
     uint64_t begin_ns = hd_now_ns();
     run_members(b, b->members, member_count);
-    schedule_learn(&b->schedule, b->prompts, prompt_count, is_decoding, (double)(hd_now_ns() - begin_ns));
+    uint64_t step_ns = hd_now_ns() - begin_ns;
+    count_time(b, &before, step_ns, rows);
+    schedule_learn(&b->schedule, b->prompts, prompt_count, is_decoding, (double)step_ns);
     hd_counter_add(b->metrics.prompt_tokens_total, prompt_rows);
     hd_histogram_observe(b->metrics.iteration_tokens_total, rows);
 }
@@ -603,12 +629,14 @@ static bool wait_for_work(batcher *b, bool *is_reset_asked) {
     pthread_mutex_lock(&b->lock);
     if (b->running.first == NULL) {
         bool is_stuck = b->waiting.first != NULL; /* attention is full, and not of what runs here */
-        while (!is_stuck && b->arrivals.first == NULL && !b->is_closing && !b->is_reset_asked)
+        bool looks_around = b->config.attention->ops->idle != NULL;
+        bool has_news = b->arrivals.first != NULL || b->is_closing || b->is_reset_asked;
+        while (!is_stuck && !looks_around && b->arrivals.first == NULL && !b->is_closing && !b->is_reset_asked)
             pthread_cond_wait(&b->news, &b->lock);
-        if (is_stuck) {
+        if (is_stuck || (looks_around && !has_news)) {
             struct timespec until;
             clock_gettime(CLOCK_MONOTONIC, &until);
-            until.tv_nsec += FULL_RETRY_MS * (long)NS_PER_MS;
+            until.tv_nsec += (is_stuck ? FULL_RETRY_MS : IDLE_MS) * (long)NS_PER_MS;
             until.tv_sec += until.tv_nsec / 1000000000;
             until.tv_nsec %= 1000000000;
             pthread_cond_timedwait(&b->news, &b->lock, &until);
@@ -634,6 +662,7 @@ static void *step_main(void *context) {
     attention *a = b->config.attention;
     for (bool is_reset_asked; wait_for_work(b, &is_reset_asked);) {
         if (is_reset_asked) a->ops->cache_reset(a);
+        if (b->running.first == NULL && a->ops->idle != NULL) a->ops->idle(a);
         if (atomic_exchange(&b->has_cancelled, false)) end_cancelled(b);
         start_what_fits(b);
         run_step(b);
@@ -644,8 +673,21 @@ static void *step_main(void *context) {
 
 /* From other threads */
 
+/* What attention has held so far: it grows as nodes join. When one is lost it stays, for what was begun with it is not
+ * wrong because of that. */
+static uint64_t context_max(batcher *b) {
+    attention_stats stats;
+    b->config.attention->ops->stats(b->config.attention, &stats);
+    uint64_t holds = stats.blocks_total * HD_BLOCK_TOKENS, most = atomic_load(&b->most_held);
+    while (holds > most && !atomic_compare_exchange_weak(&b->most_held, &most, holds)) {}
+    if (most > holds) holds = most;
+    return holds < b->limits.context_max ? holds : b->limits.context_max;
+}
+
 hd_status batcher_submit(batcher *b, worker_request *request, hd_error *error) {
-    hd_status status = request_check(request, &b->limits, error);
+    request_limits limits = b->limits;
+    limits.context_max = context_max(b);
+    hd_status status = request_check(request, &limits, error);
     if (status != HD_OK) return status;
     pthread_mutex_lock(&b->lock);
     job *j = b->free_jobs.first;
@@ -695,7 +737,7 @@ void batcher_cache_reset(batcher *b) {
     pthread_mutex_unlock(&b->lock);
 }
 
-void batcher_load(const batcher *b, worker_load *load) {
+void batcher_load(batcher *b, worker_load *load) {
     attention_stats stats;
     b->config.attention->ops->stats(b->config.attention, &stats);
     *load = (worker_load){
@@ -707,6 +749,12 @@ void batcher_load(const batcher *b, worker_load *load) {
         .blocks_cached = stats.blocks_cached,
         .prefix_query_tokens = stats.prefix_queries_tokens,
         .prefix_hit_tokens = stats.prefix_hits_tokens,
+        .context_max = context_max(b),
+        .steps = atomic_load(&b->spent.steps),
+        .step_rows = atomic_load(&b->spent.rows),
+        .dense_us = atomic_load(&b->spent.dense_ns) / 1000,
+        .wire_us = atomic_load(&b->spent.wire_ns) / 1000,
+        .attention_us = atomic_load(&b->spent.attention_ns) / 1000,
     };
 }
 

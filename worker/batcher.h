@@ -19,7 +19,7 @@
 
 typedef struct batcher batcher;
 
-/* Starts the step thread. context_max is already bounded by what attention holds. */
+/* Starts the step thread. context_max: the model's and the configuration's; what attention has held so far bounds it as well. */
 hd_status batcher_open(const worker_config *config, uint64_t context_max, batcher **out, hd_error *error);
 /* Refuses what comes from now on, waits for what is there (at most drain_ms), cancels the rest, and ends the thread.
  * Accepts NULL. */
@@ -28,6 +28,6 @@ void batcher_close(batcher *batcher, uint64_t drain_ms);
 hd_status batcher_submit(batcher *batcher, worker_request *request, hd_error *error);
 void batcher_cancel(batcher *batcher, uint64_t id, uint32_t choice);
 void batcher_cache_reset(batcher *batcher); /* takes place between two steps */
-void batcher_load(const batcher *batcher, worker_load *load);
+void batcher_load(batcher *batcher, worker_load *load);
 
 #endif

@@ -21,7 +21,11 @@ static void cancel(worker_rpc *self, uint64_t id, uint32_t choice) {
 }
 
 static void info(worker_rpc *self, worker_info *out) {
-    *out = ((worker *)self)->info;
+    worker *w = (worker *)self;
+    worker_load load;
+    batcher_load(w->batcher, &load);
+    *out = w->info;
+    out->context_max = load.context_max;
 }
 
 static void load(worker_rpc *self, worker_load *out) {
@@ -67,7 +71,7 @@ static void fill_info(worker *w) {
     const model_config *model = config->model;
     attention_stats stats;
     config->attention->ops->stats(config->attention, &stats);
-    uint64_t context_max = least(model_context(model), stats.blocks_total * HD_BLOCK_TOKENS);
+    uint64_t context_max = model_context(model);
     if (config->context_max > 0) context_max = least(context_max, config->context_max);
     hd_dtype kv_dtype = config->attention->ops->dtype(config->attention);
     w->info = (worker_info){

@@ -52,6 +52,24 @@ static bool register_searches(worker_metrics *m, hd_metrics *registry) {
            m->found_us != NULL && m->index_wait_us != NULL && m->index_bytes != NULL && m->index_lag_tokens != NULL;
 }
 
+static bool register_steps(worker_metrics *m, hd_metrics *registry) {
+    static const char *const parts[] = {"part=\"dense\"", "part=\"wire\"", "part=\"attention\""};
+    bool is_complete = true;
+    for (int i = 0; i < 3; i++) {
+        m->step_us[i] = hd_counter_register(registry, "hadal:step_microseconds_total", parts[i],
+                                            "Time of steps: products and sampling; the way to attention nodes and back; "
+                                            "attention.");
+        is_complete = is_complete && m->step_us[i] != NULL;
+    }
+    return is_complete;
+}
+
+void worker_metrics_count_step(worker_metrics *m, uint64_t dense_ns, uint64_t wire_ns, uint64_t attention_ns) {
+    hd_counter_add(m->step_us[0], dense_ns / 1000);
+    hd_counter_add(m->step_us[1], wire_ns / 1000);
+    hd_counter_add(m->step_us[2], attention_ns / 1000);
+}
+
 hd_status worker_metrics_init(worker_metrics *m, hd_metrics *registry) {
     *m = (worker_metrics){0};
     if (registry == NULL) return HD_OK;
@@ -75,7 +93,8 @@ hd_status worker_metrics_init(worker_metrics *m, hd_metrics *registry) {
         hd_histogram_register(registry, "hadal:iteration_tokens_total", "", "Rows of a step, prefill and decode.",
                               hd_bounds_tokens, hd_bounds_tokens_count);
     bool has_tiers = register_tiers(m, registry), has_searches = register_searches(m, registry);
-    bool is_complete = has_tiers && has_searches && m->num_requests_running != NULL &&
+    bool has_steps = register_steps(m, registry);
+    bool is_complete = has_tiers && has_searches && has_steps && m->num_requests_running != NULL &&
                        m->num_requests_waiting != NULL && m->kv_cache_usage_perc != NULL &&
                        m->prefix_cache_queries != NULL && m->prefix_cache_hits != NULL && m->num_preemptions != NULL &&
                        m->prompt_tokens_total != NULL && m->generation_tokens_total != NULL &&

@@ -13,6 +13,7 @@ typedef struct worker_metrics {
     hd_counter *prefix_cache_queries, *prefix_cache_hits, *num_preemptions, *prompt_tokens_total,
         *generation_tokens_total;
     hd_histogram *iteration_tokens_total;
+    hd_counter *step_us[3]; /* dense, wire, attention */
     hd_gauge *tier_bytes[3], *cold_queue; /* hot, warm, cold */
     hd_counter *page_hits, *page_misses, *cold_read_bytes, *cold_written_bytes, *cold_read_errors, *cold_write_errors,
         *cold_verify_failures;
@@ -24,5 +25,8 @@ typedef struct worker_metrics {
 /* metrics may be NULL: then every update does nothing. */
 hd_status worker_metrics_init(worker_metrics *metrics, hd_metrics *registry);
 void worker_metrics_update(worker_metrics *metrics, const attention_stats *stats, uint32_t running, uint32_t waiting);
+
+/* A step has taken so long: with weights, on the wire, with attention. */
+void worker_metrics_count_step(worker_metrics *metrics, uint64_t dense_ns, uint64_t wire_ns, uint64_t attention_ns);
 
 #endif

@@ -90,6 +90,16 @@ class Api:
         finally:
             connection.close()
 
+    def metrics(self):
+        """Every series of /metrics, by its name with labels."""
+        connection = http.client.HTTPConnection(self.address, self.port, timeout=10)
+        try:
+            connection.request("GET", "/metrics", None, self.headers)
+            lines = connection.getresponse().read().decode().splitlines()
+            return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")}
+        finally:
+            connection.close()
+
     def stream(self, body, on_token=None):
         """The token ids of each choice of a streamed completion, in the order in which they came, and how each ended."""
         connection = http.client.HTTPConnection(self.address, self.port, timeout=120)

@@ -80,6 +80,46 @@ class Offload(unittest.TestCase):
             self.check(streams)
             self.assertEqual(self.takeovers(cluster), 0)
 
+    def test_contexts_grow_with_the_nodes_that_join(self):
+        with self.cluster() as cluster:
+            small = ("--hot-memory", "3M", "--index-memory", "0")
+            cluster.start_etcd()
+            cluster.start_attention_node("attention-1", *small)
+            cluster.start_worker("worker-1", self.model, "--attention", "nodes", "--kv-range", "1024", "--max-requests", "4")
+            api = cluster.start_coordinator("coordinator-1")
+            cluster.wait_ready(api)
+            longest, request = self.expected[1], self.requests[1]
+
+            def context():
+                return api.request("GET", "/v1/models")[1]["data"][0]["max_model_len"]
+
+            needed = len(request["prompt"]) + request["max_tokens"]
+            self.assertLess(context(), needed)
+            status, answer = api.request("POST", "/v1/completions", request)
+            self.assertEqual((status, answer["error"]["code"]), (400, "context_length_exceeded"))
+            # Nothing runs: the worker looks around all the same.
+            cluster.start_attention_node("attention-2", *small)
+            cluster.wait("a larger context", lambda: context() >= needed)
+            self.assertEqual(api.stream(request)["tokens"], longest["tokens"])
+
+    def test_operators_see_where_the_time_of_steps_goes(self):
+        with self.cluster() as cluster:
+            api = self.begin(cluster, 2, 1)
+            self.check(Streams(api, self.requests))
+            tokens = sum(len(body["prompt"]) + body["max_tokens"] - 1 for body in self.requests)  # the last one is not stored
+            cluster.wait("its totals", lambda: api.request("GET", "/operator/steps")[1][0]["rows"] == tokens)
+            [steps] = api.request("GET", "/operator/steps")[1]
+            self.assertEqual(steps["node"], "worker-1")
+            for part in ("dense_us", "wire_us", "attention_us"):
+                self.assertGreater(steps[part], 0)
+                name = part.removesuffix("_us")
+                self.assertEqual(api.metrics()[f'hadal:node_step_microseconds_total{{node="worker-1",part="{name}"}}'], steps[part])
+            cluster.wait("the nodes' totals", lambda: self.appended(api) == tokens)
+
+    def appended(self, api):
+        """Positions that all attention nodes together have stored."""
+        return sum(value for name, value in api.metrics().items() if name.startswith("hadal:node_appended_tokens_total{"))
+
     def test_a_drained_attention_node_takes_nothing_new_and_goes_when_it_is_empty(self):
         with self.cluster() as cluster:
             api = self.begin(cluster, 2, 1, "--kv-lanes", "1")
