@@ -199,6 +199,10 @@ typedef struct attention_ops {
      * of the same rows elsewhere tells those by step_lose: computed from what is lost, they must not be kept either. */
     hd_status (*step_lost)(attention *self, uint32_t span);
     void (*step_lose)(attention *self, uint32_t span, hd_status why);
+    /* A further attention over the same sequences, with a step of its own that may be open while others have theirs, of
+     * rows_max rows and sequences; a sequence is in one of them. Steps alone: sequences are opened and ended here. It is
+     * closed before this one. HD_FULL, HD_UNSUPPORTED: none can be had. */
+    hd_status (*attach)(attention *self, uint32_t rows_max, attention **view, hd_error *error);
     /* Drops every block that only the prefix cache holds. */
     void (*cache_reset)(attention *self);
     void (*stats)(const attention *self, attention_stats *stats); /* any thread */

@@ -390,6 +390,11 @@ static void engine_close(attention *self) {
     else engine_detach(self);
 }
 
+static hd_status attach(attention *self, uint32_t rows_max, attention **view, hd_error *error) {
+    hd_status status = engine_attach(self, view);
+    return status == HD_OK ? status : hd_error_set(error, status, "this attention takes no further step at a time");
+}
+
 static const attention_ops engine_ops = {
     .name = "engine",
     .close = engine_close,
@@ -403,6 +408,7 @@ static const attention_ops engine_ops = {
     .state_save = state_save,
     .state_load = state_load,
     .sequence_close = close_sequence,
+    .attach = attach,
     .step_begin = engine_step_begin,
     .submit = engine_step_submit,
     .wait = engine_step_wait,

@@ -19,7 +19,8 @@ typedef struct remote {
     attention base; /* first */
     transport *transport;
     transport_link *link;
-    char name[128];
+    remote_config config; /* for further links; its pointers are to what is kept here */
+    char name[128], model_name[128];
     bool is_lost;
     hd_status lost_status;
     char lost_reason[256];
@@ -511,6 +512,8 @@ static void close_remote(attention *self) {
     hd_free(r);
 }
 
+static hd_status attach(attention *self, uint32_t rows_max, attention **view, hd_error *error);
+
 static const attention_ops remote_ops = {
     .name = "remote",
     .close = close_remote,
@@ -523,6 +526,7 @@ static const attention_ops remote_ops = {
     .state_save = state_save,
     .state_load = state_load,
     .sequence_close = sequence_close,
+    .attach = attach,
     .step_begin = step_begin,
     .submit = submit,
     .wait = wait_layer,
@@ -617,9 +621,14 @@ hd_status remote_open(const remote_config *config, attention **out, hd_error *er
     r->sequences_max = config->sequences_max;
     r->answer_ns = (config->link_ms != 0 ? config->link_ms : config->answer_ms) * 1000000u;
     snprintf(r->name, sizeof(r->name), "%s", config->address);
+    snprintf(r->model_name, sizeof(r->model_name), "%s", config->model_name);
     hd_status status = take_memory(r, config) ? HD_OK : hd_error_set(error, HD_NO_MEMORY, "out of memory");
     if (status == HD_OK) {
         copy_table(r, &config->layers);
+        r->config = *config;
+        r->config.address = r->name;
+        r->config.model_name = r->model_name;
+        r->config.layers = r->table;
         status = r->transport->ops->connect(r->transport, config->address, "step", &handlers, r, &r->link, error);
     }
     if (status == HD_OK) status = say_hello(r, config, error);
@@ -627,4 +636,12 @@ hd_status remote_open(const remote_config *config, attention **out, hd_error *er
     if (status == HD_OK) *out = &r->base;
     else close_remote(&r->base);
     return status;
+}
+
+/* One more link to the same node: there, every link has a step of its own. */
+static hd_status attach(attention *self, uint32_t rows_max, attention **view, hd_error *error) {
+    remote_config config = of(self)->config;
+    if (rows_max < config.step_rows_max) config.step_rows_max = rows_max;
+    if (rows_max < config.sequences_max) config.sequences_max = rows_max;
+    return remote_open(&config, view, error);
 }

@@ -18,6 +18,7 @@ static uint32_t *bucket_of(const sharded *s, uint64_t name) {
 }
 
 shard_sequence *sharded_find(const sharded *s, uint64_t name) {
+    s = s->home;
     for (uint32_t i = *bucket_of(s, name); i != 0; i = s->links[i - 1]) {
         if (s->sequences[i - 1].name == name) return &s->sequences[i - 1];
     }
@@ -59,9 +60,13 @@ uint64_t sharded_name(uint64_t sequence, uint32_t ordinal) {
 /* ---- Nodes ---- */
 
 void sharded_lose(sharded *s, uint32_t index, hd_status status) {
+    s = s->home;
     shard_node *node = &s->nodes[index];
     if (node->is_lost) return;
     node->is_lost = true;
+    for (uint32_t i = 0; i < SHARDED_VIEWS_MAX; i++) {
+        if (s->views[i] != NULL) s->views[i]->nodes[index].is_lost = true;
+    }
     char quoted[160];
     if (status != HD_OK) {
         hd_log(HD_LOG_WARN, "attention_node_lost", "node=%s status=%s",
@@ -73,8 +78,24 @@ void sharded_lose(sharded *s, uint32_t index, hd_status status) {
     }
 }
 
+bool sharded_node_take_memory(const sharded *s, shard_node *node) {
+    node->region_bytes = sharded_region_bytes(s, node->heads);
+    node->region = hd_region_map(node->region_bytes);
+    node->rows = hd_alloc(s->spans_max * sizeof(*node->rows), HD_CACHE_LINE);
+    node->spans = hd_alloc(s->spans_max * sizeof(*node->spans), HD_CACHE_LINE);
+    if (node->region == NULL || node->rows == NULL || node->spans == NULL) return false;
+    sharded_cut_region(s, node);
+    return true;
+}
+
+void sharded_node_free_memory(shard_node *node) {
+    if (node->region != NULL) hd_region_unmap(node->region, node->region_bytes);
+    hd_free(node->rows);
+    hd_free(node->spans);
+}
+
 hd_status sharded_add(attention *self, const sharded_node *given, uint32_t *index, hd_error *error) {
-    sharded *s = sharded_of(self);
+    sharded *s = sharded_home(self);
     if (given->heads.count == 0 || given->heads.first + given->heads.count > s->kv_heads) {
         return hd_error_set(error, HD_INVALID, "attention node %s: KV heads %u to %u of a model with %u", given->name,
                             given->heads.first, given->heads.first + given->heads.count, s->kv_heads);
@@ -91,50 +112,45 @@ hd_status sharded_add(attention *self, const sharded_node *given, uint32_t *inde
     shard_node *node = &s->nodes[at];
     *node = (shard_node){.attention = given->attention, .heads = given->heads};
     snprintf(node->name, sizeof(node->name), "%s", given->name);
-    node->region_bytes = sharded_region_bytes(s, node->heads);
-    node->region = hd_region_map(node->region_bytes);
-    node->rows = hd_alloc(s->spans_max * sizeof(*node->rows), HD_CACHE_LINE);
-    node->spans = hd_alloc(s->spans_max * sizeof(*node->spans), HD_CACHE_LINE);
-    if (node->region == NULL || node->rows == NULL || node->spans == NULL) {
+    if (!sharded_node_take_memory(s, node)) {
         node->attention = NULL; /* still the caller's */
         sharded_remove(self, at);
         return hd_error_set(error, HD_NO_MEMORY, "no memory for the tensors of attention node %s", given->name);
     }
-    sharded_cut_region(s, node);
     if (at >= s->node_count) s->node_count = at + 1;
+    sharded_view_add(s, at);
     *index = at;
     return HD_OK;
 }
 
 void sharded_set_draining(attention *self, uint32_t index, bool is_draining) {
-    sharded_of(self)->nodes[index].is_draining = is_draining;
+    sharded_home(self)->nodes[index].is_draining = is_draining;
 }
 
 void sharded_remove(attention *self, uint32_t index) {
-    sharded *s = sharded_of(self);
+    sharded *s = sharded_home(self);
     shard_node *node = &s->nodes[index];
     assert(!s->step.is_open);
+    sharded_view_remove(s, index);
     if (node->attention != NULL) {
         sharded_lose(s, index, HD_OK);
         node->attention->ops->close(node->attention);
     }
-    if (node->region != NULL) hd_region_unmap(node->region, node->region_bytes);
-    hd_free(node->rows);
-    hd_free(node->spans);
+    sharded_node_free_memory(node);
     *node = (shard_node){.attention = NULL};
     while (s->node_count > 0 && s->nodes[s->node_count - 1].attention == NULL) s->node_count--;
 }
 
 bool sharded_is_lost(const attention *self, uint32_t index) {
-    return sharded_of(self)->nodes[index].is_lost;
+    return sharded_home(self)->nodes[index].is_lost;
 }
 
 const attention_layer_table *sharded_table(const attention *self) {
-    return &sharded_of(self)->config.layers;
+    return &sharded_home(self)->config.layers;
 }
 
 const placement *sharded_placement(const attention *self, uint64_t name) {
-    const shard_sequence *sequence = sharded_find(sharded_of(self), name);
+    const shard_sequence *sequence = sharded_find(sharded_home(self), name);
     return sequence != NULL ? &sequence->map : NULL;
 }
 
@@ -182,7 +198,7 @@ hd_status sharded_end(sharded *s, shard_sequence *sequence, uint64_t epoch, bool
 }
 
 static hd_status close_sequence(attention *self, uint64_t name, uint64_t epoch, bool keep, bool early) {
-    sharded *s = sharded_of(self);
+    sharded *s = sharded_home(self);
     assert(!s->step.is_open);
     shard_sequence *sequence = NULL;
     hd_status status = find_owned(s, name, epoch, &sequence);
@@ -219,13 +235,13 @@ static hd_status length_of(const sharded *s, const shard_sequence *sequence, uin
 }
 
 static hd_status sequence_length(const attention *self, uint64_t name, uint64_t *length) {
-    const sharded *s = sharded_of(self);
+    const sharded *s = sharded_home(self);
     const shard_sequence *sequence = sharded_find(s, name);
     return sequence == NULL ? HD_NOT_FOUND : length_of(s, sequence, length);
 }
 
 static hd_status truncate_sequence(attention *self, uint64_t name, uint64_t epoch, uint64_t length) {
-    sharded *s = sharded_of(self);
+    sharded *s = sharded_home(self);
     assert(!s->step.is_open);
     shard_sequence *sequence = NULL;
     uint64_t there = 0;
@@ -251,7 +267,7 @@ static hd_status state_load(const attention *self, uint64_t name, uint64_t posit
 /* Callers' names alone: what nodes have is this attention's own business. */
 static hd_status find_sequence(attention *self, uint64_t name, attention_found *found, uint32_t found_max,
                                uint32_t *found_count) {
-    const sharded *s = sharded_of(self);
+    const sharded *s = sharded_home(self);
     const shard_sequence *sequence = sharded_find(s, name);
     *found_count = 0;
     if (sequence == NULL || found_max == 0) return HD_OK;
@@ -264,7 +280,7 @@ static hd_status find_sequence(attention *self, uint64_t name, attention_found *
 /* ---- The whole ---- */
 
 static void cache_reset(attention *self) {
-    sharded *s = sharded_of(self);
+    sharded *s = sharded_home(self);
     for (uint32_t i = 0; i < s->node_count; i++) {
         attention *node = s->nodes[i].attention;
         if (node != NULL && !s->nodes[i].is_lost) node->ops->cache_reset(node);
@@ -286,7 +302,7 @@ static void add_stats(attention_stats *sum, const attention_stats *of) {
 /* Of the lane that has the fewest blocks, since every lane keeps every position; bytes of all. What every node has for
  * indexes: a sequence that searches may come to lie on any of them. */
 static void read_stats(const attention *self, attention_stats *stats) {
-    const sharded *s = sharded_of(self);
+    const sharded *s = sharded_home(self);
     uint64_t budget_bytes = 0, block_bytes = 0, blocks_whole = UINT64_MAX, index_budget_bytes = UINT64_MAX;
     uint64_t step_wait_ns = 0, layer_work_ns = 0; /* nodes are waited for one after the other, and work at the same time */
     bool has_lane = false;
@@ -330,12 +346,37 @@ static void idle(attention *self) {
 }
 
 static hd_dtype dtype_of(const attention *self) {
-    return sharded_of(self)->config.kv_dtype;
+    return sharded_home(self)->config.kv_dtype;
+}
+
+void sharded_step_free_memory(sharded *s) {
+    hd_free(s->step.first_rows);
+    hd_free(s->step.counts);
+    hd_free(s->step.lost);
+    hd_free(s->step.merges);
+    hd_free(s->step.parts);
+}
+
+bool sharded_step_take_memory(sharded *s) {
+    uint32_t sequences = s->config.sequences_max;
+    s->spans_max = sequences * SHARDED_NODE_FACTOR;
+    s->rows_max = s->config.step_rows_max * SHARDED_NODE_FACTOR;
+    s->step.first_rows = hd_alloc(sequences * sizeof(uint32_t), HD_CACHE_LINE);
+    s->step.counts = hd_alloc(sequences * sizeof(uint32_t), HD_CACHE_LINE);
+    s->step.lost = hd_alloc(sequences * sizeof(hd_status), HD_CACHE_LINE);
+    s->step.merges = hd_alloc((uint64_t)sequences * s->kv_heads * sizeof(shard_merge), HD_CACHE_LINE);
+    s->step.parts = hd_alloc((uint64_t)sequences * PLACEMENT_ROWS_MAX * sizeof(shard_part), HD_CACHE_LINE);
+    return s->step.first_rows != NULL && s->step.counts != NULL && s->step.lost != NULL && s->step.merges != NULL &&
+           s->step.parts != NULL;
 }
 
 static void close_all(attention *self) {
     if (self == NULL) return;
     sharded *s = sharded_of(self);
+    if (s->home != s) {
+        sharded_view_close(s);
+        return;
+    }
     while (s->node_count > 0) sharded_remove(self, s->node_count - 1);
     hd_free(s->streams);
     hd_free(s->layers);
@@ -343,11 +384,7 @@ static void close_all(attention *self) {
     hd_free(s->sequences);
     hd_free(s->buckets);
     hd_free(s->links);
-    hd_free(s->step.first_rows);
-    hd_free(s->step.counts);
-    hd_free(s->step.lost);
-    hd_free(s->step.merges);
-    hd_free(s->step.parts);
+    sharded_step_free_memory(s);
     hd_free(s);
 }
 
@@ -363,6 +400,7 @@ static const attention_ops sharded_ops = {
     .state_save = state_save,
     .state_load = state_load,
     .sequence_close = close_sequence,
+    .attach = sharded_attach,
     .step_begin = sharded_step_begin,
     .submit = sharded_step_submit,
     .wait = sharded_step_wait,
@@ -404,19 +442,10 @@ static bool take_tables(sharded *s) {
     uint32_t sequences = s->config.sequences_max;
     s->bucket_count = 16;
     while (s->bucket_count < sequences) s->bucket_count *= 2;
-    s->spans_max = sequences * SHARDED_NODE_FACTOR;
-    s->rows_max = s->config.step_rows_max * SHARDED_NODE_FACTOR;
     s->sequences = hd_alloc_zeroed(sequences * sizeof(*s->sequences), HD_CACHE_LINE);
     s->buckets = hd_alloc_zeroed(s->bucket_count * sizeof(*s->buckets), HD_CACHE_LINE);
     s->links = hd_alloc(sequences * sizeof(*s->links), HD_CACHE_LINE);
-    s->step.first_rows = hd_alloc(sequences * sizeof(uint32_t), HD_CACHE_LINE);
-    s->step.counts = hd_alloc(sequences * sizeof(uint32_t), HD_CACHE_LINE);
-    s->step.lost = hd_alloc(sequences * sizeof(hd_status), HD_CACHE_LINE);
-    s->step.merges = hd_alloc((uint64_t)sequences * s->kv_heads * sizeof(shard_merge), HD_CACHE_LINE);
-    s->step.parts = hd_alloc((uint64_t)sequences * PLACEMENT_ROWS_MAX * sizeof(shard_part), HD_CACHE_LINE);
-    if (s->sequences == NULL || s->buckets == NULL || s->links == NULL || s->step.first_rows == NULL ||
-        s->step.counts == NULL || s->step.lost == NULL || s->step.merges == NULL || s->step.parts == NULL)
-        return false;
+    if (s->sequences == NULL || s->buckets == NULL || s->links == NULL || !sharded_step_take_memory(s)) return false;
     for (uint32_t i = sequences; i-- > 0;) {
         s->links[i] = s->first_free;
         s->first_free = i + 1;
@@ -443,6 +472,7 @@ hd_status sharded_open(const sharded_config *config, attention **out, hd_error *
     sharded *s = hd_alloc_zeroed(sizeof(*s), HD_CACHE_LINE);
     if (s == NULL) return hd_error_set(error, HD_NO_MEMORY, "out of memory");
     s->base.ops = &sharded_ops;
+    s->home = s;
     s->config = *config;
     s->kv_heads = kv_heads;
     if (!copy_table(s) || !take_tables(s)) {

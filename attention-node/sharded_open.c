@@ -160,7 +160,7 @@ static void inherit_lane(sharded *s, placement *map, const search *where, placem
 }
 
 hd_status sharded_prefix_find(attention *self, const attention_sequence_params *params, uint64_t *cached_tokens) {
-    sharded *s = sharded_of(self);
+    sharded *s = sharded_home(self);
     search where;
     *cached_tokens = 0;
     hd_status status = start_search(s, params->token_count, false, &where, NULL);
@@ -281,7 +281,7 @@ static shard_sequence *take_slot(sharded *s, uint64_t name, hd_error *error) {
 
 hd_status sharded_sequence_open(attention *self, const attention_sequence_params *params, uint64_t *cached_tokens,
                                 hd_error *error) {
-    sharded *s = sharded_of(self);
+    sharded *s = sharded_home(self);
     assert(!s->step.is_open);
     if (s->config.tend != NULL) s->config.tend(s->config.tend_context, self);
     bool is_whole_only = false;
@@ -348,7 +348,7 @@ static hd_status fork_rows(sharded *s, const shard_sequence *source, uint64_t le
 
 hd_status sharded_fork(attention *self, uint64_t source_name, uint64_t length, uint64_t name, uint64_t epoch,
                        uint64_t tokens_max, hd_error *error) {
-    sharded *s = sharded_of(self);
+    sharded *s = sharded_home(self);
     assert(!s->step.is_open);
     const shard_sequence *source = sharded_find(s, source_name);
     uint64_t there = 0;

@@ -62,8 +62,13 @@ typedef struct shard_part {
     const shard_span *span;
 } shard_part;
 
+#define SHARDED_VIEWS_MAX 3u
+
+/* The attention itself, or a view of it: a step of its own, with links of its own to the same nodes. */
 typedef struct sharded {
     attention base; /* first */
+    struct sharded *home;                     /* who has the sequences; itself where it is no view */
+    struct sharded *views[SHARDED_VIEWS_MAX]; /* of the home */
     sharded_config config;
     attention_stream *streams; /* the table's own copies */
     attention_layer *layers;
@@ -97,6 +102,10 @@ typedef struct sharded {
 static inline sharded *sharded_of(const attention *self) {
     return (sharded *)self;
 }
+/* For everything but steps. */
+static inline sharded *sharded_home(const attention *self) {
+    return ((sharded *)self)->home;
+}
 
 shard_sequence *sharded_find(const sharded *s, uint64_t name); /* NULL: not open */
 static inline uint64_t shard_name(uint64_t sequence, const placement_row *row) {
@@ -104,6 +113,20 @@ static inline uint64_t shard_name(uint64_t sequence, const placement_row *row) {
 }
 /* The node's rows go to whoever else has them; sequences with rows that nobody has are broken. */
 void sharded_lose(sharded *s, uint32_t node, hd_status status);
+
+/* sharded_view.c */
+hd_status sharded_attach(attention *self, uint32_t rows_max, attention **view, hd_error *error);
+void sharded_view_close(sharded *view);
+/* The node that the home has got at that index, for each of its views; where a view cannot have it, steps that need it there
+ * are refused. */
+void sharded_view_add(sharded *home, uint32_t index);
+void sharded_view_remove(sharded *home, uint32_t index);
+
+/* sharded.c: memory of a node's steps, and of steps. */
+bool sharded_node_take_memory(const sharded *s, shard_node *node);
+void sharded_node_free_memory(shard_node *node);
+bool sharded_step_take_memory(sharded *s);
+void sharded_step_free_memory(sharded *s);
 
 /* sharded_step.c */
 uint64_t sharded_region_bytes(const sharded *s, placement_heads heads);

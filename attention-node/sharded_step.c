@@ -143,8 +143,14 @@ static hd_status spread_rows(sharded *s, const attention_rows *rows, uint32_t sp
         }
         for (uint32_t k = 0; k < sequence->map.row_count; k++) {
             const placement_row *place = &sequence->map.rows[k];
-            for (uint32_t n = 0; n < place->node_count; n++)
-                add_span(s, &s->nodes[place->nodes[n]], i, &rows[i], place, n > 0 || rows[i].is_replica);
+            for (uint32_t n = 0; n < place->node_count; n++) {
+                shard_node *node = &s->nodes[place->nodes[n]];
+                if (node->attention == NULL) { /* only a view may lack one */
+                    return hd_error_set(error, HD_UNSUPPORTED, "attention node %s takes one step at a time",
+                                        s->home->nodes[place->nodes[n]].name);
+                }
+                add_span(s, node, i, &rows[i], place, n > 0 || rows[i].is_replica);
+            }
         }
     }
     s->step.span_count = span_count;

@@ -228,6 +228,7 @@ hd_status node_start(const node_options *options, node *n, hd_error *error) {
                             .requests_max = (uint32_t)options->max_requests,
                             .running_max = n->running_max,
                             .context_max = options->max_context,
+                            .micro_batches = n->settings.micro_batches,
                             .selection = options->selection,
                             .full_up_to = options->full_up_to,
                             .metrics = n->metrics};

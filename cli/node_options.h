@@ -39,6 +39,7 @@ typedef struct node_settings { /* the same as values */
     /* Sets node->attention, which stays its own, or leaves it NULL for an engine of the node's. NULL: an engine. */
     hd_status (*open_attention)(void *context, struct node *node, hd_error *error);
     void *context;
+    uint32_t micro_batches; /* worker.h */
 } node_settings;
 
 hd_status node_options_log_level(const char *name, hd_error *error); /* sets it */

@@ -20,6 +20,8 @@ size_t offload_options_flags(offload_options *o, hd_flag *flags) {
          "parts that the KV heads are split into over attention nodes; the same for all workers of a model", false},
         {"kv-range", HD_FLAG_U64, &o->range_tokens, "TOKENS",
          "a context up to so long lies on one attention node where it fits; a power of two", false},
+        {"micro-batches", HD_FLAG_STRING, &o->micro_batches, "auto|N",
+         "parts of a step that take turns between attention nodes and matrix products, 1 to 4; auto measures", false},
         {"attention-timeout", HD_FLAG_DURATION, &o->answer_timeout, "TIME",
          "an attention node that has not answered after so long is lost", false},
         {"attention-wait", HD_FLAG_DURATION, &o->wait, "TIME", "for attention nodes at start", false},
@@ -32,6 +34,10 @@ static bool is_one_of(const char *text, const char *a, const char *b, const char
     return strcmp(text, a) == 0 || strcmp(text, b) == 0 || strcmp(text, c) == 0;
 }
 
+static uint32_t micro_batches_of(const offload_options *o) {
+    return strcmp(o->micro_batches, "auto") == 0 ? 0 : (uint32_t)(o->micro_batches[0] - '0');
+}
+
 hd_status offload_options_check(const offload_options *o, hd_error *error) {
     if (!is_one_of(o->attention, "auto", "nodes", "local"))
         return hd_error_set(error, HD_INVALID, "--attention: '%s' is none of auto, nodes, local", o->attention);
@@ -41,6 +47,9 @@ hd_status offload_options_check(const offload_options *o, hd_error *error) {
         return hd_error_set(error, HD_INVALID, "--kv-replicas must be 1 to %u", PLACEMENT_REPLICAS_MAX);
     if (o->lanes == 0 || o->lanes > PLACEMENT_NODES_MAX)
         return hd_error_set(error, HD_INVALID, "--kv-lanes must be 1 to %u", PLACEMENT_NODES_MAX);
+    bool is_number = o->micro_batches[0] >= '1' && o->micro_batches[0] <= '4' && o->micro_batches[1] == '\0';
+    if (!is_number && strcmp(o->micro_batches, "auto") != 0)
+        return hd_error_set(error, HD_INVALID, "--micro-batches: '%s' is neither auto nor 1 to 4", o->micro_batches);
     return HD_OK;
 }
 
@@ -122,6 +131,7 @@ static hd_status open_attention(void *context, node *n, hd_error *error) {
 
 void offload_prepare(offload *o, const offload_options *options, const node_options *node_flags, cluster *in,
                      node_settings *settings) {
+    settings->micro_batches = micro_batches_of(options);
     if (strcmp(options->attention, "local") == 0) return;
     *o = (offload){.options = options, .node = node_flags, .cluster = in};
     settings->open_attention = open_attention;

@@ -802,6 +802,7 @@ static hd_status start_thread(batcher *b) {
 }
 
 hd_status batcher_open(const worker_config *config, uint64_t context_max, batcher **out, hd_error *error) {
+    hd_error reason = {.text = ""};
     batcher *b = hd_alloc_zeroed(sizeof(*b), HD_CACHE_LINE);
     hd_status status = b != NULL ? HD_OK : HD_NO_MEMORY;
     if (b != NULL) {
@@ -813,13 +814,14 @@ hd_status batcher_open(const worker_config *config, uint64_t context_max, batche
     }
     if (status == HD_OK) status = take_memory(b);
     if (status == HD_OK) status = worker_metrics_init(&b->metrics, config->metrics);
-    if (status == HD_OK) status = step_open(&b->config, &b->step);
+    if (status == HD_OK) status = step_open(&b->config, &b->step, &reason);
     if (status == HD_OK) status = start_thread(b);
     if (status == HD_OK) {
         *out = b;
         return HD_OK;
     }
     batcher_close(b, 0);
+    if (reason.text[0] != '\0') return hd_error_set(error, status, "%s", reason.text);
     return hd_error_set(error, status,
                         "no memory for the buffers of a step of %" PRIu32
                         " rows; a smaller --max-batch-tokens needs less",

@@ -3,15 +3,22 @@
 
 #include <assert.h>
 
+#include "base/clock.h"
+#include "base/log.h"
 #include "base/memory.h"
 #include "worker/forward.h"
+#include "worker/rotation.h"
 #include "worker/sampler.h"
 
 #define SLICE_ROWS 64u /* of logits held at once: half a megabyte each with a vocabulary of 128 Ki */
 
 struct step {
     const worker_config *config;
-    forward *forward;
+    attention *views[ROTATION_BATCHES_MAX]; /* [0] is the attention itself; NULL from where there are no more */
+    forward_batch batches[ROTATION_BATCHES_MAX]; /* of the step: [batch_count] */
+    uint32_t batch_count;
+    uint32_t first_wanted[ROTATION_BATCHES_MAX + 1]; /* of each batch's rows with logits */
+    rotation rotation;
     sampler *sampler;
     forward_span *spans; /* [running_max] */
     struct wanted {
@@ -24,32 +31,62 @@ struct step {
 
     /* Of the slice being sampled. */
     float *logits;
+    size_t logits_stride;
     uint32_t slice_count;
     _Atomic size_t ticket;
 };
 
-hd_status step_open(const worker_config *config, step **out) {
-    step *s = hd_alloc_zeroed(sizeof(*s), HD_CACHE_LINE);
-    if (s == NULL) return HD_NO_MEMORY;
-    s->config = config;
-    uint32_t slice = config->batch_tokens_max < SLICE_ROWS ? config->batch_tokens_max : SLICE_ROWS;
+static hd_status open_forward(step *s, uint32_t index, uint32_t rows_max, uint32_t slice) {
+    const worker_config *config = s->config;
     forward_config passes = {.model = config->model,
                              .weights = config->weights,
                              .kernels = config->kernels,
                              .pool = config->pool,
-                             .attention = config->attention,
-                             .rows_max = config->batch_tokens_max,
+                             .attention = s->views[index],
+                             .rows_max = rows_max,
                              .spans_max = config->running_max,
                              .logits_rows_max = slice};
+    return forward_open(&passes, &s->batches[index].forward);
+}
+
+/* Steps of decode rows may be cut, where attention takes further ones at a time. */
+static hd_status open_views(step *s, uint32_t slice, hd_error *error) {
+    const worker_config *config = s->config;
+    attention *a = config->attention;
+    uint32_t wanted = config->micro_batches != 0 ? config->micro_batches : 2, count = 1;
+    hd_status status = HD_OK;
+    for (; count < wanted && status == HD_OK; count += status == HD_OK) {
+        hd_error reason = {.text = "keys and values are in this process"};
+        status = a->ops->attach != NULL ? a->ops->attach(a, config->running_max, &s->views[count], &reason)
+                                        : HD_UNSUPPORTED;
+        if (status == HD_OK) {
+            status = open_forward(s, count, config->running_max, slice);
+            if (status != HD_OK) return status;
+        } else if (config->micro_batches != 0) {
+            return hd_error_set(error, status, "steps cannot be cut into %u micro-batches: %s; leave --micro-batches at auto",
+                                wanted, reason.text);
+        }
+    }
+    rotation_init(&s->rotation, count, config->micro_batches != 0);
+    return HD_OK;
+}
+
+hd_status step_open(const worker_config *config, step **out, hd_error *error) {
+    step *s = hd_alloc_zeroed(sizeof(*s), HD_CACHE_LINE);
+    if (s == NULL) return HD_NO_MEMORY;
+    s->config = config;
+    s->views[0] = config->attention;
+    uint32_t slice = config->batch_tokens_max < SLICE_ROWS ? config->batch_tokens_max : SLICE_ROWS;
     s->spans = hd_alloc(config->running_max * sizeof(s->spans[0]), HD_CACHE_LINE);
     s->wanted = hd_alloc(config->batch_tokens_max * sizeof(s->wanted[0]), HD_CACHE_LINE);
     s->answers = hd_alloc(slice * sizeof(s->answers[0]), HD_CACHE_LINE);
     hd_status status = s->spans != NULL && s->wanted != NULL && s->answers != NULL ? HD_OK : HD_NO_MEMORY;
-    if (status == HD_OK) status = forward_open(&passes, &s->forward);
+    if (status == HD_OK) status = open_forward(s, 0, config->batch_tokens_max, slice);
     if (status == HD_OK) {
         status = sampler_open(config->model->vocabulary_size, hd_pool_thread_count(config->pool), config->kernels,
                               &s->sampler);
     }
+    if (status == HD_OK) status = open_views(s, slice, error);
     if (status == HD_OK) *out = s;
     else step_close(s);
     return status;
@@ -58,7 +95,10 @@ hd_status step_open(const worker_config *config, step **out) {
 void step_close(step *s) {
     if (s == NULL) return;
     sampler_close(s->sampler);
-    forward_close(s->forward);
+    for (uint32_t i = 0; i < ROTATION_BATCHES_MAX; i++) {
+        forward_close(s->batches[i].forward);
+        if (i > 0 && s->views[i] != NULL) s->views[i]->ops->close(s->views[i]);
+    }
     hd_free(s->spans);
     hd_free(s->wanted);
     hd_free(s->answers);
@@ -92,25 +132,80 @@ static forward_span make_span(step *s, sequence *q) {
     return span;
 }
 
-static hd_status lost_of(const step *s, const sequence *q) {
+static hd_status lost_of(const step *s, const forward *f, const sequence *q) {
     const attention *a = s->config->attention;
     uint64_t length;
-    return forward_lost(s->forward) == HD_OK ? HD_OK : a->ops->sequence_length(a, q->name, &length);
+    return forward_lost(f) == HD_OK ? HD_OK : a->ops->sequence_length(a, q->name, &length);
+}
+
+/* The sequences in as many parts of about the same size. */
+static void cut(step *s, sequence *const *sequences, uint32_t count, uint32_t parts) {
+    s->batch_count = parts;
+    for (uint32_t part = 0; part < parts; part++) {
+        size_t first, size;
+        hd_share(count, 1, part, parts, &first, &size);
+        s->first_wanted[part] = s->wanted_count;
+        for (size_t i = first; i < first + size; i++) s->spans[i] = make_span(s, sequences[i]);
+        s->batches[part].spans = s->spans + first;
+        s->batches[part].span_count = (uint32_t)size;
+    }
+    s->first_wanted[parts] = s->wanted_count;
+}
+
+/* Of several batches, one that did not begin says more than one that broke off: it tells whom attention refuses, and to run
+ * the others again does no harm (attention.h, rule 1). */
+static hd_status outcome(const step *s, bool *has_begun, hd_error *error) {
+    const forward_batch *worst = NULL;
+    for (uint32_t i = 0; i < s->batch_count; i++) {
+        const forward_batch *b = &s->batches[i];
+        if (b->status == HD_OK) continue;
+        if (worst == NULL || (worst->has_begun && !b->has_begun)) worst = b;
+    }
+    *has_begun = worst == NULL || worst->has_begun;
+    if (worst == NULL) return HD_OK;
+    if (error != NULL) *error = worst->error;
+    return worst->status;
+}
+
+static bool has_decode_rows_alone(sequence *const *sequences, uint32_t count) {
+    for (uint32_t i = 0; i < count; i++) {
+        if (sequences[i]->rows != 1) return false;
+    }
+    return true;
+}
+
+static hd_status run_parts(step *s, sequence *const *sequences, uint32_t count, uint32_t parts, bool *has_begun,
+                           hd_error *error) {
+    s->wanted_count = s->answered_count = 0;
+    cut(s, sequences, count, parts);
+    forward_run(s->batches, parts);
+    return outcome(s, has_begun, error);
 }
 
 hd_status step_run(step *s, sequence *const *sequences, uint32_t count, bool *has_begun, hd_error *error) {
     assert(count > 0 && count <= s->config->running_max);
-    s->wanted_count = s->answered_count = 0;
-    for (uint32_t i = 0; i < count; i++) s->spans[i] = make_span(s, sequences[i]);
-    hd_status status = forward_step(s->forward, s->spans, count, has_begun, error);
+    bool may_cut = has_decode_rows_alone(sequences, count);
+    uint32_t parts = may_cut ? rotation_choose(&s->rotation, count) : 1;
+    uint64_t start = hd_now_ns();
+    hd_status status = run_parts(s, sequences, count, parts, has_begun, error);
+    if (status == HD_UNSUPPORTED && parts > 1) { /* an attention node that has come since takes one step at a time */
+        hd_log(HD_LOG_WARN, "micro_batches_off", "reason=an_attention_node_takes_one_step_at_a_time");
+        rotation_init(&s->rotation, 1, false);
+        status = run_parts(s, sequences, count, 1, has_begun, error);
+    } else if (status == HD_OK && may_cut) {
+        rotation_learn(&s->rotation, count, parts, (double)(hd_now_ns() - start));
+    }
     if (status != HD_OK) {
         s->wanted_count = 0;
         return status;
     }
-    assert(forward_logits_rows(s->forward) == s->wanted_count);
-    for (uint32_t i = 0; i < count; i++) {
-        sequences[i]->lost = lost_of(s, sequences[i]);
-        if (sequences[i]->lost == HD_OK) sequences[i]->length += sequences[i]->rows;
+    for (uint32_t part = 0, i = 0; part < s->batch_count; part++) {
+        const forward_batch *b = &s->batches[part];
+        assert(forward_logits_rows(b->forward) == s->first_wanted[part + 1] - s->first_wanted[part]);
+        for (uint32_t k = 0; k < b->span_count; k++, i++) {
+            sequences[i]->lost = lost_of(s, b->forward, sequences[i]);
+            if (sequences[i]->lost == HD_OK) sequences[i]->length += sequences[i]->rows;
+        }
     }
     return HD_OK;
 }
@@ -148,16 +243,20 @@ static void answer(step *s, unsigned thread, const struct wanted *wanted, float 
 static void run_sampling(void *context, unsigned thread, unsigned thread_count) {
     step *s = context;
     for (size_t i; (i = hd_ticket_take(&s->ticket, s->slice_count)) < s->slice_count;) {
-        answer(s, thread, &s->wanted[s->answered_count + i], s->logits + i * forward_logits_stride(s->forward),
+        answer(s, thread, &s->wanted[s->answered_count + i], s->logits + i * s->logits_stride,
                &s->answers[i]);
     }
 }
 
 uint32_t step_answers(step *s, const step_answer **answers) {
-    uint32_t left = s->wanted_count - s->answered_count;
-    if (left == 0) return 0;
+    if (s->answered_count == s->wanted_count) return 0;
+    uint32_t part = 0;
+    while (s->first_wanted[part + 1] <= s->answered_count) part++;
+    forward *f = s->batches[part].forward;
+    uint32_t left = s->first_wanted[part + 1] - s->answered_count;
     s->slice_count = left < SLICE_ROWS ? left : SLICE_ROWS;
-    s->logits = forward_logits(s->forward, s->answered_count, s->slice_count);
+    s->logits = forward_logits(f, s->answered_count - s->first_wanted[part], s->slice_count);
+    s->logits_stride = forward_logits_stride(f);
     atomic_store_explicit(&s->ticket, 0, memory_order_relaxed);
     hd_pool_run(s->config->pool, run_sampling, s);
     s->answered_count += s->slice_count;

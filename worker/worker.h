@@ -28,6 +28,7 @@ typedef struct worker_config {
     uint32_t requests_max;     /* running and waiting; a further one is refused with HD_FULL */
     uint32_t running_max;      /* choices that run at once; at most batch_tokens_max are */
     uint64_t context_max;      /* 0: the model's */
+    uint32_t micro_batches;    /* that steps are cut into (rotation.h), at most ROTATION_BATCHES_MAX; 0: as measured */
     const char *selection;     /* of requests that name none; NULL for full */
     uint64_t full_up_to;       /* tokens of a request, prompt and answer, up to which `auto` is full; where they fit */
     hd_metrics *metrics;       /* or NULL */

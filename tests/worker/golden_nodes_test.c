@@ -89,6 +89,60 @@ static void nodes_close(nodes *n) {
     }
 }
 
+/* Rows of two sequences with the same tokens, in one step or in two that take turns. */
+static void run_both(forward *const *forwards, const golden_model *m, const rope_table *rope, const uint32_t *first,
+                     uint32_t count, const float *expected) {
+    forward_span spans[2];
+    forward_batch batches[2];
+    for (uint32_t i = 0; i < 2; i++) {
+        spans[i] = (forward_span){.rows = {.sequence = 1 + i,
+                                           .epoch = 1,
+                                           .first_position = first[i],
+                                           .count = count,
+                                           .token_ids = m->token_ids + first[i]},
+                                  .need = FORWARD_LAST_LOGITS,
+                                  .rope = rope};
+        batches[i] = (forward_batch){.forward = forwards[i], .spans = &spans[i], .span_count = 1};
+    }
+    forward_run(batches, 2);
+    for (uint32_t i = 0; i < 2; i++) {
+        must(batches[i].status, &batches[i].error);
+        assert_int_equal(forward_logits_rows(forwards[i]), 1);
+        const float *wanted = expected + (size_t)(first[i] + count - 1) * m->vocabulary;
+        if (memcmp(forward_logits(forwards[i], 0, 1), wanted, m->vocabulary * sizeof(float)) != 0)
+            fail_msg("%s: other bits at position %u in turns", m->name, first[i] + count - 1);
+    }
+}
+
+static void compare_in_turns(const rig *r, const golden_model *m, const float *expected) {
+    hd_error error = {.text = ""};
+    attention *a = r->attention;
+    rig other = *r;
+    must(a->ops->attach(a, 64, &other.attention, &error), &error);
+    forward *forwards[2] = {rig_forward(r, 64, 1), rig_forward(&other, 64, 1)};
+    rope_table *rope = malloc(rope_table_bytes(&r->model->rope));
+    assert_non_null(rope);
+    rope_table_init(rope, &r->model->rope, m->rope_length);
+    for (uint32_t i = 0; i < 2; i++) {
+        uint64_t cached;
+        attention_sequence_params params = {.sequence = 1 + i, .epoch = 1, .tokens_max = m->token_count};
+        must(a->ops->sequence_open(a, &params, &cached, &error), &error);
+    }
+    run_both(forwards, m, rope, (uint32_t[2]){0, 0}, 61, expected);
+    forward_span ahead = {
+        .rows = {.sequence = 1, .epoch = 1, .first_position = 61, .count = 40, .token_ids = m->token_ids + 61},
+        .rope = rope};
+    bool has_begun;
+    must(forward_step(forwards[1], &ahead, 1, &has_begun, &error), &error);
+    for (uint32_t i = 0; i < 10; i++) run_both(forwards, m, rope, (uint32_t[2]){101 + i, 61 + i}, 1, expected);
+    for (uint32_t i = 0; i < 2; i++) {
+        forward_close(forwards[i]);
+        assert_int_equal(a->ops->sequence_close(a, 1 + i, 1, false, false), HD_OK);
+    }
+    other.attention->ops->close(other.attention);
+    free(rope);
+}
+
 /* In chunks that end nowhere in particular; the engine's own in others. */
 static void compare(const rig *r, const golden_model *m, const float *expected, uint32_t lanes, uint32_t count) {
     nodes n;
@@ -102,6 +156,7 @@ static void compare(const rig *r, const golden_model *m, const float *expected, 
             fail_msg("%s: other bits at position %u over %u nodes in %u lanes", m->name, row, count, lanes);
     }
     free(got);
+    compare_in_turns(&over_nodes, m, expected);
     nodes_close(&n);
 }
 
