@@ -1,56 +1,18 @@
-/* offload.c - two sides with the same sequences, steps in turns, and an echo. */
+/* offload.c - two sides with the same sequences, steps in turns, and an echo; micro-batches are offload_turns.c's. */
 #include "bench/offload.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "attention-node/attention_service.h"
-#include "attention-node/remote.h"
 #include "base/clock.h"
 #include "base/memory.h"
-#include "bench/random.h"
+#include "bench/offload_state.h"
 #include "bench/report.h"
-#include "bench/statistics.h"
-#include "bench/timed_attention.h"
-#include "worker/forward.h"
 #include "worker/worker.h"
 
-#define EPOCH 1u
 #define POLL_NS 50000000ull
 #define ANSWER_MS 120000u
 #define LINK_MS 5000u
-
-typedef struct side { /* decoding over one attention */
-    timed_attention attention;
-    forward *forward;
-    uint32_t *tokens; /* [batch]: the next ones */
-    sample step_ms, layer_us;
-} side;
-
-typedef struct echo {     /* frames of a layer's sizes, there and back */
-    transport_link *link; /* the near end */
-    transport_send send, answer;
-    void *bytes;
-    uint64_t out_bytes, in_bytes;
-    bool is_back, is_lost;
-    sample *round_us; /* where its times go */
-} echo;
-
-typedef struct bench {
-    const bench_offload_config *config;
-    attention_layer_table layers;
-    hd_pool *node_pool;
-    attention_service *service;
-    transport *far, *near; /* the node's, and the step thread's */
-    rpc_server *server;
-    attention *remote;
-    echo echo;
-    side here, there;
-    rope_table *rope;
-    forward_span *spans;
-    bench_random random;
-    sample between_us, alone_us; /* echoes between the layers of a step, and with nothing beside them */
-} bench;
 
 /* ---- The attention node ---- */
 
@@ -73,7 +35,7 @@ static hd_status accept_echo(void *listener, transport_link *link, transport_han
 static hd_status open_node(bench *b, hd_error *error) {
     const bench_offload_config *c = b->config;
     attention_service_config config = {
-        .hot_bytes = c->node_bytes, .links_max = 1, .orphan_ms = 1000, .kernels = c->kernels};
+        .hot_bytes = c->node_bytes, .links_max = 4, .orphan_ms = 1000, .kernels = c->kernels};
     hd_status status = hd_pool_open(c->node_threads, &b->node_pool);
     config.pool = b->node_pool;
     if (status == HD_OK) status = attention_service_open(&config, &b->service);
@@ -87,19 +49,24 @@ static hd_status open_node(bench *b, hd_error *error) {
     if (status == HD_OK) status = rpc_server_open(&serving, &b->server, error);
     if (status == HD_OK) status = attention_service_start(b->service, b->far);
     if (status != HD_OK) return status;
+    return bench_offload_link(b, rpc_server_address(b->server), &b->remote, error);
+}
+
+hd_status bench_offload_link(bench *b, const char *address, attention **out, hd_error *error) {
+    const bench_offload_config *c = b->config;
     remote_config linked = {.transport = b->near,
-                            .address = rpc_server_address(b->server),
+                            .address = address,
                             .model_name = c->model_name,
                             .layers = b->layers,
                             .heads = {0, c->model->kv_heads},
                             .kv_dtype = c->kv_dtype,
                             .step_rows_max = c->rows_max,
-                            .sequences_max = c->batch,
+                            .sequences_max = 2 * c->batch,
                             .answer_ms = ANSWER_MS,
                             .link_ms = LINK_MS,
                             .kernels = c->kernels->name};
     memcpy(linked.fingerprint, c->weights->fingerprint, sizeof(linked.fingerprint));
-    return remote_open(&linked, &b->remote, error);
+    return remote_open(&linked, out, error);
 }
 
 /* ---- Sequences ---- */
@@ -113,7 +80,7 @@ static hd_status fill(bench *b, attention *a, uint64_t sequence, const void *row
     for (uint64_t done = 0; done < c->depth && status == HD_OK;) {
         uint32_t count = c->depth - done < c->rows_max ? (uint32_t)(c->depth - done) : c->rows_max;
         attention_rows span = {.sequence = sequence,
-                               .epoch = EPOCH,
+                               .epoch = BENCH_EPOCH,
                                .first_position = done,
                                .count = count,
                                .token_ids = tokens,
@@ -135,6 +102,13 @@ static hd_status fill(bench *b, attention *a, uint64_t sequence, const void *row
     return status;
 }
 
+hd_status bench_offload_sequence(bench *b, attention *a, uint64_t name, const void *rows, hd_error *error) {
+    uint64_t cached, most = b->config->depth + 2 * b->config->steps + 3;
+    attention_sequence_params params = {.sequence = name, .epoch = BENCH_EPOCH, .tokens_max = most};
+    hd_status status = a->ops->sequence_open(a, &params, &cached, error);
+    return status == HD_OK ? fill(b, a, name, rows, error) : status;
+}
+
 static hd_status open_side(bench *b, side *s, attention *a, const void *rows, hd_error *error) {
     const bench_offload_config *c = b->config;
     timed_attention_init(&s->attention, a);
@@ -152,12 +126,7 @@ static hd_status open_side(bench *b, side *s, attention *a, const void *rows, hd
     if (s->tokens == NULL || forward_open(&shape, &s->forward) != HD_OK)
         return hd_error_set(error, HD_NO_MEMORY, "no memory for a step of %u rows", c->batch);
     hd_status status = HD_OK;
-    for (uint32_t i = 0; i < c->batch && status == HD_OK; i++) {
-        uint64_t cached;
-        attention_sequence_params params = {.sequence = i + 1, .epoch = EPOCH, .tokens_max = c->depth + 2 * c->steps + 3};
-        status = a->ops->sequence_open(a, &params, &cached, error);
-        if (status == HD_OK) status = fill(b, a, i + 1, rows, error);
-    }
+    for (uint32_t i = 0; i < c->batch && status == HD_OK; i++) status = bench_offload_sequence(b, a, i + 1, rows, error);
     return status;
 }
 
@@ -165,7 +134,7 @@ static hd_status step(bench *b, side *s, uint64_t number, bool is_timed, hd_erro
     const bench_offload_config *c = b->config;
     for (uint32_t i = 0; i < c->batch; i++) {
         b->spans[i] = (forward_span){.rows = {.sequence = i + 1,
-                                              .epoch = EPOCH,
+                                              .epoch = BENCH_EPOCH,
                                               .first_position = c->depth + number,
                                               .count = 1,
                                               .token_ids = &s->tokens[i]},
@@ -225,16 +194,32 @@ static void echo_once(void *context) {
 
 /* ---- The run ---- */
 
-static void report(bench *b, const remote_traffic *traffic, double seconds, json_t *json) {
+static void report_turns(bench *b, FILE *table, json_t *json) {
+    const bench_offload_config *c = b->config;
+    const offload_turns *t = &b->turns;
+    sample_summary near = sample_summarise((sample *)&t->near.round_ms), far = sample_summarise((sample *)&t->far.round_ms);
+    sample_summary whole = sample_summarise((sample *)&t->whole_ms), after = sample_summarise((sample *)&t->after_ms);
+    double unhidden = 2.0 * 2.0 * b->layers.layer_count * (double)c->delay_ms;
+    fprintf(table, "two micro-batches of %u in turns, the same bits each way\n", c->batch);
+    fprintf(table, "  a round %.2f ms; behind %llu ms each way %.2f ms: grows by %.2f of the %.0f ms that delay would add\n",
+            near.median, (unsigned long long)c->delay_ms, far.median, far.median - near.median, unhidden);
+    fprintf(table, "  behind the delay one after the other %.2f ms; without it as one step of %u %.2f ms\n", after.median,
+            2 * c->batch, whole.median);
+    json_object_set_new(json, "turns",
+                        json_pack("{s:I, s:f, s:f, s:f, s:f, s:f}", "delay_ms", (json_int_t)c->delay_ms, "round_ms",
+                                  near.median, "round_delayed_ms", far.median, "unhidden_ms", unhidden,
+                                  "one_after_the_other_delayed_ms", after.median, "one_step_ms", whole.median));
+}
+
+static void report(bench *b, const remote_traffic *traffic, double seconds, const attention_service_state *state,
+                   json_t *json) {
     const bench_offload_config *c = b->config;
     sample_summary here = sample_summarise(&b->here.step_ms), there = sample_summarise(&b->there.step_ms);
     sample_summary here_layer = sample_summarise(&b->here.layer_us), there_layer = sample_summarise(&b->there.layer_us);
     sample_summary round = sample_summarise(&b->between_us), alone = sample_summarise(&b->alone_us);
-    attention_service_state state;
-    attention_service_state_read(b->service, &state);
     double added = there_layer.median - here_layer.median, bytes = (double)(traffic->bytes_out + traffic->bytes_in);
     double worker_busy = 1 - (double)traffic->waited_ns * 1e-9 / seconds,
-           node_busy = (double)state.busy_ns * 1e-9 / seconds;
+           node_busy = (double)state->busy_ns * 1e-9 / seconds;
     FILE *table = bench_report_table(c->json_path);
     fprintf(table, "batch %u at depth %llu, %u layers, %u steps each in turns\n", c->batch,
             (unsigned long long)c->depth, b->layers.layer_count, c->steps);
@@ -253,23 +238,28 @@ static void report(bench *b, const remote_traffic *traffic, double seconds, json
                                   (json_int_t)c->batch, "depth", (json_int_t)c->depth, "steps", (json_int_t)c->steps,
                                   "step_in_process_ms", here.median, "step_offloaded_ms", there.median,
                                   "layer_in_process_us", here_layer.median, "layer_offloaded_us", there_layer.median,
-                                  "echo_us", round.median, "echo_alone_us", alone.median, "wire_bytes_step", bytes / c->steps, "wire_bytes_second",
-                                  bytes / seconds, "worker_busy", worker_busy, "node_busy", node_busy));
+                                  "echo_us", round.median, "echo_alone_us", alone.median, "wire_bytes_step",
+                                  bytes / c->steps, "wire_bytes_second", bytes / seconds, "worker_busy", worker_busy,
+                                  "node_busy", node_busy));
+    report_turns(b, table, json);
 }
 
-static hd_status run(bench *b, json_t *json, hd_error *error) {
+/* Random signs and mantissas of moderate size, as bf16 or as f32. */
+static uint16_t *draw_rows(bench *b) {
     const bench_offload_config *c = b->config;
     uint64_t row_bytes = (uint64_t)c->model->kv_heads * c->model->head_dim * hd_dtype_bits(c->kv_dtype) / 8;
     uint16_t *rows = hd_alloc(c->rows_max * row_bytes, HD_CACHE_LINE);
-    if (rows == NULL) return hd_error_set(error, HD_NO_MEMORY, "out of memory");
-    /* Random signs and mantissas of moderate size, as bf16 or as f32. */
-    for (uint64_t i = 0; i < c->rows_max * row_bytes / 2; i++)
+    for (uint64_t i = 0; rows != NULL && i < c->rows_max * row_bytes / 2; i++)
         rows[i] = (uint16_t)((bench_random_u64(&b->random) & 0x80ff) | 0x3e00);
+    return rows;
+}
+
+static hd_status run(bench *b, const void *rows, json_t *json, hd_error *error) {
+    const bench_offload_config *c = b->config;
     hd_status status = open_side(b, &b->here, c->attention, rows, error);
     if (status == HD_OK) status = open_side(b, &b->there, b->remote, rows, error);
     b->here.attention.context = b;
     if (status == HD_OK) status = open_echo(b, error);
-    hd_free(rows);
     remote_traffic before, after;
     double seconds = 0;
     for (uint64_t i = 0; i <= c->steps && status == HD_OK; i++) {
@@ -294,8 +284,11 @@ static hd_status run(bench *b, json_t *json, hd_error *error) {
     b->echo.round_us = &b->alone_us;
     for (uint32_t i = 0; i < c->steps * b->layers.layer_count && !b->echo.is_lost; i++) echo_once(b);
     if (b->echo.is_lost) return hd_error_set(error, HD_PEER_LOST, "the echo was lost");
-    report(b, &spent, seconds, json);
-    return HD_OK;
+    attention_service_state busy; /* before turns are taken */
+    attention_service_state_read(b->service, &busy);
+    status = offload_turns_run(b, rows, error);
+    if (status == HD_OK) report(b, &spent, seconds, &busy, json);
+    return status;
 }
 
 static void close_side(side *s) {
@@ -306,6 +299,7 @@ static void close_side(side *s) {
 }
 
 static void close_bench(bench *b) {
+    offload_turns_close(b);
     close_side(&b->here);
     close_side(&b->there);
     sample_fini(&b->between_us);
@@ -336,7 +330,10 @@ hd_status bench_offload_run(const bench_offload_config *config, hd_error *error)
     if (status == HD_OK) rope_table_init(b.rope, &config->model->rope, config->depth + 2 * config->steps + 3);
     if (status == HD_OK) status = open_node(&b, error);
     json_t *json = bench_report_open("offload");
-    if (status == HD_OK) status = run(&b, json, error);
+    uint16_t *rows = draw_rows(&b);
+    if (status == HD_OK && rows == NULL) status = hd_error_set(error, HD_NO_MEMORY, "out of memory");
+    if (status == HD_OK) status = run(&b, rows, json, error);
+    hd_free(rows);
     if (status == HD_OK) status = bench_report_write(json, config->json_path, error);
     else json_decref(json);
     close_bench(&b);

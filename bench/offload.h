@@ -5,6 +5,9 @@
  * against an echo of the same bytes over one more stream, in the same run: where a layer's frames would go, between the
  * layers of further steps in this process, so that it finds the caches as cold and the other side as fast asleep as they
  * do. How long it takes in a loop of its own is printed beside it.
+ *
+ * Then two micro-batches take turns over the same node, straight and through a relay that delays every byte, again in turns;
+ * that all ways give the same bits is checked.
  * Threads: runs on the calling thread as the step thread; the pool must be free. */
 #ifndef BENCH_OFFLOAD_H
 #define BENCH_OFFLOAD_H
@@ -27,7 +30,8 @@ typedef struct bench_offload_config {
     uint32_t node_threads;
     uint64_t depth;
     uint32_t batch, steps;
-    uint32_t rows_max; /* of a step */
+    uint64_t delay_ms; /* each way, for two micro-batches in turns behind a relay */
+    uint32_t rows_max; /* of a step; at least 2 * batch */
     const char *json_path;
 } bench_offload_config;
 

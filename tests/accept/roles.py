@@ -90,9 +90,10 @@ def larger(options):
 
 def offload(options):
     command = [options.hadal, "bench", "offload", options.model, "--depth", str(options.depth), "--batch", str(options.batch),
-               "--hot-memory", options.node_memory, "--log-level", "warn", "--json", "-"]
+               "--hot-memory", options.node_memory, "--node-memory", options.far_memory, "--log-level", "warn", "--json", "-"]
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    f = json.loads(result.stdout)["figures"]
+    answer = json.loads(result.stdout)
+    f, turns = answer["figures"], answer["turns"]
     ratio = f["step_offloaded_ms"] / f["step_in_process_ms"]
     added, echo = f["layer_offloaded_us"] - f["layer_in_process_us"], f["echo_us"]
     report.line("4", f"step: in process {f['step_in_process_ms']:.1f} ms, offloaded {f['step_offloaded_ms']:.1f} ms, {ratio:.3f} times",
@@ -101,6 +102,11 @@ def offload(options):
                 f"{added / echo:.2f} times (alone, in a loop, {f['echo_alone_us']:.0f} us)", "at most 2 times", added <= 2 * echo)
     print(f"     busy: worker {f['worker_busy']:.0%}, attention node {f['node_busy']:.0%}; wire {f['wire_bytes_step'] / 1e6:.2f} MB a step, "
           f"{f['wire_bytes_second'] / 1e9:.3f} GB/s")
+    grows = turns["round_delayed_ms"] - turns["round_ms"]
+    report.line("4", f"a round of two micro-batches of {options.batch}: {turns['round_ms']:.1f} ms, behind {turns['delay_ms']} ms each way "
+                f"{turns['round_delayed_ms']:.1f} ms: grows by {grows:.1f} ms", f"at most 20 of {turns['unhidden_ms']:.0f} ms", grows <= 20)
+    print(f"     one after the other behind the delay {turns['one_after_the_other_delayed_ms']:.1f} ms; without it as one step of "
+          f"{2 * options.batch} {turns['one_step_ms']:.1f} ms; every way gave the same bits")
 
 
 def main():
@@ -111,6 +117,7 @@ def main():
     parser.add_argument("--size", type=int, default=16000)
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--node-memory", default="32M")
+    parser.add_argument("--far-memory", default="6G")
     parser.add_argument("--needles", type=int, default=20)
     parser.add_argument("--depth", type=int, default=8192)
     parser.add_argument("--batch", type=int, default=8)
