@@ -201,7 +201,7 @@ typedef struct attention_ops {
     void (*step_lose)(attention *self, uint32_t span, hd_status why);
     /* A further attention over the same sequences, with a step of its own that may be open while others have theirs, of
      * rows_max rows and sequences; a sequence is in one of them. Steps alone: sequences are opened and ended here. It is
-     * closed before this one. HD_FULL, HD_UNSUPPORTED: none can be had. */
+     * closed before this one. HD_FULL, HD_UNSUPPORTED: none can be had; NULL: never. */
     hd_status (*attach)(attention *self, uint32_t rows_max, attention **view, hd_error *error);
     /* Drops every block that only the prefix cache holds. */
     void (*cache_reset)(attention *self);

@@ -91,6 +91,7 @@ static void bench_make_faulty(bench *b) {
     ops->step_end = faulty_step_end;
     ops->step_begin_post = faulty_begin; /* both give the answer themselves */
     ops->step_end_post = faulty_step_end;
+    ops->attach = NULL;
     ops->cache_reset = faulty_reset;
     ops->stats = faulty_stats;
     ops->dtype = faulty_dtype;
