@@ -97,14 +97,14 @@ static uint32_t search_one(const index_view *view, index_search *search, const b
                        s->bounds + segment->first / PAGE);
     }
     uint32_t wanted = search->tokens_each < pages ? search->tokens_each : pages;
-    float limit = index_cut(scan, s->bounds + skipped, pages, wanted);
+    float limit = index_cut(scan, s->bounds + skipped, pages, wanted, 0, NULL);
     uint32_t count = scan->collect_from(s->bounds + skipped, pages, limit, s->pages, wanted);
     for (uint32_t p = 0; p < count; p++) {
         s->pages[p] += skipped;
         const uint16_t *keys = view->source->keys(view->source->context, (uint64_t)s->pages[p] * PAGE, PAGE, s->keys);
         scan->dot_rows(s->query, dim, keys, dim, PAGE, s->scores + (size_t)p * PAGE);
     }
-    limit = index_cut(scan, s->scores, count * PAGE, search->tokens_each);
+    limit = index_cut(scan, s->scores, count * PAGE, search->tokens_each, 0, NULL);
     uint32_t found = scan->collect_from(s->scores, count * PAGE, limit, s->picks, search->tokens_each);
     for (uint32_t i = 0; i < found; i++) tokens[i] = s->pages[s->picks[i] / PAGE] * PAGE + s->picks[i] % PAGE;
     search->bytes_scanned +=

@@ -62,11 +62,10 @@ clusters_segment clusters_lay_out(const index_params *params, uint32_t count, un
     s.tokens = index_carve_take(&carve, (size_t)s.block_max * SCAN_BLOCK * sizeof(uint32_t));
     void *values = NULL;
     if (params->has_rest) {
-        values = index_carve_take(&carve, kernel_matrix_bytes(HD_BF16, params->value_dim, s.cluster_count));
-        s.gradients = index_carve_take(&carve, (size_t)s.dim * params->value_dim * sizeof(uint16_t));
+        values = index_carve_take(&carve, kernel_matrix_bytes(HD_BF16, params->value_dim, s.cluster_count + s.dim));
     }
     s.centres = matrix_at(HD_INT8, s.cluster_count, s.centre_dim, data, scales);
-    s.values = matrix_at(HD_BF16, params->value_dim, s.cluster_count, values, NULL);
+    s.values = matrix_at(HD_BF16, params->value_dim, s.cluster_count + s.dim, values, NULL);
     s.bytes = carve.bytes;
     return s;
 }
@@ -203,7 +202,7 @@ static void add_values(const index_building *building, workspace *w, uint32_t fi
 
 /* Within a cluster, a key whose coordinates differ from the centre's has another value: the least squares line through
  * sampled residuals tells by how much. */
-static void fit_gradients(const index_building *building, workspace *w, const clusters_segment *s) {
+static void fit_gradients(const index_building *building, workspace *w, const clusters_segment *s) { /* to w->cross */
     uint32_t value_dim = building->params->value_dim, dim = s->dim, sampled = index_points_sample_count(building);
     float x[SKETCH_DIM_MAX], difference[512];
     memset(w->square, 0, (size_t)dim * dim * sizeof(float));
@@ -229,7 +228,7 @@ static void fit_gradients(const index_building *building, workspace *w, const cl
         for (uint32_t i = 0; i < dim; i++) x[i] = w->cross[(size_t)i * value_dim + j];
         linear_solve_lower(w->square, dim, x);
         linear_solve_upper(w->square, dim, x);
-        for (uint32_t i = 0; i < dim; i++) s->gradients[(size_t)i * value_dim + j] = hd_f32_to_bf16(x[i]);
+        for (uint32_t i = 0; i < dim; i++) w->cross[(size_t)i * value_dim + j] = x[i];
     }
 }
 
@@ -239,13 +238,14 @@ static void set_values(const index_building *building, workspace *w, clusters_se
         float inverse = s->sizes[c] > 0 ? 1.0f / (float)s->sizes[c] : 0.0f;
         for (uint32_t i = 0; i < dim; i++) w->value_sums[(size_t)c * dim + i] *= inverse;
     }
-    /* a column of the packed matrix is a coordinate of all clusters */
-    float column[128 * INDEX_GRAIN / CLUSTERS_KEYS];
+    fit_gradients(building, w, s);
+    /* a column of the packed matrix is an element of all clusters' values and of all gradients */
+    float column[128 * INDEX_GRAIN / CLUSTERS_KEYS + SKETCH_DIM_MAX];
     for (uint32_t i = 0; i < dim; i++) {
         for (uint32_t c = 0; c < s->cluster_count; c++) column[c] = w->value_sums[(size_t)c * dim + i];
-        kernel_matrix_pack(&s->values, i, column, HD_F32, s->cluster_count, 1);
+        for (uint32_t c = 0; c < s->dim; c++) column[s->cluster_count + c] = w->cross[(size_t)c * dim + i];
+        kernel_matrix_pack(&s->values, i, column, HD_F32, s->values.k, 1);
     }
-    fit_gradients(building, w, s);
 }
 
 /* ---- steps ---- */
@@ -293,7 +293,6 @@ bool clusters_build_step(index_building *building) {
     if (building->phase == FIT) {
         lay_out_workspace(building->params, count, building->workspace, w);
         memset(w->value_sums, 0, (size_t)cluster_count_of(count) * building->params->value_dim * sizeof(float));
-        
     }
     clusters_segment s = clusters_lay_out(building->params, count, building->segment->data);
     if (!run_phase(building, w, &s)) return false;

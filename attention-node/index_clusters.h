@@ -33,8 +33,8 @@ typedef struct clusters_segment { /* where the parts of a segment's data lie */
     uint16_t *block_clusters;     /* [block_max] */
     uint8_t *blocks, *fine;
     uint32_t *tokens;             /* [slots], from the segment's first */
-    kernel_matrix values;         /* with has_rest: bf16, mean value of each cluster as a row of k */
-    uint16_t *gradients;          /* with has_rest: bf16 [dim, value_dim]: how values change along a coordinate */
+    kernel_matrix values;         /* with has_rest: bf16, as rows of k the mean value of each cluster, and behind them
+                                   * how values change along each coordinate */
     size_t bytes;
 } clusters_segment;
 

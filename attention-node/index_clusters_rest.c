@@ -5,166 +5,217 @@
  * weighs exp(v / 2) more on average than its mean says (RetroInfer's estimate leaves that out, and is a lower bound).
  * Values are their cluster's mean, and move with a key's residual along the gradients: for a key that was read, the
  * residual that its sketch tells; beyond that, the one that weighing by exp(score) prefers, which is variance times
- * query. */
+ * query. Weights of clusters and weighted residuals of all queries are the rows of one product with a segment's mean
+ * values and gradients. */
 #include <math.h>
 #include <string.h>
 
 #include "attention-node/index_clusters_search.h"
 #include "kernels/dtype.h"
 
-void clusters_mark_found(clusters_search_state *s) {
+typedef struct estimate { /* of one query before one segment */
+    clusters_search_state *s;
+    const clusters_place *place;
+    clusters_query *q;
+    const segment_query *asked;
+    const sketch_tables *tables;
+    float moments[SKETCH_DIM_MAX]; /* residuals of all tokens, by weight */
+    float whole, read, fine;       /* squared spreads by weight: of clusters as wholes, lists and survivors */
+} estimate;
+
+/* ---- What was found ---- */
+
+static void mark_found(clusters_search_state *s) {
     uint32_t blocks = 0;
-    for (uint32_t n = 0; n < s->segment_count; n++) blocks += s->segments[n].at.block_max;
+    for (uint32_t n = 0; n < s->segment_count; n++) blocks += s->places[n].at.block_max;
     memset(s->found_masks, 0, blocks * sizeof(*s->found_masks));
     memset(s->found_counts, 0, s->cluster_count * sizeof(*s->found_counts));
     for (uint32_t i = 0, n = 0; i < s->found_count; i++) {
-        while (n + 1 < s->segment_count && s->found[i] >= s->segments[n + 1].first_slot) n++;
-        const segment_query *q = &s->segments[n];
+        while (n + 1 < s->segment_count && s->found[i] >= s->places[n + 1].first_slot) n++;
+        const clusters_place *place = &s->places[n];
         s->found_masks[s->found[i] / SCAN_BLOCK] |= (uint16_t)(1u << s->found[i] % SCAN_BLOCK);
-        s->found_counts[q->first_cluster + q->at.block_clusters[(s->found[i] - q->first_slot) / SCAN_BLOCK]]++;
+        s->found_counts[place->first_cluster + place->at.block_clusters[(s->found[i] - place->first_slot) / SCAN_BLOCK]]++;
     }
 }
+
+static bool is_found(const clusters_search_state *s, const clusters_place *place, uint32_t row) {
+    uint32_t slot = place->first_slot + row;
+    return (s->found_masks[slot / SCAN_BLOCK] >> slot % SCAN_BLOCK & 1) != 0;
+}
+
+/* ---- Weights ---- */
 
 /* Half the variance of a score whose residual is known up to these errors, at a spread of 1: the logarithm of what the
  * error adds to a weight. */
-static float half_variance(const clusters_search_state *s, const segment_query *q, const float *errors) {
-    float variance = 0.0f, scale = s->search->scale;
-    for (uint32_t i = 0; i < q->at.dim; i++) variance += q->z[i] * q->z[i] * errors[i];
+static float half_variance(const estimate *e, const float *errors) {
+    float variance = 0.0f, scale = e->s->search->scale;
+    for (uint32_t i = 0; i < e->place->at.dim; i++) variance += e->asked->z[i] * e->asked->z[i] * errors[i];
     return 0.5f * scale * scale * variance;
 }
 
-static float greatest_score(const clusters_search_state *s) {
+/* Survivors weigh by their fine scores alone. */
+static void begin_query(const clusters_search_state *s, clusters_query *q) {
     float greatest = -INFINITY;
-    for (uint32_t c = 0; c < s->cluster_count; c++) greatest = s->bases[c] > greatest ? s->bases[c] : greatest;
-    for (uint32_t i = 0; i < s->survivor_count; i++) greatest = s->fine[i] > greatest ? s->fine[i] : greatest;
-    return greatest;
+    for (uint32_t c = 0; c < s->cluster_count; c++) greatest = q->bases[c] > greatest ? q->bases[c] : greatest;
+    for (uint32_t i = 0; i < q->survivor_count; i++) {
+        greatest = q->fine[i] > greatest ? q->fine[i] : greatest;
+        q->scores[q->survivors[i]] = -INFINITY;
+    }
+    q->max = s->search->scale * greatest;
+    q->list_next = q->survivor_next = 0;
 }
 
-/* Clusters as wholes, less what was found of them; the lists that were read come afterwards. The logarithm of a weight
- * stays below 80: a sum of those is finite. */
-static void weigh_clusters(clusters_search_state *s, float max) {
-    for (uint32_t n = 0; n < s->segment_count; n++) {
-        const segment_query *q = &s->segments[n];
-        float half = half_variance(s, q, q->at.header->residual_variances), *weights = s->weights + q->first_cluster;
-        for (uint32_t c = 0; c < q->at.cluster_count; c++) {
-            float log_weight =
-                s->search->scale * s->bases[q->first_cluster + c] - max + half * q->at.spreads[c] * q->at.spreads[c];
-            weights[c] = log_weight < 80.0f ? log_weight : 80.0f;
-        }
-        s->view->params->kernels->scan->exponentials(weights, q->at.cluster_count);
-        for (uint32_t c = 0; c < q->at.cluster_count; c++)
-            weights[c] *= (float)(q->at.sizes[c] - s->found_counts[q->first_cluster + c]);
+/* Clusters as wholes, less what was found of them; those whose lists were read come afterwards. The logarithm of a
+ * weight stays below 80: a sum of those is finite. */
+static void weigh_clusters(estimate *e) {
+    clusters_search_state *s = e->s;
+    const clusters_segment *at = &e->place->at;
+    const float *bases = e->q->bases + e->place->first_cluster;
+    const uint32_t *found = s->found_counts + e->place->first_cluster;
+    float half = half_variance(e, at->header->residual_variances), scale = s->search->scale, max = e->q->max, unused;
+    for (uint32_t c = 0; c < at->cluster_count; c++) {
+        float log_weight = scale * bases[c] - max + half * at->spreads[c] * at->spreads[c];
+        s->weights[c] = log_weight < 80.0f ? log_weight : 80.0f;
     }
-    for (uint32_t i = 0; i < s->list_count; i++)
-        s->weights[s->segments[s->lists[i].segment].first_cluster + s->lists[i].cluster] = 0.0f;
+    s->view->params->kernels->scan->exponentials(s->weights, at->cluster_count, 1.0f, 0.0f, &unused);
+    for (uint32_t c = 0; c < at->cluster_count; c++) s->weights[c] *= (float)(int32_t)(at->sizes[c] - found[c]);
+    uint32_t segment = (uint32_t)(e->place - s->places);
+    for (uint32_t i = e->q->list_next; i < e->q->list_count && e->q->lists[i].segment == segment; i++)
+        s->weights[e->q->lists[i].cluster] = 0.0f;
+    float sums[4] = {0};
+    for (uint32_t c = 0; c < at->cluster_count; c++) sums[c % 4] += s->weights[c] * at->spreads[c] * at->spreads[c];
+    e->whole = sums[0] + sums[1] + sums[2] + sums[3];
 }
 
-/* The scores of keys that were read become weights: 0 for what was found and for empty slots. */
-static void weigh_keys(clusters_search_state *s, float max) {
-    float scale = s->search->scale, coarse = 0.0f;
-    uint32_t segment = UINT32_MAX;
-    for (uint32_t i = 0; i < s->list_count; i++) {
-        const clusters_list *list = &s->lists[i];
-        const segment_query *q = &s->segments[list->segment];
-        if (list->segment != segment) coarse = half_variance(s, q, q->at.header->plan.coarse_error);
-        segment = list->segment;
-        float spread = q->at.spreads[list->cluster], more = coarse * spread * spread - max;
-        float *scores = s->scores + list->first;
-        for (uint32_t k = 0; k < list->blocks * SCAN_BLOCK; k++) scores[k] = scale * scores[k] + more;
-    }
-    segment = UINT32_MAX;
-    float fine = 0.0f;
-    for (uint32_t i = 0; i < s->survivor_count; i++) {
-        const clusters_list *list = &s->lists[s->survivor_lists[i]];
-        const segment_query *q = &s->segments[list->segment];
-        if (list->segment != segment) fine = half_variance(s, q, q->at.header->plan.fine_error);
-        segment = list->segment;
-        float spread = q->at.spreads[list->cluster];
-        s->scores[s->survivors[i]] = scale * s->fine[i] + fine * spread * spread - max;
-    }
-    s->view->params->kernels->scan->exponentials(s->scores, s->score_count);
-    for (uint32_t i = 0; i < s->list_count; i++) {
-        const clusters_list *list = &s->lists[i];
-        const segment_query *q = &s->segments[list->segment];
-        const uint16_t *masks = s->found_masks + q->first_slot / SCAN_BLOCK + q->at.first_blocks[list->cluster];
-        for (uint32_t b = 0; b < list->blocks; b++)
-            for (uint32_t mask = masks[b]; mask != 0; mask &= mask - 1)
-                s->scores[list->first + b * SCAN_BLOCK + (uint32_t)__builtin_ctz(mask)] = 0.0f;
+/* The keys of a list but the survivors and those that were found; what their sketches say of the weighted residuals goes
+ * to sums. */
+static void weigh_list(estimate *e, const clusters_list *list, float coarse, float *sums) {
+    clusters_search_state *s = e->s;
+    const clusters_segment *at = &e->place->at;
+    const kernel_scan *scan = s->view->params->kernels->scan;
+    uint32_t first_block = at->first_blocks[list->cluster];
+    const uint16_t *masks = s->found_masks + e->place->first_slot / SCAN_BLOCK + first_block;
+    float *scores = e->q->scores + list->first, spread = at->spreads[list->cluster], largest;
+    for (uint32_t b = 0; b < list->blocks; b++)
+        for (uint32_t mask = masks[b]; mask != 0; mask &= mask - 1)
+            scores[b * SCAN_BLOCK + (uint32_t)__builtin_ctz(mask)] = -INFINITY;
+    float sum = scan->exponentials(scores, list->blocks * SCAN_BLOCK, s->search->scale,
+                                   coarse * spread * spread - e->q->max, &largest);
+    s->weights[list->cluster] = sum;
+    e->read += spread * spread * sum;
+    if (!(largest > 1e-30f)) return;
+    int32_t whole[SKETCH_TABLES_MAX];
+    scan->nibble_moments(e->tables->entries, e->tables->count, at->blocks + (size_t)first_block * SCAN_BLOCK_BYTES,
+                         list->blocks, scores, SCAN_WEIGHT / largest, whole);
+    float factor = spread * largest / SCAN_WEIGHT;
+    for (uint32_t t = 0; t < e->tables->count; t++) sums[t] += factor * (float)whole[t];
+}
+
+static void weigh_lists(estimate *e) {
+    clusters_query *q = e->q;
+    float sums[SKETCH_TABLES_MAX] = {0}, coarse = half_variance(e, e->place->at.header->plan.coarse_error);
+    uint32_t segment = (uint32_t)(e->place - e->s->places);
+    for (; q->list_next < q->list_count && q->lists[q->list_next].segment == segment; q->list_next++)
+        weigh_list(e, &q->lists[q->list_next], coarse, sums);
+    for (uint32_t t = 0; t < e->tables->count; t++) e->moments[e->tables->coordinates[t]] += e->tables->units[t] * sums[t];
+}
+
+static void add_survivors(estimate *e, uint32_t first, uint32_t end, float largest) {
+    clusters_search_state *s = e->s;
+    const sketch_plan *plan = &e->place->at.header->plan;
+    int32_t sums[2 * SCAN_ROW_BYTES] = {0};
+    if (!(largest > 1e-30f)) return;
+    int32_t total = s->view->params->kernels->scan->nibble_row_sums(
+        e->place->at.fine, e->place->at.fine_bytes, e->q->rows + first, end - first, s->spread_weights + first,
+        SCAN_WEIGHT / largest, sums);
+    for (uint32_t entry = 0; entry < plan->fine_count; entry++) {
+        float codes = (float)sums[entry % 2 * SCAN_ROW_BYTES + entry / 2] - 7.5f * (float)total;
+        e->moments[plan->fine_coordinates[entry]] += plan->fine_step[entry] * codes * (largest / SCAN_WEIGHT);
     }
 }
 
-/* Adds the weights of the lists of a segment to their clusters', and what their keys' sketches say of the weighted
- * residuals to moments. Lists of one segment are neighbours in the list of lists. */
-static uint32_t add_lists(clusters_search_state *s, uint32_t first, float *moments, float *errors) {
-    uint32_t segment = s->lists[first].segment, end = first;
-    const segment_query *q = &s->segments[segment];
-    uint16_t coordinates[SKETCH_PARTS_MAX];
-    float by_part[SKETCH_PARTS_MAX];
-    uint32_t parts = sketch_parts(&q->at.header->plan, s->part_tables, s->part_nibbles, coordinates);
-    for (; end < s->list_count && s->lists[end].segment == segment; end++) {
-        const clusters_list *list = &s->lists[end];
-        float *weights = s->scores + list->first, sum = 0.0f, spread = q->at.spreads[list->cluster];
-        for (uint32_t k = 0; k < list->blocks * SCAN_BLOCK; k++) sum += weights[k];
-        memset(by_part, 0, parts * sizeof(*by_part));
-        s->view->params->kernels->scan->nibble_moments(s->part_tables, s->part_nibbles, parts,
-                                                       q->at.blocks +
-                                                           (size_t)q->at.first_blocks[list->cluster] * SCAN_BLOCK_BYTES,
-                                                       list->blocks, weights, by_part);
-        for (uint32_t p = 0; p < parts; p++) moments[coordinates[p]] += spread * by_part[p];
-        s->weights[q->first_cluster + list->cluster] = sum;
-        *errors += spread * spread * sum;
+static void weigh_survivors(estimate *e) {
+    clusters_search_state *s = e->s;
+    clusters_query *q = e->q;
+    const clusters_segment *at = &e->place->at;
+    uint32_t first = q->survivor_next, end = first, segment = (uint32_t)(e->place - s->places);
+    float fine = half_variance(e, at->header->plan.fine_error), scale = s->search->scale, largest = 0.0f, unused;
+    for (; end < q->survivor_count && q->lists[q->survivor_lists[end]].segment == segment; end++) {
+        float spread = at->spreads[q->lists[q->survivor_lists[end]].cluster];
+        float log_weight = scale * q->fine[end] + fine * spread * spread - q->max;
+        q->fine[end] = is_found(s, e->place, q->rows[end]) ? -INFINITY : log_weight < 80.0f ? log_weight : 80.0f;
     }
-    return end;
+    s->view->params->kernels->scan->exponentials(q->fine + first, end - first, 1.0f, 0.0f, &unused);
+    for (uint32_t i = first; i < end; i++) {
+        uint32_t cluster = q->lists[q->survivor_lists[i]].cluster;
+        float weight = q->fine[i], spread = at->spreads[cluster];
+        s->weights[cluster] += weight;
+        s->spread_weights[i] = weight * spread;
+        e->fine += weight * spread * spread;
+        largest = s->spread_weights[i] > largest ? s->spread_weights[i] : largest;
+    }
+    add_survivors(e, first, end, largest);
+    q->survivor_next = end;
 }
 
-/* What a segment's clusters and moments come to, added to out. */
-static float add_segment(clusters_search_state *s, const segment_query *q, const float *moments, float *out) {
+/* ---- Values ---- */
+
+/* A query's row of the product, and the sum of its weights. */
+static float weigh_segment(estimate *e, uint16_t *row) {
+    clusters_search_state *s = e->s;
+    const clusters_segment *at = &e->place->at;
+    weigh_clusters(e);
+    weigh_lists(e);
+    weigh_survivors(e);
+    float *moments = s->weights + at->cluster_count, sums[4] = {0};
+    for (uint32_t i = 0; i < at->dim; i++)
+        moments[i] = e->moments[i] + s->search->scale * e->asked->z[i] *
+                                         (e->whole * at->header->residual_variances[i] +
+                                          e->read * at->header->plan.coarse_error[i] +
+                                          e->fine * at->header->plan.fine_error[i]);
+    for (uint32_t c = 0; c < at->cluster_count; c++) sums[c % 4] += s->weights[c];
+    memset(row, 0, at->values.k_padded * sizeof(*row));
+    s->view->params->kernels->convert(s->weights, HD_F32, row, HD_BF16, at->cluster_count + at->dim);
+    return sums[0] + sums[1] + sums[2] + sums[3];
+}
+
+static void add_segment(clusters_search_state *s, uint32_t n, const sketch_tables *tables) {
     const index_params *params = s->view->params;
-    const clusters_segment *at = &q->at;
-    float sum = 0.0f;
-    memset(s->weight_row, 0, at->values.k_padded * sizeof(*s->weight_row));
-    for (uint32_t c = 0; c < at->cluster_count; c++) sum += s->weights[q->first_cluster + c];
-    params->kernels->convert(s->weights + q->first_cluster, HD_F32, s->weight_row, HD_BF16, at->cluster_count);
-    kernel_matmul product = {.weights = &at->values,
-                             .input = s->weight_row,
-                             .input_stride = at->values.k_padded,
-                             .row_count = 1,
-                             .output = out,
+    const clusters_place *place = &s->places[n];
+    uint32_t query_count = s->search->query_count;
+    for (uint32_t i = 0; i < query_count; i++) {
+        clusters_query *q = &s->queries[i];
+        estimate e = {.s = s, .place = place, .q = q, .asked = &q->segments[n], .tables = tables};
+        s->search->rest->sum[i] += weigh_segment(&e, s->weight_rows + i * s->weight_stride);
+    }
+    kernel_matmul product = {.weights = &place->at.values,
+                             .input = s->weight_rows,
+                             .input_stride = s->weight_stride,
+                             .row_count = query_count,
+                             .output = s->out,
                              .output_stride = params->value_dim,
                              .epilogue = KERNEL_ADD,
                              .scratch = s->scratch};
-    params->kernels->matmul(&product, 0, kernel_matrix_panels(&at->values));
-    for (uint32_t i = 0; i < at->dim; i++) {
-        const uint16_t *gradient = at->gradients + (size_t)i * params->value_dim;
-        for (uint32_t j = 0; j < params->value_dim; j++) out[j] += moments[i] * hd_bf16_to_f32(gradient[j]);
-    }
-    s->search->bytes_rest += kernel_matrix_bytes(HD_BF16, params->value_dim, at->cluster_count) +
-                             (uint64_t)at->dim * params->value_dim * sizeof(uint16_t);
-    return sum;
+    params->kernels->matmul(&product, 0, kernel_matrix_panels(&place->at.values));
+    s->search->bytes_rest += kernel_matrix_bytes(HD_BF16, params->value_dim, place->at.values.k);
 }
 
-void clusters_estimate(clusters_search_state *s, uint32_t row) {
+void clusters_estimate(clusters_search_state *s) {
     const kernel_partial *rest = s->search->rest;
-    uint32_t value_dim = s->view->params->value_dim;
-    float max = s->search->scale * greatest_score(s), sum = 0.0f, *out = rest->out + row * rest->out_stride;
-    memset(out, 0, value_dim * sizeof(*out));
-    if (s->cluster_count > 0) {
-        weigh_clusters(s, max);
-        weigh_keys(s, max);
+    uint32_t value_dim = s->view->params->value_dim, query_count = s->search->query_count;
+    sketch_tables tables;
+    mark_found(s);
+    memset(s->out, 0, (size_t)query_count * value_dim * sizeof(*s->out));
+    for (uint32_t i = 0; i < query_count; i++) {
+        begin_query(s, &s->queries[i]);
+        rest->sum[i] = 0.0f;
     }
-    memset(s->out, 0, value_dim * sizeof(*s->out));
-    for (uint32_t n = 0, list = 0; n < s->segment_count; n++) {
-        const segment_query *q = &s->segments[n];
-        float moments[SKETCH_DIM_MAX] = {0}, whole = 0.0f, read = 0.0f;
-        for (uint32_t c = 0; c < q->at.cluster_count; c++)
-            whole += s->weights[q->first_cluster + c] * q->at.spreads[c] * q->at.spreads[c];
-        if (list < s->list_count && s->lists[list].segment == n) list = add_lists(s, list, moments, &read);
-        for (uint32_t i = 0; i < q->at.dim; i++)
-            moments[i] += s->search->scale * q->z[i] *
-                          (whole * q->at.header->residual_variances[i] + read * q->at.header->plan.coarse_error[i]);
-        sum += add_segment(s, q, moments, s->out);
+    for (uint32_t n = 0; n < s->segment_count; n++) {
+        sketch_tables_make(&s->places[n].at.header->plan, &tables);
+        add_segment(s, n, &tables);
     }
-    memcpy(out, s->out, value_dim * sizeof(*out));
-    rest->max[row] = sum > 0.0f ? max : -INFINITY;
-    rest->sum[row] = sum;
+    for (uint32_t i = 0; i < query_count; i++) {
+        memcpy(rest->out + i * rest->out_stride, s->out + (size_t)i * value_dim, value_dim * sizeof(*s->out));
+        rest->max[i] = rest->sum[i] > 0.0f ? s->queries[i].max : -INFINITY;
+    }
 }

@@ -14,15 +14,43 @@
 
 /* ---- sizes ---- */
 
-/* Measured on data of both kinds (docs/retrieval.md). */
+/* Measured on data of both kinds (docs/retrieval-index.md). */
 static uint32_t survivors_wanted(uint64_t covered, uint32_t tokens_each) {
     uint64_t wanted = (uint64_t)tokens_each * 2 + 1000;
     return (uint32_t)(wanted < covered ? wanted : covered);
 }
 
+/* To end the search for the limit early, as many more survivors do no harm. */
+static uint32_t survivors_slack(uint32_t wanted) {
+    return wanted / 16;
+}
+
 static uint64_t keys_wanted(uint64_t covered, uint32_t tokens_each) {
     uint64_t wanted = (uint64_t)survivors_wanted(covered, tokens_each) * 5 + covered / 25;
     return wanted < covered ? wanted : covered;
+}
+
+/* Slots of the lists that a query reads: what is wanted, the empty ones among them, and a list larger than most. */
+static uint32_t score_room(uint64_t keys_max, uint32_t tokens_each) {
+    uint64_t all = keys_max + keys_max / CLUSTERS_KEYS * SCAN_BLOCK, room = 4 * keys_wanted(keys_max, tokens_each);
+    room += 64 * (uint64_t)INDEX_GRAIN;
+    return (uint32_t)(room < all ? room : all);
+}
+
+static void lay_out_query(clusters_query *q, const index_params *params, uint32_t tokens_each, index_carve *carve) {
+    size_t clusters = params->keys_max / CLUSTERS_KEYS, survivors = survivors_wanted(params->keys_max, tokens_each);
+    clusters_query unused;
+    if (q == NULL) q = &unused;
+    *q = (clusters_query){0};
+    survivors += survivors_slack((uint32_t)survivors);
+    q->segments = index_carve_take(carve, index_plan_max(params->keys_max) * sizeof(*q->segments));
+    q->bases = index_carve_take(carve, clusters * sizeof(*q->bases));
+    q->lists = index_carve_take(carve, clusters * sizeof(*q->lists));
+    q->scores = index_carve_take(carve, score_room(params->keys_max, tokens_each) * sizeof(*q->scores));
+    q->survivors = index_carve_take(carve, survivors * sizeof(*q->survivors));
+    q->survivor_lists = index_carve_take(carve, survivors * sizeof(*q->survivor_lists));
+    q->rows = index_carve_take(carve, survivors * sizeof(*q->rows));
+    q->fine = index_carve_take(carve, survivors * sizeof(*q->fine));
 }
 
 static clusters_search_state lay_out(const index_params *params, uint32_t query_count, uint32_t tokens_each,
@@ -31,32 +59,30 @@ static clusters_search_state lay_out(const index_params *params, uint32_t query_
     uint32_t segments = index_plan_max(params->keys_max);
     size_t clusters = params->keys_max / CLUSTERS_KEYS, blocks = params->keys_max / SCAN_BLOCK + clusters;
     size_t survivors = survivors_wanted(params->keys_max, tokens_each), found = (size_t)query_count * tokens_each;
-    clusters_search_state s = {0};
-    s.segments = index_carve_take(&carve, segments * sizeof(*s.segments));
+    survivors += survivors_slack((uint32_t)survivors);
+    clusters_search_state s = {.score_room = score_room(params->keys_max, tokens_each)};
+    s.places = index_carve_take(&carve, segments * sizeof(*s.places));
+    s.queries = index_carve_take(&carve, query_count * sizeof(*s.queries));
+    for (uint32_t i = 0; i < query_count; i++)
+        lay_out_query(s.queries != NULL ? &s.queries[i] : NULL, params, tokens_each, &carve);
     s.query = index_carve_take(&carve, params->key_dim * sizeof(*s.query));
-    s.bases = index_carve_take(&carve, clusters * sizeof(*s.bases));
     s.sums = index_carve_take(&carve, clusters * sizeof(*s.sums));
     s.reaches = index_carve_take(&carve, clusters * sizeof(*s.reaches));
-    s.lists = index_carve_take(&carve, clusters * sizeof(*s.lists));
-    s.block_sums = index_carve_take(&carve, blocks * SCAN_BLOCK * sizeof(*s.block_sums));
-    s.scores = index_carve_take(&carve, blocks * SCAN_BLOCK * sizeof(*s.scores));
-    s.survivors = index_carve_take(&carve, survivors * sizeof(*s.survivors));
-    s.survivor_lists = index_carve_take(&carve, survivors * sizeof(*s.survivor_lists));
-    s.fine = index_carve_take(&carve, survivors * sizeof(*s.fine));
-    s.rows = index_carve_take(&carve, survivors * sizeof(*s.rows));
     s.picks = index_carve_take(&carve, survivors * sizeof(*s.picks));
     s.dots = index_carve_take(&carve, survivors * sizeof(*s.dots));
+    s.sample = index_carve_take(&carve, (s.score_room / INDEX_CUT_SAMPLE + SCAN_BLOCK) * sizeof(*s.sample));
     s.found = index_carve_take(&carve, found * sizeof(*s.found));
     s.other = index_carve_take(&carve, found * sizeof(*s.other));
-    s.scratch = index_carve_take(&carve, params->kernels->scratch_bytes);
     if (params->has_rest) {
+        size_t most = 128 * INDEX_GRAIN / CLUSTERS_KEYS + clusters_dim(params);
+        s.weight_stride = kernel_input_stride(HD_BF16, (uint32_t)most);
+        s.scratch = index_carve_take(&carve, params->kernels->scratch_bytes);
         s.found_masks = index_carve_take(&carve, blocks * sizeof(*s.found_masks));
         s.found_counts = index_carve_take(&carve, clusters * sizeof(*s.found_counts));
-        s.weights = index_carve_take(&carve, clusters * sizeof(*s.weights));
-        s.weight_row = index_carve_take(&carve, (clusters + KERNEL_K_ALIGN) * sizeof(*s.weight_row));
-        s.part_tables = index_carve_take(&carve, SKETCH_PARTS_MAX * 16 * sizeof(*s.part_tables));
-        s.part_nibbles = index_carve_take(&carve, SKETCH_PARTS_MAX);
-        s.out = index_carve_take(&carve, params->value_dim * sizeof(*s.out));
+        s.spread_weights = index_carve_take(&carve, survivors * sizeof(*s.spread_weights));
+        s.out = index_carve_take(&carve, (size_t)query_count * params->value_dim * sizeof(*s.out));
+        s.weights = index_carve_take(&carve, most * sizeof(*s.weights));
+        s.weight_rows = index_carve_take(&carve, query_count * s.weight_stride * sizeof(*s.weight_rows));
     }
     s.bytes = carve.bytes;
     return s;
@@ -69,10 +95,10 @@ size_t clusters_search_bytes(const index_params *params, uint32_t query_count, u
 /* ---- centres ---- */
 
 /* The scores of centres are products of small integers: the query's coordinates in 16 bits, the centres' in 8. */
-static void score_centres(clusters_search_state *s, const segment_query *q) {
-    const clusters_segment *at = &q->at;
+static void score_centres(clusters_search_state *s, const clusters_place *place, const segment_query *q, float *bases) {
+    const clusters_segment *at = &place->at;
     int16_t whole[SKETCH_DIM_MAX] = {0};
-    float largest = 1e-30f, *bases = s->bases + q->first_cluster;
+    float largest = 1e-30f;
     for (uint32_t i = 0; i < at->centre_dim; i++) largest = fabsf(q->z[i]) > largest ? fabsf(q->z[i]) : largest;
     for (uint32_t i = 0; i < at->centre_dim; i++) whole[i] = (int16_t)lrintf(q->z[i] * (32767.0f / largest));
     s->view->params->kernels->scan->byte_dots(whole, &at->centres, s->sums);
@@ -80,15 +106,15 @@ static void score_centres(clusters_search_state *s, const segment_query *q) {
         bases[c] = q->offset + (float)s->sums[c] * at->centres.scales[c] * (largest / 32767.0f);
 }
 
-static void ask_segment(clusters_search_state *s, segment_query *q) {
+static void ask_segment(clusters_search_state *s, const clusters_place *place, segment_query *q, float *bases) {
     const index_params *params = s->view->params;
-    const clusters_segment *at = &q->at;
+    const clusters_segment *at = &place->at;
     params->kernels->scan->dot_rows(s->query, params->key_dim, at->mean, params->key_dim, 1, &q->offset);
     params->kernels->scan->dot_rows(s->query, params->key_dim, at->to_queries, params->key_dim, at->dim, q->z);
     float variance = 0.0f;
     for (uint32_t i = 0; i < at->dim; i++) variance += q->z[i] * q->z[i] * at->header->residual_variances[i];
     q->deviation = sqrtf(variance);
-    score_centres(s, q);
+    score_centres(s, place, q, bases);
     sketch_coarse_ask(&at->header->plan, q->z, &q->coarse);
     sketch_fine_ask(&at->header->plan, q->z, &q->fine);
     s->search->bytes_scanned += (at->dim + 1) * params->key_dim * sizeof(uint16_t) + sizeof(clusters_header) +
@@ -98,17 +124,18 @@ static void ask_segment(clusters_search_state *s, segment_query *q) {
 /* ---- lists ---- */
 
 /* A list is as good as its better keys, which score a few deviations above its centre. */
-static void set_reaches(clusters_search_state *s, float *least, float *greatest) {
+static void set_reaches(clusters_search_state *s, const clusters_query *q, float *least, float *greatest) {
     const float above = 2.0f;
     *least = INFINITY;
     *greatest = -INFINITY;
     for (uint32_t n = 0; n < s->segment_count; n++) {
-        const segment_query *q = &s->segments[n];
-        for (uint32_t c = 0; c < q->at.cluster_count; c++) {
-            float reach = s->bases[q->first_cluster + c] + above * q->deviation * q->at.spreads[c];
-            s->reaches[q->first_cluster + c] = reach;
-            *least = reach < *least ? reach : *least;
-            *greatest = reach > *greatest ? reach : *greatest;
+        const clusters_place *place = &s->places[n];
+        const float *bases = q->bases + place->first_cluster, *spreads = place->at.spreads;
+        float *reaches = s->reaches + place->first_cluster, deviations = above * q->segments[n].deviation;
+        for (uint32_t c = 0; c < place->at.cluster_count; c++) {
+            reaches[c] = bases[c] + deviations * spreads[c];
+            *least = reaches[c] < *least ? reaches[c] : *least;
+            *greatest = reaches[c] > *greatest ? reaches[c] : *greatest;
         }
     }
 }
@@ -120,97 +147,100 @@ static float least_reach(const clusters_search_state *s, float least, float grea
     float per_bucket = greatest > least ? (float)(BUCKETS - 1) / (greatest - least) : 0.0f;
     if (s->keys_wanted >= s->search->extent.covered || per_bucket <= 0.0f) return -INFINITY;
     for (uint32_t n = 0; n < s->segment_count; n++) {
-        const segment_query *q = &s->segments[n];
-        for (uint32_t c = 0; c < q->at.cluster_count; c++)
-            keys[(uint32_t)((greatest - s->reaches[q->first_cluster + c]) * per_bucket)] += q->at.sizes[c];
+        const clusters_place *place = &s->places[n];
+        for (uint32_t c = 0; c < place->at.cluster_count; c++)
+            keys[(uint32_t)((greatest - s->reaches[place->first_cluster + c]) * per_bucket)] += place->at.sizes[c];
     }
     for (uint64_t held = keys[0]; held < s->keys_wanted && bucket + 1 < BUCKETS;) held += keys[++bucket];
     return greatest - (float)(bucket + 1) / per_bucket;
 }
 
-static void choose_lists(clusters_search_state *s) {
+static void choose_lists(clusters_search_state *s, clusters_query *q) {
     float least, greatest;
-    set_reaches(s, &least, &greatest);
+    set_reaches(s, q, &least, &greatest);
     float limit = least_reach(s, least, greatest);
-    s->list_count = s->score_count = 0;
+    q->list_count = q->score_count = 0;
     for (uint32_t n = 0; n < s->segment_count; n++) {
-        const segment_query *q = &s->segments[n];
-        for (uint32_t c = 0; c < q->at.cluster_count; c++) {
-            if (s->reaches[q->first_cluster + c] < limit || q->at.sizes[c] == 0) continue;
-            uint32_t blocks = (q->at.sizes[c] + SCAN_BLOCK - 1) / SCAN_BLOCK;
-            s->lists[s->list_count++] =
-                (clusters_list){.segment = n, .cluster = c, .first = s->score_count, .blocks = blocks};
-            s->score_count += blocks * SCAN_BLOCK;
+        const clusters_place *place = &s->places[n];
+        for (uint32_t c = 0; c < place->at.cluster_count; c++) {
+            if (s->reaches[place->first_cluster + c] < limit || place->at.sizes[c] == 0) continue;
+            uint32_t blocks = (place->at.sizes[c] + SCAN_BLOCK - 1) / SCAN_BLOCK;
+            if (blocks * SCAN_BLOCK > s->score_room - q->score_count) continue; /* it is estimated as a whole */
+            q->lists[q->list_count++] =
+                (clusters_list){.segment = n, .cluster = c, .first = q->score_count, .blocks = blocks};
+            q->score_count += blocks * SCAN_BLOCK;
         }
     }
 }
 
 /* ---- sketches ---- */
 
-static void score_lists(clusters_search_state *s) {
-    for (uint32_t i = 0; i < s->list_count; i++) {
-        const clusters_list *list = &s->lists[i];
-        const segment_query *q = &s->segments[list->segment];
-        const clusters_segment *at = &q->at;
-        const uint8_t *blocks = at->blocks + (size_t)at->first_blocks[list->cluster] * SCAN_BLOCK_BYTES;
-        if (i + 1 < s->list_count) {
-            const clusters_list *next = &s->lists[i + 1];
-            const clusters_segment *there = &s->segments[next->segment].at;
-            const uint8_t *ahead = there->blocks + (size_t)there->first_blocks[next->cluster] * SCAN_BLOCK_BYTES;
-            for (uint32_t line = 0; line < 8; line++) __builtin_prefetch(ahead + line * HD_CACHE_LINE);
+static const uint8_t *list_blocks(const clusters_search_state *s, const clusters_list *list) {
+    const clusters_segment *at = &s->places[list->segment].at;
+    return at->blocks + (size_t)at->first_blocks[list->cluster] * SCAN_BLOCK_BYTES;
+}
+
+static void score_lists(clusters_search_state *s, clusters_query *q) {
+    enum { AHEAD = 3 };
+    for (uint32_t i = 0; i < q->list_count; i++) {
+        const clusters_list *list = &q->lists[i];
+        const clusters_segment *at = &s->places[list->segment].at;
+        const segment_query *before = &q->segments[list->segment];
+        if (i + AHEAD < q->list_count) {
+            const clusters_list *next = &q->lists[i + AHEAD];
+            const uint8_t *ahead = list_blocks(s, next);
+            for (uint32_t byte = 0; byte < next->blocks * SCAN_BLOCK_BYTES; byte += HD_CACHE_LINE)
+                __builtin_prefetch(ahead + byte);
         }
-        s->view->params->kernels->scan->nibble_sums(q->coarse.tables, blocks, list->blocks, s->block_sums);
-        float spread = at->spreads[list->cluster], step = spread * q->coarse.step, *scores = s->scores + list->first;
-        float base = s->bases[q->first_cluster + list->cluster] + spread * q->coarse.bias;
-        uint32_t slots = list->blocks * SCAN_BLOCK;
-        for (uint32_t k = 0; k < slots; k++) scores[k] = base + step * (float)s->block_sums[k];
-        for (uint32_t k = at->sizes[list->cluster]; k < slots; k++) scores[k] = -INFINITY;
+        float spread = at->spreads[list->cluster], *scores = q->scores + list->first;
+        float base = q->bases[s->places[list->segment].first_cluster + list->cluster] + spread * before->coarse.bias;
+        s->view->params->kernels->scan->nibble_scores(before->coarse.tables, list_blocks(s, list), list->blocks, base,
+                                                      spread * before->coarse.step, scores);
+        for (uint32_t k = at->sizes[list->cluster]; k < list->blocks * SCAN_BLOCK; k++) scores[k] = -INFINITY;
         s->search->bytes_scanned += (uint64_t)list->blocks * SCAN_BLOCK_BYTES;
     }
 }
 
-/* Ascending places of the best; fewer than wanted only where there are fewer. */
-static uint32_t pick_best(const clusters_search_state *s, const float *scores, uint32_t count, uint32_t wanted,
-                          uint32_t *picks) {
+/* Ascending places of the best: all that are wanted, and up to slack more; fewer only where there are fewer. */
+static uint32_t pick_best(clusters_search_state *s, const float *scores, uint32_t count, uint32_t wanted,
+                          uint32_t slack, uint32_t *picks) {
     const kernel_scan *scan = s->view->params->kernels->scan;
-    float limit = index_cut(scan, scores, count, wanted);
-    uint32_t picked = scan->collect_from(scores, count, limit, picks, wanted);
+    float limit = index_cut(scan, scores, count, wanted, slack, s->sample);
+    uint32_t picked = scan->collect_from(scores, count, limit, picks, wanted + slack);
     while (picked > 0 && scores[picks[picked - 1]] == -INFINITY) picked--;
     return picked;
 }
 
 /* Fine scores of the survivors [first, end), which lie in one list. */
-static void refine_list(clusters_search_state *s, const clusters_list *list, uint32_t first, uint32_t end) {
-    const segment_query *q = &s->segments[list->segment];
-    float base = s->bases[q->first_cluster + list->cluster], spread = q->at.spreads[list->cluster];
-    for (uint32_t i = first; i < end; i++)
-        s->fine[i] = base + spread * (q->fine.bias + q->fine.step * (float)s->dots[i]);
+static void refine_list(const clusters_search_state *s, clusters_query *q, const clusters_list *list, uint32_t first,
+                        uint32_t end) {
+    const clusters_place *place = &s->places[list->segment];
+    const sketch_fine_query *fine = &q->segments[list->segment].fine;
+    float spread = place->at.spreads[list->cluster], step = spread * fine->step;
+    float base = q->bases[place->first_cluster + list->cluster] + spread * fine->bias;
+    for (uint32_t i = first; i < end; i++) q->fine[i] = base + step * (float)s->dots[i];
 }
 
-static uint32_t slot_in_segment(const clusters_search_state *s, uint32_t survivor) {
-    const clusters_list *list = &s->lists[s->survivor_lists[survivor]];
-    return s->segments[list->segment].at.first_blocks[list->cluster] * SCAN_BLOCK + s->survivors[survivor] -
-           list->first;
-}
-
-static void refine(clusters_search_state *s) {
-    for (uint32_t i = 0, list = 0; i < s->survivor_count; i++) {
-        while (s->survivors[i] >= s->lists[list].first + s->lists[list].blocks * SCAN_BLOCK) list++;
-        s->survivor_lists[i] = list;
-        s->rows[i] = slot_in_segment(s, i);
+static void refine(clusters_search_state *s, clusters_query *q) {
+    for (uint32_t i = 0, list = 0; i < q->survivor_count; i++) {
+        while (q->survivors[i] >= q->lists[list].first + q->lists[list].blocks * SCAN_BLOCK) list++;
+        const clusters_list *of = &q->lists[list];
+        q->survivor_lists[i] = list;
+        q->rows[i] =
+            s->places[of->segment].at.first_blocks[of->cluster] * SCAN_BLOCK + q->survivors[i] - of->first;
     }
-    for (uint32_t first = 0, end; first < s->survivor_count; first = end) { /* a segment at a time */
-        uint32_t segment = s->lists[s->survivor_lists[first]].segment;
-        const segment_query *q = &s->segments[segment];
-        for (end = first; end < s->survivor_count && s->lists[s->survivor_lists[end]].segment == segment;) end++;
-        s->view->params->kernels->scan->nibble_dots(q->fine.weights, q->at.fine, q->at.fine_bytes, s->rows + first,
-                                                    end - first, s->dots + first);
-        s->search->bytes_scanned += (uint64_t)(end - first) * q->at.fine_bytes;
+    for (uint32_t first = 0, end; first < q->survivor_count; first = end) { /* a segment at a time */
+        uint32_t segment = q->lists[q->survivor_lists[first]].segment;
+        const clusters_segment *at = &s->places[segment].at;
+        for (end = first; end < q->survivor_count && q->lists[q->survivor_lists[end]].segment == segment;) end++;
+        s->view->params->kernels->scan->nibble_dots(q->segments[segment].fine.weights, at->fine, at->fine_bytes,
+                                                    q->rows + first, end - first, s->dots + first);
+        s->search->bytes_scanned += (uint64_t)(end - first) * at->fine_bytes;
     }
-    for (uint32_t first = 0, end; first < s->survivor_count; first = end) {
-        uint32_t list = s->survivor_lists[first];
-        for (end = first; end < s->survivor_count && s->survivor_lists[end] == list;) end++;
-        refine_list(s, &s->lists[list], first, end);
+    for (uint32_t first = 0, end; first < q->survivor_count; first = end) {
+        uint32_t list = q->survivor_lists[first];
+        for (end = first; end < q->survivor_count && q->survivor_lists[end] == list;) end++;
+        refine_list(s, q, &q->lists[list], first, end);
     }
 }
 
@@ -220,32 +250,35 @@ static void open_segments(clusters_search_state *s) {
     uint32_t clusters = 0, slots = 0;
     for (uint32_t n = 0; n < s->segment_count; n++) {
         const index_segment *segment = s->view->segments[n];
-        segment_query *q = &s->segments[n];
-        q->at = clusters_lay_out(s->view->params, segment->count, segment->data);
-        q->first_cluster = clusters;
-        q->first_slot = slots;
-        q->first_token = segment->first;
-        clusters += q->at.cluster_count;
-        slots += q->at.block_max * SCAN_BLOCK;
+        clusters_place *place = &s->places[n];
+        place->at = clusters_lay_out(s->view->params, segment->count, segment->data);
+        place->first_cluster = clusters;
+        place->first_slot = slots;
+        place->first_token = segment->first;
+        clusters += place->at.cluster_count;
+        slots += place->at.block_max * SCAN_BLOCK;
     }
     s->cluster_count = clusters;
 }
 
-/* Adds the slots of what the query finds; the state then holds what is known of the others. */
-static void search_one(clusters_search_state *s, uint32_t row, bool is_again) {
+/* Adds the slots of what the query finds; q then holds what is known of the others. */
+static void search_one(clusters_search_state *s, uint32_t row) {
     const index_search *search = s->search;
+    clusters_query *q = &s->queries[row];
     for (uint32_t i = 0; i < s->view->params->key_dim; i++)
         s->query[i] = hd_bf16_to_f32(search->queries[row * search->query_stride + i]);
-    for (uint32_t n = 0; n < s->segment_count; n++) ask_segment(s, &s->segments[n]);
-    choose_lists(s);
-    score_lists(s);
-    s->survivor_count = pick_best(s, s->scores, s->score_count, s->survivors_wanted, s->survivors);
-    refine(s);
-    if (is_again) return;
-    uint32_t count = pick_best(s, s->fine, s->survivor_count, search->tokens_each, s->picks);
+    for (uint32_t n = 0; n < s->segment_count; n++)
+        ask_segment(s, &s->places[n], &q->segments[n], q->bases + s->places[n].first_cluster);
+    choose_lists(s, q);
+    score_lists(s, q);
+    q->survivor_count = pick_best(s, q->scores, q->score_count, s->survivors_wanted,
+                                  survivors_slack(s->survivors_wanted), q->survivors);
+    refine(s, q);
+    uint32_t count = pick_best(s, q->fine, q->survivor_count, search->tokens_each, 0, s->picks);
     for (uint32_t i = 0; i < count; i++) {
-        uint32_t segment = s->lists[s->survivor_lists[s->picks[i]]].segment;
-        s->found[s->found_count++] = s->segments[segment].first_slot + s->rows[s->picks[i]];
+        const clusters_place *place = &s->places[q->lists[q->survivor_lists[s->picks[i]]].segment];
+        __builtin_prefetch(&place->at.tokens[q->rows[s->picks[i]]]);
+        s->found[s->found_count++] = place->first_slot + q->rows[s->picks[i]];
     }
 }
 
@@ -254,9 +287,9 @@ static void write_tokens(clusters_search_state *s) {
     index_search *search = s->search;
     s->found_count = index_tokens_sort(s->found, s->other, s->found_count);
     for (uint32_t i = 0, n = 0; i < s->found_count; i++) {
-        while (n + 1 < s->segment_count && s->found[i] >= s->segments[n + 1].first_slot) n++;
-        const segment_query *q = &s->segments[n];
-        search->tokens[i] = (uint32_t)q->first_token + q->at.tokens[s->found[i] - q->first_slot];
+        while (n + 1 < s->segment_count && s->found[i] >= s->places[n + 1].first_slot) n++;
+        const clusters_place *place = &s->places[n];
+        search->tokens[i] = (uint32_t)place->first_token + place->at.tokens[s->found[i] - place->first_slot];
     }
     search->bytes_scanned += s->found_count * sizeof(uint32_t);
     search->token_count = index_tokens_sort(search->tokens, s->other, s->found_count);
@@ -272,14 +305,7 @@ void clusters_search(const index_view *view, index_search *search) {
     s.survivors_wanted = survivors_wanted(findable, search->tokens_each);
     s.keys_wanted = keys_wanted(covered, search->tokens_each);
     open_segments(&s);
-    for (uint32_t q = 0; q < search->query_count && covered > 0; q++) search_one(&s, q, false);
+    for (uint32_t q = 0; q < search->query_count && covered > 0; q++) search_one(&s, q);
     write_tokens(&s);
-    if (search->rest == NULL) return;
-    uint64_t scanned = search->bytes_scanned;
-    clusters_mark_found(&s);
-    for (uint32_t q = 0; q < search->query_count; q++) {
-        if (search->query_count > 1 && covered > 0) search_one(&s, q, true);
-        clusters_estimate(&s, q);
-    }
-    search->bytes_scanned = scanned; /* the same bytes, read a second time */
+    if (search->rest != NULL) clusters_estimate(&s);
 }

@@ -1,39 +1,36 @@
 /* index_clusters_search.h - one search of a clusters index: what the finding of tokens leaves for the estimate of the
  * rest.
  *
+ * The queries of a search go over the index one after another, and what each has learnt on its way is kept until all of
+ * them have found their tokens: then the estimates follow from it, without reading anything again.
  * Threads: one; the memory is the search's scratch. */
 #ifndef ATTENTION_NODE_INDEX_CLUSTERS_SEARCH_H
 #define ATTENTION_NODE_INDEX_CLUSTERS_SEARCH_H
 
 #include "attention-node/index_clusters.h"
 
-typedef struct segment_query { /* one query before one segment */
+typedef struct clusters_place { /* a segment among those of the extent */
     clusters_segment at;
-    uint32_t first_cluster, first_slot; /* of the segment's, among those of all */
+    uint32_t first_cluster, first_slot; /* among those of all segments */
     uint64_t first_token;
+} clusters_place;
+
+typedef struct segment_query { /* one query before one segment */
     float z[SKETCH_DIM_MAX];
-    float offset;                       /* q . mean: what every key's score has in it */
-    float deviation;                    /* of residuals' scores, at a spread of 1 */
+    float offset;    /* q . mean: what every key's score has in it */
+    float deviation; /* of residuals' scores, at a spread of 1 */
     sketch_coarse_query coarse;
     sketch_fine_query fine;
 } segment_query;
 
 typedef struct clusters_list { /* a cluster whose sketches are read */
     uint32_t segment, cluster;
-    uint32_t first, blocks;    /* its keys' places in `scores`, and how many blocks of them */
+    uint32_t first, blocks; /* its keys' places in `scores`, and how many blocks of them */
 } clusters_list;
 
-typedef struct clusters_search_state {
-    const index_view *view;
-    index_search *search;
-    uint32_t segment_count, cluster_count, survivors_wanted;
-    uint64_t keys_wanted;      /* of the lists that are read */
+typedef struct clusters_query {
     segment_query *segments;
-    float *query;              /* [key_dim] */
-    float *bases;              /* [cluster_count] scores of centres, offset included */
-    int32_t *sums;             /* [cluster_count] */
-    float *reaches;            /* [cluster_count] what a list's better keys score */
-    uint16_t *block_sums;
+    float *bases; /* [cluster_count] scores of centres, offset included */
     /* The lists that are read, in the order of clusters, and their keys, slot by slot; minus infinity where a slot is
      * empty. */
     clusters_list *lists;
@@ -41,28 +38,43 @@ typedef struct clusters_search_state {
     float *scores;
     /* The best of them. */
     uint32_t survivor_count;
-    uint32_t *survivors;       /* ascending places in `scores` */
-    uint32_t *survivor_lists;  /* the list of each */
-    float *fine;               /* scores by their fine sketches */
-    uint32_t *rows, *picks;
+    uint32_t *survivors;      /* ascending places in `scores` */
+    uint32_t *survivor_lists; /* the list of each */
+    uint32_t *rows;           /* their slots in their segments */
+    float *fine;              /* their scores by their fine sketches */
+    /* How far the estimate has come. */
+    uint32_t list_next, survivor_next;
+    float max;                /* what exponentials refer to */
+} clusters_query;
+
+typedef struct clusters_search_state {
+    const index_view *view;
+    index_search *search;
+    uint32_t segment_count, cluster_count, survivors_wanted, score_room;
+    uint64_t keys_wanted; /* of the lists that are read */
+    clusters_place *places;
+    clusters_query *queries; /* [query_count] */
+    float *query;            /* [key_dim] */
+    int32_t *sums;           /* [cluster_count] */
+    float *reaches;          /* [cluster_count] what a list's better keys score */
+    uint32_t *picks;
     int32_t *dots;
-    uint32_t *found, *other;   /* slots, of all queries; room to sort */
+    float *sample;           /* of scores, to find their limit */
+    uint32_t *found, *other; /* slots, of all queries; room to sort */
     uint32_t found_count;
     /* Of the rest. */
-    uint16_t *found_masks;     /* a mask of a block's slots that were found */
-    uint32_t *found_counts;    /* [cluster_count] */
-    float *weights;            /* [cluster_count] */
-    uint16_t *weight_row;      /* bf16 weights of a segment's clusters, 64-byte aligned */
-    float *part_tables;        /* a segment's sketches as nibble_moments takes them */
-    uint8_t *part_nibbles;
-    float *out;                /* [value_dim] */
+    uint16_t *found_masks;  /* a mask of a block's slots that were found */
+    uint32_t *found_counts; /* [cluster_count] */
+    float *spread_weights;  /* of survivors, times their clusters' spreads */
+    float *weights;         /* [cluster_count of a segment + dim]: of clusters, then of their gradients */
+    uint16_t *weight_rows;  /* the same in bf16, a row for each query, 64-byte aligned */
+    size_t weight_stride;
+    float *out;             /* [query_count, value_dim] */
     void *scratch;
     size_t bytes;
 } clusters_search_state;
 
-/* Writes the row of search->rest for the query that the state was last used for; found is complete. */
-void clusters_estimate(clusters_search_state *state, uint32_t row);
-/* Tells estimates what was found, by all queries together. */
-void clusters_mark_found(clusters_search_state *state);
+/* Fills search->rest; every query has been over the index, and found is complete. */
+void clusters_estimate(clusters_search_state *state);
 
 #endif

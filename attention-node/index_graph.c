@@ -188,7 +188,7 @@ static uint32_t find_best(const index_building *building, workspace *w, const gr
     index_top top;
     index_top_init(&top, w->items, QUERY_BEST);
     scan->dot_rows(z, dim, w->means, dim, clusters, w->scores);
-    float limit = index_cut(scan, w->scores, clusters, QUERY_CLUSTERS);
+    float limit = index_cut(scan, w->scores, clusters, QUERY_CLUSTERS, 0, NULL);
     uint32_t picked = scan->collect_from(w->scores, clusters, limit, w->picks, QUERY_CLUSTERS);
     for (uint32_t p = 0; p < picked; p++) {
         uint32_t first = s->starts[w->picks[p]], count = s->starts[w->picks[p] + 1] - first;

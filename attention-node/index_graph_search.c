@@ -179,7 +179,7 @@ static void enter(search_state *s) {
         visit_range(s, q, first, end - first < ENTRY_LEAST ? end : first + ENTRY_LEAST);
         count += q->at.centres.count;
     }
-    float limit = index_cut(kernels->scan, s->bases, count, wanted);
+    float limit = index_cut(kernels->scan, s->bases, count, wanted, 0, NULL);
     uint32_t picked = kernels->scan->collect_from(s->bases, count, limit, s->picks, wanted);
     for (uint32_t i = 0, n = 0; i < picked; i++) {
         while (s->picks[i] >= s->segments[n].first_cluster + s->segments[n].at.centres.count) n++;

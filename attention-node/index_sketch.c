@@ -109,21 +109,22 @@ void sketch_encode_fine(const sketch_plan *plan, const float *residual, uint8_t 
     }
 }
 
-uint32_t sketch_parts(const sketch_plan *plan, float *tables, uint8_t *nibbles, uint16_t *coordinates) {
-    uint32_t count = 0;
+void sketch_tables_make(const sketch_plan *plan, sketch_tables *tables) {
+    memset(tables, 0, sizeof(*tables));
     for (uint32_t n = 0; n < SCAN_NIBBLES; n++) {
         for (uint32_t p = 0; p < SKETCH_PARTS; p++) {
             const sketch_part *part = &plan->parts[n][p];
+            uint32_t table = p * SCAN_NIBBLES + scan_table(n), most = (1u << part->bits) - 1u;
             if (part->bits == 0) continue;
-            for (uint32_t level = 0; level < 16; level++) {
-                uint32_t code = level >> part->shift & ((1u << part->bits) - 1u);
-                tables[count * 16 + level] = part->least + part->step * (float)code;
+            for (uint32_t level = 0; level < 16; level++) { /* codes are evenly spaced from least to -least */
+                float code = 2.0f * (float)(level >> part->shift & most) / (float)most - 1.0f;
+                tables->entries[table * 16 + level] = (int8_t)lrintf(code * SCAN_WEIGHT);
             }
-            nibbles[count] = (uint8_t)n;
-            coordinates[count++] = part->coordinate;
+            tables->units[table] = -part->least / SCAN_WEIGHT;
+            tables->coordinates[table] = part->coordinate;
+            if (tables->count < (p + 1) * SCAN_NIBBLES) tables->count = (p + 1) * SCAN_NIBBLES;
         }
     }
-    return count;
 }
 
 void sketch_coarse_ask(const sketch_plan *plan, const float *z, sketch_coarse_query *query) {

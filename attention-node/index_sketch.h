@@ -1,7 +1,7 @@
 /* index_sketch.h - a key in a few bytes: what its coordinates add to those of its cluster's centre, coarsely.
  *
  * Two codes a key. The coarse one has 64 bits, shared out to coordinates by variance (each bit goes where it takes
- * the most error away), packed as 16 nibbles so that a score is 16 look-ups (kernels/scan.h, nibble_sums). The fine
+ * the most error away), packed as 16 nibbles so that a score is 16 look-ups (kernels/scan.h, nibble_scores). The fine
  * one has 4 bits for each of the most important coordinates, and its score is a product of small integers
  * (nibble_dots). Both are of residuals divided by their cluster's spread, whose variances are thus alike for all.
  * Threads: pure functions on the caller's memory. */
@@ -16,7 +16,7 @@
 enum {
     SKETCH_DIM_MAX = 64,    /* coordinates that sketches see */
     SKETCH_PARTS = 4,       /* coordinates that share a nibble, at most */
-    SKETCH_PARTS_MAX = SKETCH_PARTS * SCAN_NIBBLES,
+    SKETCH_TABLES_MAX = SKETCH_PARTS * SCAN_NIBBLES,
 };
 
 typedef struct sketch_part {
@@ -42,16 +42,23 @@ void sketch_encode_fine(const sketch_plan *plan, const float *residual, uint8_t 
 
 /* What a query's coordinates make of them: a residual's score is about bias + step * (its code's sum). */
 typedef struct sketch_coarse_query {
-    uint8_t tables[SCAN_NIBBLES * 16]; /* in the order of nibble_sums */
+    uint8_t tables[SCAN_NIBBLES * 16]; /* in the order of nibble_scores */
     float bias, step;
 } sketch_coarse_query;
 typedef struct sketch_fine_query {
     int8_t weights[2 * SCAN_ROW_BYTES]; /* as nibble_dots takes them */
     float bias, step;
 } sketch_fine_query;
-/* The coarse code as nibble_moments takes it: which nibble each part is in, and what the nibble's 16 values say of the
- * part's coordinate. Returns how many parts there are. */
-uint32_t sketch_parts(const sketch_plan *plan, float *tables, uint8_t *nibbles, uint16_t *coordinates);
+/* The coarse code as nibble_moments takes it: part p of each nibble is in the p-th SCAN_NIBBLES tables. An entry times
+ * the table's unit is what a nibble says of the table's coordinate; units of tables without a part are 0. */
+typedef struct sketch_tables {
+    int8_t entries[SKETCH_TABLES_MAX * 16];
+    float units[SKETCH_TABLES_MAX];
+    uint16_t coordinates[SKETCH_TABLES_MAX];
+    uint32_t count; /* a multiple of SCAN_NIBBLES */
+} sketch_tables;
+void sketch_tables_make(const sketch_plan *plan, sketch_tables *tables);
+
 void sketch_coarse_ask(const sketch_plan *plan, const float *z, sketch_coarse_query *query);
 void sketch_fine_ask(const sketch_plan *plan, const float *z, sketch_fine_query *query);
 

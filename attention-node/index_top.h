@@ -56,9 +56,15 @@ static inline void index_top_add(index_top *top, uint64_t item) {
 
 /* Moves the `wanted` largest of the items to the front, in no order; wanted <= count. */
 void index_items_select(uint64_t *items, uint32_t count, uint32_t wanted);
-/* The largest limit that at least `wanted` of the scores reach, or a lower one that exactly `wanted` reach; minus
- * infinity where there are not so many. No score is NaN. */
-float index_cut(const kernel_scan *scan, const float *scores, uint32_t count, uint32_t wanted);
+/* The largest limit that at least `wanted` of the scores reach, or a lower one that at most `slack` more reach; minus
+ * infinity where there are not so many. No score is NaN. sample: room for
+ * index_cut_sample(count) floats, with which many scores need fewer passes, or NULL. */
+float index_cut(const kernel_scan *scan, const float *scores, uint32_t count, uint32_t wanted, uint32_t slack,
+                float *sample);
+#define INDEX_CUT_SAMPLE 16u /* one score in so many tells where to begin */
+static inline uint32_t index_cut_sample(uint32_t count) {
+    return count / INDEX_CUT_SAMPLE + INDEX_CUT_SAMPLE;
+}
 /* Ascending, each once; other has room for as many. Returns how many are left. */
 uint32_t index_tokens_sort(uint32_t *tokens, uint32_t *other, uint32_t count);
 

@@ -14,6 +14,7 @@ enum {
     SCAN_BLOCK = 16,                              /* keys of a block */
     SCAN_BLOCK_BYTES = SCAN_BLOCK * SCAN_NIBBLES / 2, /* byte c of every key, then byte c + 1 of every key, ... */
     SCAN_ROW_BYTES = 32,                          /* of a row of nibbles, at most */
+    SCAN_WEIGHT = 127,                            /* of whole weights, at most */
 };
 
 /* Where the table of a nibble lies among the 16 tables of nibble_sums: nibble n is the low (n even) or the high half
@@ -28,9 +29,9 @@ typedef struct kernel_scan {
     /* scores[i] = query . rows[i], rows of bf16 `stride` elements apart; dim a multiple of 16 */
     void (*dot_rows)(const float *query, uint32_t dim, const uint16_t *rows, size_t stride, uint32_t count,
                      float *scores);
-    /* Of each key of the blocks: the sum over its nibbles of tables[scan_table(n) * 16 + nibble] */
-    void (*nibble_sums)(const uint8_t tables[SCAN_NIBBLES * 16], const uint8_t *blocks, uint32_t block_count,
-                        uint16_t *sums);
+    /* scores[key] = base + step * (the sum over the key's nibbles of tables[scan_table(n) * 16 + nibble]) */
+    void (*nibble_scores)(const uint8_t tables[SCAN_NIBBLES * 16], const uint8_t *blocks, uint32_t block_count,
+                          float base, float step, float *scores);
     /* dots[i] = sum over bytes b of codes[rows[i] * row_bytes + b]: low half * weights[b] + high half *
      * weights[SCAN_ROW_BYTES + b]. Weights are 0 from row_bytes on, and SCAN_ROW_BYTES can be read at every row. */
     void (*nibble_dots)(const int8_t weights[2 * SCAN_ROW_BYTES], const uint8_t *codes, uint32_t row_bytes,
@@ -38,11 +39,18 @@ typedef struct kernel_scan {
     /* dots[c] = sum over k of query[k] * B[k, c] for every column of a packed int8 matrix, scales left out; |query| at
      * most 32767, and zero from k to k_padded */
     void (*byte_dots)(const int16_t *query, const struct kernel_matrix *matrix, int32_t *dots);
-    /* moments[p] += the sum over the keys of weights[key] * tables[p * 16 + nibbles[p] of the key], for each part p */
-    void (*nibble_moments)(const float *tables, const uint8_t *nibbles, uint32_t part_count, const uint8_t *blocks,
-                           uint32_t block_count, const float *weights, float *moments);
-    /* x = exp(x), 0 at minus infinity; x at most 87 */
-    void (*exponentials)(float *x, uint32_t count);
+    /* sums[t] = the sum over the keys of the blocks of round(weights[key] * per_weight) * tables[t * 16 + nibble], where
+     * table t of each SCAN_NIBBLES is looked up by the nibble n with scan_table(n) = t % SCAN_NIBBLES. Whole weights are
+     * 0 to SCAN_WEIGHT, entries -SCAN_WEIGHT to SCAN_WEIGHT; at most 2^17 keys. */
+    void (*nibble_moments)(const int8_t *tables, uint32_t table_count, const uint8_t *blocks, uint32_t block_count,
+                           const float *weights, float per_weight, int32_t *sums);
+    /* sums[b] += the sum over i of round(weights[i] * per_weight) * (the low half of codes[rows[i] * row_bytes + b]), and
+     * sums[SCAN_ROW_BYTES + b] the high half's, for every b below SCAN_ROW_BYTES; weights and keys as nibble_moments',
+     * and SCAN_ROW_BYTES can be read at every row. Returns the sum of the whole weights. */
+    int32_t (*nibble_row_sums)(const uint8_t *codes, uint32_t row_bytes, const uint32_t *rows, uint32_t count,
+                               const float *weights, float per_weight, int32_t sums[2 * SCAN_ROW_BYTES]);
+    /* x = exp(factor * x + term), 0 at minus infinity; exponents at most 87. Returns the sum. */
+    float (*exponentials)(float *x, uint32_t count, float factor, float term, float *largest);
     /* How many of the scores are at least the limit; and which, ascending, of which there are no more than room. */
     uint32_t (*count_from)(const float *scores, uint32_t count, float limit);
     uint32_t (*collect_from)(const float *scores, uint32_t count, float limit, uint32_t *indices, uint32_t room);

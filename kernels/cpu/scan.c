@@ -65,15 +65,27 @@ typedef __m256i block_table;
 enum { BLOCK_TABLES = 8 };
 #endif
 
-static void nibble_sums(const uint8_t tables[SCAN_NIBBLES * 16], const uint8_t *blocks, uint32_t block_count,
-                        uint16_t *sums) {
+#if defined(__AVX512F__)
+static inline void store_scores(__m128i low, __m128i high, float base, float step, float *scores) {
+    __m512i sums = _mm512_cvtepu16_epi32(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1));
+    vec_store(scores, vec_add(vec_mul(_mm512_cvtepi32_ps(sums), vec_set(step)), vec_set(base)));
+}
+#else
+static inline void store_scores(__m128i low, __m128i high, float base, float step, float *scores) {
+    vec first = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(low)), second = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(high));
+    vec_store(scores, vec_add(vec_mul(first, vec_set(step)), vec_set(base)));
+    vec_store(scores + 8, vec_add(vec_mul(second, vec_set(step)), vec_set(base)));
+}
+#endif
+
+static void nibble_scores(const uint8_t tables[SCAN_NIBBLES * 16], const uint8_t *blocks, uint32_t block_count,
+                          float base, float step, float *scores) {
     block_table table[BLOCK_TABLES];
     memcpy(table, tables, sizeof(table));
     for (uint32_t b = 0; b < block_count; b++) {
         __m128i low, high;
         block_sums(table, blocks + (size_t)b * SCAN_BLOCK_BYTES, &low, &high);
-        _mm_storeu_si128((void *)(sums + b * SCAN_BLOCK), low);
-        _mm_storeu_si128((void *)(sums + b * SCAN_BLOCK + 8), high);
+        store_scores(low, high, base, step, scores + b * SCAN_BLOCK);
     }
 }
 
@@ -127,54 +139,150 @@ static void byte_dots(const int16_t *query, const kernel_matrix *matrix, int32_t
     }
 }
 
-/* Sixteen floats looked up by nibbles: one permutation, or two of half the table and a choice. */
+/* Sixteen weights as whole numbers in bytes. */
 #if defined(__AVX512F__)
-static float part_moment(const float *values, const uint8_t *column, int shift, uint32_t block_count,
-                         const float *weights) {
-    __m512 table = _mm512_loadu_ps(values), sum = _mm512_setzero_ps();
-    __m128i count = _mm_cvtsi32_si128(shift);
-    for (uint32_t b = 0; b < block_count; b++) {
-        __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(column + (size_t)b * SCAN_BLOCK_BYTES)));
-        __m512 looked = _mm512_permutexvar_ps(_mm512_srl_epi32(bytes, count), table);
-        sum = _mm512_fmadd_ps(_mm512_loadu_ps(weights + b * SCAN_BLOCK), looked, sum);
-    }
-    return vec_sum(sum);
+static inline __m128i whole_weights(const float *weights, float per_weight) {
+    return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(weights), _mm512_set1_ps(per_weight))));
 }
 #else
-static float part_moment(const float *values, const uint8_t *column, int shift, uint32_t block_count,
-                         const float *weights) {
-    __m256 low_half = _mm256_loadu_ps(values), high_half = _mm256_loadu_ps(values + 8), sum = _mm256_setzero_ps();
-    __m128i count = _mm_cvtsi32_si128(shift);
-    for (uint32_t i = 0; i < block_count * 2; i++) {
-        const uint8_t *eight = column + (size_t)(i / 2) * SCAN_BLOCK_BYTES + i % 2 * 8;
-        __m256i index = _mm256_srl_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)eight)), count);
-        __m256 is_high = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)); /* bit 3 of the nibble to the sign */
-        __m256 looked = _mm256_blendv_ps(_mm256_permutevar8x32_ps(low_half, index),
-                                         _mm256_permutevar8x32_ps(high_half, index), is_high);
-        sum = _mm256_fmadd_ps(_mm256_loadu_ps(weights + i * 8), looked, sum);
-    }
-    return vec_sum(sum);
+static inline __m128i whole_weights(const float *weights, float per_weight) {
+    __m256 factor = _mm256_set1_ps(per_weight);
+    __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(weights), factor));
+    __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(weights + 8), factor));
+    __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+    return _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 }
 #endif
 
-static void nibble_moments(const float *tables, const uint8_t *nibbles, uint32_t part_count, const uint8_t *blocks,
-                           uint32_t block_count, const float *weights, float *moments) {
-    for (uint32_t p = 0; p < part_count; p++)
-        moments[p] += part_moment(tables + p * 16, blocks + nibbles[p] / 2 * SCAN_BLOCK, nibbles[p] % 2 * 4,
-                                  block_count, weights);
+/* A shuffle looks up what the nibbles mean, a product with the weights adds up neighbouring keys; each lane of 128 bits
+ * has a byte of the same 16 keys and a table of its own, as in block_sums. */
+#if defined(__AVX512F__)
+static inline __m512i weighed(__m512i sums, __m512i weights, __m512i table, __m512i nibbles) {
+    __m512i products = _mm512_maddubs_epi16(weights, _mm512_shuffle_epi8(table, nibbles));
+    return _mm512_add_epi32(sums, _mm512_madd_epi16(products, _mm512_set1_epi16(1)));
 }
 
-static void exponentials(float *x, uint32_t count) {
+static void layer_moments(const int8_t *tables, const uint8_t *blocks, uint32_t block_count, const float *weights,
+                          float per_weight, int32_t *sums) {
+    const __m512i nibbles = _mm512_set1_epi8(15);
+    __m512i table[4], sum[4];
+    for (int i = 0; i < 4; i++) {
+        table[i] = _mm512_loadu_si512(tables + i * 64);
+        sum[i] = _mm512_setzero_si512();
+    }
+    for (uint32_t b = 0; b < block_count; b++) {
+        __m512i weight = _mm512_broadcast_i32x4(whole_weights(weights + b * SCAN_BLOCK, per_weight));
+        __m512i first = _mm512_loadu_si512(blocks + (size_t)b * SCAN_BLOCK_BYTES);
+        __m512i second = _mm512_loadu_si512(blocks + (size_t)b * SCAN_BLOCK_BYTES + 64);
+        sum[0] = weighed(sum[0], weight, table[0], _mm512_and_si512(first, nibbles));
+        sum[1] = weighed(sum[1], weight, table[1], _mm512_and_si512(_mm512_srli_epi16(first, 4), nibbles));
+        sum[2] = weighed(sum[2], weight, table[2], _mm512_and_si512(second, nibbles));
+        sum[3] = weighed(sum[3], weight, table[3], _mm512_and_si512(_mm512_srli_epi16(second, 4), nibbles));
+    }
+    for (int i = 0; i < 4; i++) {
+        int32_t lanes[16];
+        _mm512_storeu_si512(lanes, sum[i]);
+        for (int t = 0; t < 4; t++)
+            sums[i * 4 + t] = lanes[t * 4] + lanes[t * 4 + 1] + lanes[t * 4 + 2] + lanes[t * 4 + 3];
+    }
+}
+#else
+static inline __m256i weighed(__m256i sums, __m256i weights, __m256i table, __m256i nibbles) {
+    __m256i products = _mm256_maddubs_epi16(weights, _mm256_shuffle_epi8(table, nibbles));
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+}
+
+static void layer_moments(const int8_t *tables, const uint8_t *blocks, uint32_t block_count, const float *weights,
+                          float per_weight, int32_t *sums) {
+    const __m256i nibbles = _mm256_set1_epi8(15);
+    for (int pair = 0; pair < 4; pair++) { /* two bytes of the eight */
+        int low_table = pair / 2 * 8 + pair % 2 * 2;
+        __m256i table = _mm256_loadu_si256((const void *)(tables + low_table * 16)), low = _mm256_setzero_si256();
+        __m256i high_table = _mm256_loadu_si256((const void *)(tables + (low_table + 4) * 16)), high = low;
+        for (uint32_t b = 0; b < block_count; b++) {
+            __m256i weight = _mm256_broadcastsi128_si256(whole_weights(weights + b * SCAN_BLOCK, per_weight));
+            __m256i bytes = _mm256_loadu_si256((const void *)(blocks + (size_t)b * SCAN_BLOCK_BYTES + pair * 32));
+            low = weighed(low, weight, table, _mm256_and_si256(bytes, nibbles));
+            high = weighed(high, weight, high_table, _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibbles));
+        }
+        int32_t lanes[16];
+        _mm256_storeu_si256((void *)lanes, low);
+        _mm256_storeu_si256((void *)(lanes + 8), high);
+        for (int t = 0; t < 4; t++)
+            sums[low_table + t / 2 * 4 + t % 2] = lanes[t * 4] + lanes[t * 4 + 1] + lanes[t * 4 + 2] + lanes[t * 4 + 3];
+    }
+}
+#endif
+
+static void nibble_moments(const int8_t *tables, uint32_t table_count, const uint8_t *blocks, uint32_t block_count,
+                           const float *weights, float per_weight, int32_t *sums) {
+    for (uint32_t t = 0; t < table_count; t += SCAN_NIBBLES)
+        layer_moments(tables + t * 16, blocks, block_count, weights, per_weight, sums + t);
+}
+
+/* Rows by twos, byte beside byte, so that one product adds both: at most 2 * 15 * 127 in 16 bits, for eight of which
+ * there is room before they are widened. */
+static int32_t nibble_row_sums(const uint8_t *codes, uint32_t row_bytes, const uint32_t *rows, uint32_t count,
+                               const float *weights, float per_weight, int32_t sums[2 * SCAN_ROW_BYTES]) {
+    int32_t total = 0;
+    enum { PORTION = SCAN_BLOCK };
+    const __m256i nibbles = _mm256_set1_epi8(15);
+    for (uint32_t first = 0; first < count; first += PORTION) {
+        uint32_t taken = count - first < PORTION ? count - first : PORTION;
+        float padded[PORTION] = {0};
+        int8_t whole[PORTION];
+        __m256i part[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(),
+                           _mm256_setzero_si256()};
+        memcpy(padded, weights + first, taken * sizeof(*padded));
+        __m128i weights_of_all = whole_weights(padded, per_weight), totals;
+        _mm_storeu_si128((void *)whole, weights_of_all);
+        totals = _mm_sad_epu8(weights_of_all, _mm_setzero_si128());
+        total += _mm_cvtsi128_si32(totals) + _mm_extract_epi16(totals, 4);
+        for (uint32_t i = 0; i < taken; i += 2) {
+            const uint8_t *row = codes + (size_t)rows[first + i] * row_bytes;
+            const uint8_t *other = i + 1 < taken ? codes + (size_t)rows[first + i + 1] * row_bytes : row;
+            __m256i a = _mm256_loadu_si256((const void *)row), b = _mm256_loadu_si256((const void *)other);
+            __m256i weight = _mm256_set1_epi16((short)((uint8_t)whole[i] | (uint8_t)whole[i + 1] << 8));
+            __m256i first_half = _mm256_unpacklo_epi8(a, b), second_half = _mm256_unpackhi_epi8(a, b);
+            const __m256i halves[4] = {_mm256_and_si256(first_half, nibbles), _mm256_and_si256(second_half, nibbles),
+                                       _mm256_and_si256(_mm256_srli_epi16(first_half, 4), nibbles),
+                                       _mm256_and_si256(_mm256_srli_epi16(second_half, 4), nibbles)};
+            for (int h = 0; h < 4; h++) part[h] = _mm256_add_epi16(part[h], _mm256_maddubs_epi16(halves[h], weight));
+        }
+        for (int h = 0; h < 4; h++) { /* lanes hold bytes 0 .. 7 and 16 .. 23, or 8 .. 15 and 24 .. 31 */
+            int16_t lanes[16];
+            int32_t *to = sums + h / 2 * SCAN_ROW_BYTES + h % 2 * 8;
+            _mm256_storeu_si256((void *)lanes, part[h]);
+            for (int i = 0; i < 8; i++) {
+                to[i] += lanes[i];
+                to[16 + i] += lanes[8 + i];
+            }
+        }
+    }
+    return total;
+}
+
+static float exponentials(float *x, uint32_t count, float factor, float term, float *largest) {
+    vec sums = vec_set(0.0f), most = sums, scale = vec_set(factor * LOG2_E), shift = vec_set(term * LOG2_E);
     uint32_t i = 0;
     for (; i + VEC_LANES <= count; i += VEC_LANES) {
-        vec value = vec_load(x + i);
-        vec_store(x + i, vec_exp2(vec_mul(value, vec_set(LOG2_E))));
+        vec value = vec_exp2(vec_fma(vec_load(x + i), scale, shift));
+        vec_store(x + i, value);
+        sums = vec_add(sums, value);
+        most = vec_max(most, value);
     }
+    float sum = vec_sum(sums), lanes[VEC_LANES];
+    vec_store(lanes, most);
+    *largest = 0.0f;
+    for (uint32_t lane = 0; lane < VEC_LANES; lane++) *largest = lanes[lane] > *largest ? lanes[lane] : *largest;
     for (; i < count; i++) {
-        float lanes[VEC_LANES] = {x[i]};
-        vec_store(lanes, vec_exp2(vec_mul(vec_load(lanes), vec_set(LOG2_E))));
-        x[i] = lanes[0];
+        float last[VEC_LANES] = {x[i]};
+        vec_store(last, vec_exp2(vec_fma(vec_load(last), scale, shift)));
+        x[i] = last[0];
+        sum += x[i];
+        *largest = x[i] > *largest ? x[i] : *largest;
     }
+    return sum;
 }
 
 #if defined(__AVX512F__)
@@ -210,10 +318,11 @@ static uint32_t collect_from(const float *scores, uint32_t count, float limit, u
 
 const kernel_scan table_scan = {
     .dot_rows = dot_rows,
-    .nibble_sums = nibble_sums,
+    .nibble_scores = nibble_scores,
     .nibble_dots = nibble_dots,
     .byte_dots = byte_dots,
     .nibble_moments = nibble_moments,
+    .nibble_row_sums = nibble_row_sums,
     .exponentials = exponentials,
     .count_from = count_from,
     .collect_from = collect_from,

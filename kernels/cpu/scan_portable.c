@@ -15,8 +15,8 @@ static void dot_rows(const float *query, uint32_t dim, const uint16_t *rows, siz
     }
 }
 
-static void nibble_sums(const uint8_t tables[SCAN_NIBBLES * 16], const uint8_t *blocks, uint32_t block_count,
-                        uint16_t *sums) {
+static void nibble_scores(const uint8_t tables[SCAN_NIBBLES * 16], const uint8_t *blocks, uint32_t block_count,
+                          float base, float step, float *scores) {
     for (uint32_t i = 0; i < block_count * SCAN_BLOCK; i++) {
         const uint8_t *block = blocks + (size_t)(i / SCAN_BLOCK) * SCAN_BLOCK_BYTES;
         uint32_t sum = 0;
@@ -24,7 +24,7 @@ static void nibble_sums(const uint8_t tables[SCAN_NIBBLES * 16], const uint8_t *
             uint32_t byte = block[n / 2 * SCAN_BLOCK + i % SCAN_BLOCK];
             sum += tables[scan_table(n) * 16 + (byte >> n % 2 * 4 & 15)];
         }
-        sums[i] = (uint16_t)sum;
+        scores[i] = base + step * (float)sum;
     }
 }
 
@@ -62,29 +62,53 @@ static uint32_t collect_from(const float *scores, uint32_t count, float limit, u
     return found;
 }
 
-static void nibble_moments(const float *tables, const uint8_t *nibbles, uint32_t part_count, const uint8_t *blocks,
-                           uint32_t block_count, const float *weights, float *moments) {
-    for (uint32_t p = 0; p < part_count; p++) {
-        float sum = 0.0f;
-        for (uint32_t i = 0; i < block_count * SCAN_BLOCK; i++) {
-            const uint8_t *block = blocks + (size_t)(i / SCAN_BLOCK) * SCAN_BLOCK_BYTES;
-            uint32_t byte = block[nibbles[p] / 2 * SCAN_BLOCK + i % SCAN_BLOCK];
-            sum += weights[i] * tables[p * 16 + (byte >> nibbles[p] % 2 * 4 & 15)];
+static void nibble_moments(const int8_t *tables, uint32_t table_count, const uint8_t *blocks, uint32_t block_count,
+                           const float *weights, float per_weight, int32_t *sums) {
+    for (uint32_t t = 0; t < table_count; t++) sums[t] = 0;
+    for (uint32_t i = 0; i < block_count * SCAN_BLOCK; i++) {
+        const uint8_t *block = blocks + (size_t)(i / SCAN_BLOCK) * SCAN_BLOCK_BYTES;
+        int32_t weight = (int32_t)lrintf(weights[i] * per_weight);
+        for (uint32_t first = 0; first < table_count; first += SCAN_NIBBLES) {
+            for (uint32_t n = 0; n < SCAN_NIBBLES; n++) {
+                uint32_t byte = block[n / 2 * SCAN_BLOCK + i % SCAN_BLOCK], t = first + scan_table(n);
+                sums[t] += weight * tables[t * 16 + (byte >> n % 2 * 4 & 15)];
+            }
         }
-        moments[p] += sum;
     }
 }
 
-static void exponentials(float *x, uint32_t count) {
-    for (uint32_t i = 0; i < count; i++) x[i] = expf(x[i]);
+static int32_t nibble_row_sums(const uint8_t *codes, uint32_t row_bytes, const uint32_t *rows, uint32_t count,
+                               const float *weights, float per_weight, int32_t sums[2 * SCAN_ROW_BYTES]) {
+    int32_t total = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const uint8_t *row = codes + (size_t)rows[i] * row_bytes;
+        int32_t weight = (int32_t)lrintf(weights[i] * per_weight);
+        for (uint32_t b = 0; b < SCAN_ROW_BYTES; b++) {
+            sums[b] += weight * (row[b] & 15);
+            sums[SCAN_ROW_BYTES + b] += weight * (row[b] >> 4);
+        }
+        total += weight;
+    }
+    return total;
+}
+
+static float exponentials(float *x, uint32_t count, float factor, float term, float *largest) {
+    float sum = 0.0f;
+    *largest = 0.0f;
+    for (uint32_t i = 0; i < count; i++) {
+        sum += x[i] = expf(factor * x[i] + term);
+        *largest = x[i] > *largest ? x[i] : *largest;
+    }
+    return sum;
 }
 
 const kernel_scan kernel_scan_portable = {
     .dot_rows = dot_rows,
-    .nibble_sums = nibble_sums,
+    .nibble_scores = nibble_scores,
     .nibble_dots = nibble_dots,
     .byte_dots = byte_dots,
     .nibble_moments = nibble_moments,
+    .nibble_row_sums = nibble_row_sums,
     .exponentials = exponentials,
     .count_from = count_from,
     .collect_from = collect_from,

@@ -7,7 +7,10 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <math.h>
 #include <stdlib.h>
+
+#include "kernels/ops.h"
 
 static uint64_t next_random(uint64_t *state) {
     *state = *state * 6364136223846793005u + 1442695040888963407u;
@@ -97,8 +100,36 @@ static void tokens_come_out_ascending_and_once(void **state) {
     }
 }
 
+/* Of a limit: how many reach it, and whether it is the largest or leaves at most slack more. */
+static void a_cut_leaves_what_is_wanted_and_little_more(void **state) {
+    enum { COUNT = 20000 };
+    const kernel_scan *scan = kernel_ops_portable()->scan;
+    float *scores = malloc(COUNT * sizeof(*scores)), *sample = malloc(index_cut_sample(COUNT) * sizeof(*sample));
+    uint64_t z = 1;
+    for (uint32_t shape = 0; shape < 3; shape++) {
+        for (uint32_t i = 0; i < COUNT; i++) {
+            z = z * 6364136223846793005u + 1442695040888963407u;
+            float random = (float)(z >> 40) * 0x1p-24f;
+            /* evenly spread; in runs, so that what is sampled tells nothing; many alike and many nowhere */
+            scores[i] = shape == 0 ? random : shape == 1 ? (float)(i / 200 % 7) + random : random < 0.5f ? -INFINITY : 1.0f;
+        }
+        for (uint32_t wanted = 1; wanted < COUNT; wanted = wanted * 3 + 1) {
+            for (uint32_t slack = 0; slack <= wanted / 16; slack += wanted / 16 + 1) {
+                float limit = index_cut(scan, scores, COUNT, wanted, slack, sample);
+                uint32_t reached = scan->count_from(scores, COUNT, limit);
+                float above = nextafterf(limit, INFINITY);
+                assert_true(reached >= wanted);
+                assert_true(reached <= wanted + slack || scan->count_from(scores, COUNT, above) < wanted);
+            }
+        }
+    }
+    free(scores);
+    free(sample);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_cut_leaves_what_is_wanted_and_little_more),
         cmocka_unit_test(items_compare_as_scores_and_then_the_earlier_token),
         cmocka_unit_test(the_best_of_a_stream_are_those_that_sorting_gives),
         cmocka_unit_test(selection_moves_the_largest_to_the_front),

@@ -34,23 +34,24 @@ static void fill_bytes(uint8_t *bytes, size_t count, uint64_t *seed) {
     for (size_t i = 0; i < count; i++) bytes[i] = (uint8_t)cases_random_below(seed, 256);
 }
 
-static void sums_of_looked_up_nibbles_are_exact(void **state) {
+static void sums_of_looked_up_nibbles_become_scores(void **state) {
     enum { BLOCKS = 9 };
     uint64_t seed = 2;
     uint8_t *tables = cases_take(SCAN_NIBBLES * 16), *blocks = cases_take(BLOCKS * SCAN_BLOCK_BYTES);
-    uint16_t *sums = cases_take(BLOCKS * SCAN_BLOCK * sizeof(*sums));
+    float *scores = cases_take(BLOCKS * SCAN_BLOCK * sizeof(*scores));
     for (uint32_t round = 0; round < 4; round++) {
+        float base = round < 2 ? 0.0f : cases_random(&seed), step = round < 2 ? 1.0f : cases_random(&seed);
         fill_bytes(tables, SCAN_NIBBLES * 16, &seed);
         fill_bytes(blocks, BLOCKS * SCAN_BLOCK_BYTES, &seed);
         if (round == 0) memset(tables, 255, SCAN_NIBBLES * 16); /* the largest sums there are */
-        table->scan->nibble_sums(tables, blocks, BLOCKS, sums);
+        table->scan->nibble_scores(tables, blocks, BLOCKS, base, step, scores);
         for (uint32_t i = 0; i < BLOCKS * SCAN_BLOCK; i++) {
             uint32_t sum = 0, block = i / SCAN_BLOCK, key = i % SCAN_BLOCK;
             for (uint32_t n = 0; n < SCAN_NIBBLES; n++) {
                 uint8_t byte = blocks[block * SCAN_BLOCK_BYTES + n / 2 * SCAN_BLOCK + key];
                 sum += tables[scan_table(n) * 16 + (n % 2 == 0 ? byte % 16 : byte / 16)];
             }
-            assert_int_equal(sums[i], sum);
+            assert_true(scores[i] == base + step * (float)sum);
         }
     }
 }
@@ -121,50 +122,85 @@ static void scores_from_a_limit_on_are_counted_and_collected(void **state) {
     }
 }
 
-static void weighted_moments_of_nibbles_agree(void **state) {
-    enum { BLOCKS = 5, PARTS = 20 };
+static void weighted_moments_of_nibbles_are_exact(void **state) {
+    enum { BLOCKS = 5, TABLES = 3 * SCAN_NIBBLES };
     uint64_t seed = 6;
-    uint8_t *blocks = cases_take(BLOCKS * SCAN_BLOCK_BYTES), *nibbles = cases_take(PARTS);
-    float *tables = cases_take(PARTS * 16 * sizeof(float)), *weights = cases_take(BLOCKS * SCAN_BLOCK * sizeof(float));
-    float moments[PARTS];
-    fill_bytes(blocks, BLOCKS * SCAN_BLOCK_BYTES, &seed);
-    for (uint32_t i = 0; i < PARTS * 16; i++) tables[i] = cases_random(&seed);
-    for (uint32_t i = 0; i < BLOCKS * SCAN_BLOCK; i++) weights[i] = fabsf(cases_random(&seed));
-    for (uint32_t p = 0; p < PARTS; p++) {
-        nibbles[p] = (uint8_t)cases_random_below(&seed, SCAN_NIBBLES);
-        moments[p] = (float)p;
-    }
-    table->scan->nibble_moments(tables, nibbles, PARTS, blocks, BLOCKS, weights, moments);
-    for (uint32_t p = 0; p < PARTS; p++) {
-        double sum = p, size = p + 1.0;
+    uint8_t *blocks = cases_take(BLOCKS * SCAN_BLOCK_BYTES);
+    int8_t *tables = cases_take(TABLES * 16);
+    float *weights = cases_take(BLOCKS * SCAN_BLOCK * sizeof(float));
+    for (uint32_t round = 0; round < 3; round++) {
+        int32_t sums[TABLES], right[TABLES] = {0};
+        fill_bytes(blocks, BLOCKS * SCAN_BLOCK_BYTES, &seed);
+        for (uint32_t i = 0; i < TABLES * 16; i++) tables[i] = (int8_t)((int)cases_random_below(&seed, 255) - 127);
+        for (uint32_t i = 0; i < BLOCKS * SCAN_BLOCK; i++) weights[i] = round == 0 ? 1.0f : fabsf(cases_random(&seed));
+        if (round == 0) memset(tables, 127, TABLES * 16);
+        table->scan->nibble_moments(tables, TABLES, blocks, BLOCKS, weights, 127.0f, sums);
         for (uint32_t i = 0; i < BLOCKS * SCAN_BLOCK; i++) {
-            uint8_t byte = blocks[i / SCAN_BLOCK * SCAN_BLOCK_BYTES + nibbles[p] / 2 * SCAN_BLOCK + i % SCAN_BLOCK];
-            double product = weights[i] * (double)tables[p * 16 + (nibbles[p] % 2 == 0 ? byte % 16 : byte / 16)];
-            sum += product;
-            size += fabs(product);
+            for (uint32_t first = 0; first < TABLES; first += SCAN_NIBBLES) {
+                for (uint32_t n = 0; n < SCAN_NIBBLES; n++) {
+                    uint8_t byte = blocks[i / SCAN_BLOCK * SCAN_BLOCK_BYTES + n / 2 * SCAN_BLOCK + i % SCAN_BLOCK];
+                    uint32_t t = first + scan_table(n);
+                    right[t] += (int32_t)lrintf(weights[i] * 127.0f) * tables[t * 16 + (n % 2 == 0 ? byte % 16 : byte / 16)];
+                }
+            }
         }
-        assert_true(fabs(moments[p] - sum) <= 1e-6 * size);
+        assert_memory_equal(sums, right, sizeof(sums));
+    }
+}
+
+static void weighted_sums_of_rows_of_nibbles_are_exact(void **state) {
+    enum { ROWS = 60, ASKED = 53, ROW_BYTES = 24 };
+    uint64_t seed = 8;
+    uint8_t *codes = cases_take((ROWS - 1) * ROW_BYTES + SCAN_ROW_BYTES);
+    float *weights = cases_take(ASKED * sizeof(float));
+    for (uint32_t round = 0; round < 3; round++) {
+        uint32_t rows[ASKED];
+        int32_t sums[2 * SCAN_ROW_BYTES], right[2 * SCAN_ROW_BYTES], total = 0;
+        fill_bytes(codes, (ROWS - 1) * ROW_BYTES + SCAN_ROW_BYTES, &seed);
+        if (round == 0) memset(codes, 255, (ROWS - 1) * ROW_BYTES + SCAN_ROW_BYTES);
+        for (uint32_t b = 0; b < 2 * SCAN_ROW_BYTES; b++) sums[b] = right[b] = (int32_t)b;
+        for (uint32_t i = 0; i < ASKED; i++) {
+            rows[i] = cases_random_below(&seed, ROWS);
+            weights[i] = round == 0 ? 1.0f : fabsf(cases_random(&seed));
+            int32_t weight = (int32_t)lrintf(weights[i] * 127.0f);
+            total += weight;
+            for (uint32_t b = 0; b < SCAN_ROW_BYTES; b++) {
+                right[b] += weight * (codes[rows[i] * ROW_BYTES + b] % 16);
+                right[SCAN_ROW_BYTES + b] += weight * (codes[rows[i] * ROW_BYTES + b] / 16);
+            }
+        }
+        assert_int_equal(table->scan->nibble_row_sums(codes, ROW_BYTES, rows, ASKED, weights, 127.0f, sums), total);
+        assert_memory_equal(sums, right, sizeof(sums));
     }
 }
 
 static void exponentials_agree_and_vanish_at_minus_infinity(void **state) {
     uint64_t seed = 7;
-    float *x = cases_take(37 * sizeof(*x)), before[37];
+    float *x = cases_take(37 * sizeof(*x)), before[37], largest, most = 0.0f;
+    double sum = 0.0;
     for (uint32_t i = 0; i < 37; i++) before[i] = x[i] = 10.0f * cases_random(&seed) - 5.0f;
     before[3] = x[3] = before[36] = x[36] = -INFINITY;
-    before[4] = x[4] = 0.0f;
-    table->scan->exponentials(x, 37);
-    for (uint32_t i = 0; i < 37; i++) assert_true(fabs(x[i] - exp((double)before[i])) <= 4e-6 * exp((double)before[i]));
+    before[4] = x[4] = 2.0f;
+    float returned = table->scan->exponentials(x, 37, 0.5f, -1.0f, &largest);
+    for (uint32_t i = 0; i < 37; i++) {
+        double right = exp(0.5 * (double)before[i] - 1.0);
+        assert_true(fabs(x[i] - right) <= 4e-6 * right);
+        sum += right;
+        most = x[i] > most ? x[i] : most;
+    }
     assert_true(x[3] == 0.0f && x[36] == 0.0f && x[4] == 1.0f);
+    assert_true(largest == most);
+    assert_true(fabs(returned - sum) <= 1e-5 * sum);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(a_row_scores_its_dot_product_wherever_it_lies, cases_teardown),
-        cmocka_unit_test_teardown(sums_of_looked_up_nibbles_are_exact, cases_teardown),
+        cmocka_unit_test_teardown(sums_of_looked_up_nibbles_become_scores, cases_teardown),
         cmocka_unit_test(every_nibble_has_a_table_of_its_own),
         cmocka_unit_test_teardown(products_with_nibbles_are_exact, cases_teardown),
-        cmocka_unit_test_teardown(weighted_moments_of_nibbles_agree, cases_teardown),
+        cmocka_unit_test_teardown(weighted_moments_of_nibbles_are_exact, cases_teardown),
+        cmocka_unit_test_teardown(weighted_sums_of_rows_of_nibbles_are_exact, cases_teardown),
         cmocka_unit_test_teardown(exponentials_agree_and_vanish_at_minus_infinity, cases_teardown),
         cmocka_unit_test_teardown(products_with_bytes_are_exact, cases_teardown),
         cmocka_unit_test_teardown(scores_from_a_limit_on_are_counted_and_collected, cases_teardown),
