@@ -315,23 +315,22 @@ void engine_find(engine *e, const engine_layer *layer, unsigned thread, const en
 
 /* ---- Attending to what was found ---- */
 
-/* Where a token that was found lies. */
-typedef struct found_token {
-    const void *key_row; /* NULL: in the page alone */
-    const void *keys, *values;
-    uint32_t slot;
-} found_token;
+/* The run of a token: in most sequences all runs are whole blocks. */
+static const kv_run *run_of(const sequence *s, uint64_t token) {
+    uint64_t likely = token / HD_BLOCK_TOKENS;
+    if (likely < s->run_count && token - s->runs[likely].position < s->runs[likely].count) return &s->runs[likely];
+    return &s->runs[sequence_run_at(s->runs, s->run_count, token)];
+}
 
-#define PREFETCH_AHEAD 12u /* tokens: reads from all over memory, as many as a core has under way at once */
-
-static found_token place_token(const engine *e, const engine_layer *layer, const sequence *s, uint32_t head,
-                               uint64_t token) {
-    const kv_run *run = &s->runs[sequence_run_at(s->runs, s->run_count, token)];
+/* Where a token lies; what will be read of it is on its way. */
+static kernel_token place_token(const engine *e, const engine_layer *layer, const sequence *s, uint32_t head,
+                                uint64_t token) {
+    const kv_run *run = run_of(s, token);
     uint32_t block = run->block.index;
-    found_token place = {.key_row = index_set_key(s->indexes, e->step.call.layer, head, token),
-                         .keys = engine_page(e, s->runs, block, layer->table.key_stream, head),
-                         .values = engine_page(e, s->runs, block, layer->table.value_stream, head),
-                         .slot = run->first + (uint32_t)(token - run->position)};
+    kernel_token place = {.key_row = index_set_key(s->indexes, e->step.call.layer, head, token),
+                          .values = engine_page(e, s->runs, block, layer->table.value_stream, head),
+                          .slot = run->first + (uint32_t)(token - run->position)};
+    if (place.key_row == NULL) place.keys = engine_page(e, s->runs, block, layer->table.key_stream, head);
     for (uint32_t byte = 0; place.key_row != NULL && byte < layer->shape.key_dim * sizeof(uint16_t);
          byte += HD_CACHE_LINE)
         __builtin_prefetch((const char *)place.key_row + byte);
@@ -339,21 +338,11 @@ static found_token place_token(const engine *e, const engine_layer *layer, const
     return place;
 }
 
-/* Puts tokens into a page of their own; returns how many, at most a page. */
-static uint32_t gather_page(const engine *e, const engine_layer *layer, const sequence *s, uint32_t head,
-                            const uint32_t *tokens, uint32_t token_count, const engine_finder *finder) {
-    found_token ahead[PREFETCH_AHEAD];
+/* Where the tokens of the next page lie; returns how many, at most a page. */
+static uint32_t place_page(const engine *e, const engine_layer *layer, const sequence *s, uint32_t head,
+                           const uint32_t *tokens, uint32_t token_count, kernel_token *places) {
     uint32_t count = token_count < HD_BLOCK_TOKENS ? token_count : HD_BLOCK_TOKENS;
-    for (uint32_t i = 0; i < count + PREFETCH_AHEAD; i++) {
-        found_token *place = &ahead[i % PREFETCH_AHEAD];
-        if (i >= PREFETCH_AHEAD && i - PREFETCH_AHEAD < count) {
-            uint32_t to = i - PREFETCH_AHEAD;
-            if (place->key_row != NULL) kernel_page_put_key(&layer->shape, place->key_row, finder->keys, to);
-            else kernel_page_copy_key(&layer->shape, place->keys, place->slot, finder->keys, to);
-            kernel_page_copy_value(&layer->shape, place->values, place->slot, finder->values, to);
-        }
-        if (i < count) *place = place_token(e, layer, s, head, tokens[i]);
-    }
+    for (uint32_t i = 0; i < count; i++) places[i] = place_token(e, layer, s, head, tokens[i]);
     return count;
 }
 
@@ -366,13 +355,19 @@ void engine_attend_found(engine *e, const engine_layer *layer, unsigned thread, 
     uint64_t start = hd_now_ns();
     call->partial = engine_scratch_partial(e, &e->threads[thread], 1);
     call->span_count = 1;
-    for (uint32_t done = 0, count; done < found->count; done += count) {
+    kernel_token places[2][HD_BLOCK_TOKENS]; /* of this page, and of the next, which are fetched meanwhile */
+    uint32_t next = 0;
+    for (uint32_t done = 0, page = 0, count; done < found->count; done += count, page++) {
         uint32_t left = found->count - done;
         if (is_alone) {
-            uint32_t next = left < HD_BLOCK_TOKENS ? left : HD_BLOCK_TOKENS;
-            engine_pin_tokens_alone(e, layer, row, found->first + done, next, head);
+            count = left < HD_BLOCK_TOKENS ? left : HD_BLOCK_TOKENS;
+            engine_pin_tokens_alone(e, layer, row, found->first + done, count, head);
+            place_page(e, layer, s, head, found->first + done, count, places[page % 2]);
+        } else {
+            count = page > 0 ? next : place_page(e, layer, s, head, found->first, left, places[0]);
+            next = place_page(e, layer, s, head, found->first + done + count, left - count, places[(page + 1) % 2]);
         }
-        count = gather_page(e, layer, s, head, found->first + done, left, finder);
+        e->kernels->gather(&layer->shape, places[page % 2], count, finder->keys, finder->values);
         call->spans = &(kernel_span){.keys = finder->keys, .values = finder->values, .count = count};
         e->kernels->attend(call);
         e->kernels->merge(result, &call->partial, group_size, value_dim);

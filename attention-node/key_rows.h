@@ -3,7 +3,7 @@
  * A page is packed for products with all of its tokens; one token's key lies in as many cache lines as it has pairs of
  * elements (32 for 64 elements), and attending to scattered tokens reads mostly what it does not need. As a row it lies
  * in two. Rows are bf16, exactly what the page has, so whether they are there changes no bit.
- * Rows lie in chunks of 1,024 tokens, which forks share. A chunk is filled from its first token on; what is not filled
+ * Rows lie in chunks of 16,384 tokens, in huge pages where they fill some, which forks share. A chunk is filled from its first token on; what is not filled
  * is not there, and its reader goes to the page.
  * Threads: one writes; others read what has been written before they were told of it. */
 #ifndef ATTENTION_NODE_KEY_ROWS_H
@@ -14,12 +14,13 @@
 
 #include "base/status.h"
 
-#define KEY_ROWS_CHUNK 1024u
+#define KEY_ROWS_CHUNK 16384u
 
 typedef struct key_rows_chunk key_rows_chunk;
 
 typedef struct key_rows {
     key_rows_chunk **chunks; /* [chunk_max], NULL: not begun */
+    uint64_t tokens_max;
     uint32_t chunk_max, dim;
 } key_rows;
 

@@ -62,6 +62,13 @@ void kernel_page_copy_key(const kernel_page_shape *shape, const void *keys, uint
 void kernel_page_copy_value(const kernel_page_shape *shape, const void *values, uint32_t slot, void *to_values,
                             uint32_t to);
 void kernel_page_put_key(const kernel_page_shape *shape, const void *row, void *to_keys, uint32_t to);
+/* A token wherever it lies: at a slot of pages, and its key perhaps as a row of bf16 beside them. */
+typedef struct kernel_token {
+    const void *key_row; /* NULL: in the page alone */
+    const void *keys, *values;
+    uint32_t slot;
+} kernel_token;
+
 /* Brings near what the next copy of a token's value will read. */
 void kernel_page_prefetch_value(const kernel_page_shape *shape, const void *values, uint32_t slot);
 
@@ -117,6 +124,9 @@ typedef struct kernel_ops {
      * elements. */
     void (*page_store)(const kernel_page_shape *shape, void *page_keys, void *page_values, uint32_t slot,
                        uint32_t count, const void *keys, size_t key_stride, const void *values, size_t value_stride);
+    /* Puts tokens into slots 0 .. count - 1 of a page of the shape that theirs have. */
+    void (*gather)(const kernel_page_shape *shape, const kernel_token *tokens, uint32_t count, void *to_keys,
+                   void *to_values);
 
     /* y = x / sqrt(mean(x^2) + eps) * weight, per row; y in dtype, padded with zeros to a multiple of 32 columns
      * where output_stride leaves the room. In place is fine for f32. */

@@ -6,6 +6,7 @@
 #include <assert.h>
 #include <math.h>
 
+#include "kernels/cpu/gather.h"
 #include "kernels/cpu/page.h"
 #include "kernels/cpu/scan.h"
 #include "kernels/cpu/tables.h"
@@ -226,6 +227,7 @@ const kernel_ops kernel_cpu_portable = {
     .merge = merge,
     .finish = finish,
     .page_store = page_store,
+    .gather = page_gather,
     .rmsnorm = rmsnorm,
     .rope = rope,
     .convert = convert,

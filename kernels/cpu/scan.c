@@ -91,7 +91,7 @@ static void nibble_scores(const uint8_t tables[SCAN_NIBBLES * 16], const uint8_t
 
 static void nibble_dots(const int8_t weights[2 * SCAN_ROW_BYTES], const uint8_t *codes, uint32_t row_bytes,
                         const uint32_t *rows, uint32_t count, int32_t *dots) {
-    enum { AHEAD = 12 };
+    enum { AHEAD = 24 };
     const __m256i low_weights = _mm256_loadu_si256((const void *)weights);
     const __m256i high_weights = _mm256_loadu_si256((const void *)(weights + SCAN_ROW_BYTES));
     const __m256i nibbles = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
@@ -225,7 +225,7 @@ static void nibble_moments(const int8_t *tables, uint32_t table_count, const uin
 static int32_t nibble_row_sums(const uint8_t *codes, uint32_t row_bytes, const uint32_t *rows, uint32_t count,
                                const float *weights, float per_weight, int32_t sums[2 * SCAN_ROW_BYTES]) {
     int32_t total = 0;
-    enum { PORTION = SCAN_BLOCK };
+    enum { PORTION = SCAN_BLOCK, AHEAD = 24 };
     const __m256i nibbles = _mm256_set1_epi8(15);
     for (uint32_t first = 0; first < count; first += PORTION) {
         uint32_t taken = count - first < PORTION ? count - first : PORTION;
@@ -240,6 +240,10 @@ static int32_t nibble_row_sums(const uint8_t *codes, uint32_t row_bytes, const u
         total += _mm_cvtsi128_si32(totals) + _mm_extract_epi16(totals, 4);
         for (uint32_t i = 0; i < taken; i += 2) {
             const uint8_t *row = codes + (size_t)rows[first + i] * row_bytes;
+            if (first + i + AHEAD + 1 < count) {
+                __builtin_prefetch(codes + (size_t)rows[first + i + AHEAD] * row_bytes);
+                __builtin_prefetch(codes + (size_t)rows[first + i + AHEAD + 1] * row_bytes);
+            }
             const uint8_t *other = i + 1 < taken ? codes + (size_t)rows[first + i + 1] * row_bytes : row;
             __m256i a = _mm256_loadu_si256((const void *)row), b = _mm256_loadu_si256((const void *)other);
             __m256i weight = _mm256_set1_epi16((short)((uint8_t)whole[i] | (uint8_t)whole[i + 1] << 8));

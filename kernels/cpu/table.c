@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/attend.h"
 #include "kernels/cpu/elementwise.h"
+#include "kernels/cpu/gather.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/page.h"
 #include "kernels/cpu/scan.h"
@@ -52,6 +53,7 @@ const kernel_ops TABLE_NAME(kernel_cpu) = {
     .merge = table_merge,
     .finish = table_finish,
     .page_store = page_store,
+    .gather = table_gather,
     .rmsnorm = table_rmsnorm,
     .rope = table_rope,
     .convert = table_convert,

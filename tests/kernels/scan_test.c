@@ -132,7 +132,7 @@ static void weighted_moments_of_nibbles_are_exact(void **state) {
         int32_t sums[TABLES], right[TABLES] = {0};
         fill_bytes(blocks, BLOCKS * SCAN_BLOCK_BYTES, &seed);
         for (uint32_t i = 0; i < TABLES * 16; i++) tables[i] = (int8_t)((int)cases_random_below(&seed, 255) - 127);
-        for (uint32_t i = 0; i < BLOCKS * SCAN_BLOCK; i++) weights[i] = round == 0 ? 1.0f : fabsf(cases_random(&seed));
+        for (uint32_t i = 0; i < BLOCKS * SCAN_BLOCK; i++) weights[i] = round == 0 ? 1.0f : (float)cases_random_below(&seed, 1001) * 0.001f;
         if (round == 0) memset(tables, 127, TABLES * 16);
         table->scan->nibble_moments(tables, TABLES, blocks, BLOCKS, weights, 127.0f, sums);
         for (uint32_t i = 0; i < BLOCKS * SCAN_BLOCK; i++) {
@@ -161,7 +161,7 @@ static void weighted_sums_of_rows_of_nibbles_are_exact(void **state) {
         for (uint32_t b = 0; b < 2 * SCAN_ROW_BYTES; b++) sums[b] = right[b] = (int32_t)b;
         for (uint32_t i = 0; i < ASKED; i++) {
             rows[i] = cases_random_below(&seed, ROWS);
-            weights[i] = round == 0 ? 1.0f : fabsf(cases_random(&seed));
+            weights[i] = round == 0 ? 1.0f : (float)cases_random_below(&seed, 1001) * 0.001f;
             int32_t weight = (int32_t)lrintf(weights[i] * 127.0f);
             total += weight;
             for (uint32_t b = 0; b < SCAN_ROW_BYTES; b++) {
@@ -193,6 +193,38 @@ static void exponentials_agree_and_vanish_at_minus_infinity(void **state) {
     assert_true(fabs(returned - sum) <= 1e-5 * sum);
 }
 
+/* A page put together by plain copies, and by the table; half of the tokens have rows beside their pages. */
+static void gathered_tokens_are_copies(void **state) {
+    const kernel_page_shape shapes[] = {{HD_BF16, 64, 64}, {HD_BF16, 80, 48}, {HD_BF16, 128, 192}, {HD_F32, 64, 64}};
+    uint64_t seed = 9;
+    for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
+        const kernel_page_shape *shape = &shapes[i];
+        cases_context context = cases_make_context(shape, 5 * HD_BLOCK_TOKENS, &seed);
+        for (uint32_t count = 1; count <= HD_BLOCK_TOKENS; count += 1 + count * 2 / 3) {
+            size_t key_bytes = kernel_page_key_bytes(shape), value_bytes = kernel_page_value_bytes(shape);
+            void *keys = cases_take(key_bytes), *values = cases_take(value_bytes);
+            void *right_keys = cases_take(key_bytes), *right_values = cases_take(value_bytes);
+            kernel_token tokens[HD_BLOCK_TOKENS];
+            for (uint32_t t = 0; t < count; t++) {
+                uint32_t token = cases_random_below(&seed, 5 * HD_BLOCK_TOKENS), slot = token % HD_BLOCK_TOKENS;
+                const kernel_span *span = &context.spans[token / HD_BLOCK_TOKENS];
+                size_t row_bytes = shape->key_dim * hd_dtype_bits(shape->dtype) / 8;
+                bool has_row = t < 64 || t % 2 == 0;
+                tokens[t] = (kernel_token){.key_row = has_row ? (const char *)context.keys + token * row_bytes : NULL,
+                                           .keys = span->keys,
+                                           .values = span->values,
+                                           .slot = slot};
+                kernel_page_copy_key(shape, span->keys, slot, right_keys, t);
+                kernel_page_copy_value(shape, span->values, slot, right_values, t);
+            }
+            table->gather(shape, tokens, count, keys, values);
+            assert_memory_equal(keys, right_keys, key_bytes);
+            assert_memory_equal(values, right_values, value_bytes);
+        }
+        cases_release();
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(a_row_scores_its_dot_product_wherever_it_lies, cases_teardown),
@@ -202,6 +234,7 @@ int main(void) {
         cmocka_unit_test_teardown(weighted_moments_of_nibbles_are_exact, cases_teardown),
         cmocka_unit_test_teardown(weighted_sums_of_rows_of_nibbles_are_exact, cases_teardown),
         cmocka_unit_test_teardown(exponentials_agree_and_vanish_at_minus_infinity, cases_teardown),
+        cmocka_unit_test_teardown(gathered_tokens_are_copies, cases_teardown),
         cmocka_unit_test_teardown(products_with_bytes_are_exact, cases_teardown),
         cmocka_unit_test_teardown(scores_from_a_limit_on_are_counted_and_collected, cases_teardown),
     };

@@ -1,0 +1,102 @@
+/* gather.c - scattered tokens to a page in bf16, sixteen keys at a time: their rows are transposed in registers, so that
+ * a unit of all of them is one store; and values by pairs of tokens, which share their units. */
+#include "kernels/cpu/gather.h"
+
+#if defined(__AVX512F__)
+
+enum { LANES = 16 }; /* units of a vector, and keys that are transposed together */
+
+/* Rows of sixteen units become columns. */
+static inline void transpose(__m512i rows[LANES]) {
+    __m512i twos[LANES], fours[LANES];
+    for (int i = 0; i < LANES; i += 2) {
+        twos[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        twos[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    for (int i = 0; i < LANES; i += 4) { /* fours[i + c]: of rows i to i + 3, columns c, c + 4, c + 8, c + 12 */
+        fours[i] = _mm512_unpacklo_epi64(twos[i], twos[i + 2]);
+        fours[i + 1] = _mm512_unpackhi_epi64(twos[i], twos[i + 2]);
+        fours[i + 2] = _mm512_unpacklo_epi64(twos[i + 1], twos[i + 3]);
+        fours[i + 3] = _mm512_unpackhi_epi64(twos[i + 1], twos[i + 3]);
+    }
+    for (int c = 0; c < 4; c++) {
+        __m512i a = _mm512_shuffle_i32x4(fours[c], fours[4 + c], 0x88);
+        __m512i b = _mm512_shuffle_i32x4(fours[c], fours[4 + c], 0xdd);
+        __m512i d = _mm512_shuffle_i32x4(fours[8 + c], fours[12 + c], 0x88);
+        __m512i e = _mm512_shuffle_i32x4(fours[8 + c], fours[12 + c], 0xdd);
+        rows[c] = _mm512_shuffle_i32x4(a, d, 0x88);
+        rows[4 + c] = _mm512_shuffle_i32x4(b, e, 0x88);
+        rows[8 + c] = _mm512_shuffle_i32x4(a, d, 0xdd);
+        rows[12 + c] = _mm512_shuffle_i32x4(b, e, 0xdd);
+    }
+}
+
+/* Keys of tokens [first, first + LANES), all of which have rows. */
+static void put_keys(uint32_t units, const kernel_token *tokens, uint32_t first, uint32_t *page) {
+    size_t panel = (size_t)(first / KERNEL_PANEL) * KERNEL_PANEL * HD_ALIGN_UP(units, KERNEL_K_ALIGN / 2);
+    uint32_t *column = page + panel + first % KERNEL_PANEL;
+    for (uint32_t unit = 0; unit < units; unit += LANES) {
+        __mmask16 there = units - unit < LANES ? (__mmask16)((1u << (units - unit)) - 1u) : (__mmask16)0xffff;
+        uint32_t width = units - unit < LANES ? units - unit : LANES;
+        __m512i rows[LANES];
+        for (uint32_t i = 0; i < LANES; i++)
+            rows[i] = _mm512_maskz_loadu_epi32(there, (const uint32_t *)tokens[first + i].key_row + unit);
+        transpose(rows);
+        for (uint32_t i = 0; i < width; i++) _mm512_storeu_si512(column + (size_t)(unit + i) * KERNEL_PANEL, rows[i]);
+    }
+}
+
+static inline __m512i low_half(const uint32_t *units, bool is_odd, __mmask16 there) {
+    __m512i loaded = _mm512_maskz_loadu_epi32(there, units);
+    return is_odd ? _mm512_srli_epi32(loaded, 16) : _mm512_and_si512(loaded, _mm512_set1_epi32(0xffff));
+}
+
+static inline __m512i high_half(const uint32_t *units, bool is_odd, __mmask16 there) {
+    __m512i loaded = _mm512_maskz_loadu_epi32(there, units);
+    return is_odd ? _mm512_and_si512(loaded, _mm512_set1_epi32((int)0xffff0000u)) : _mm512_slli_epi32(loaded, 16);
+}
+
+/* Values of tokens first (even) and first + 1. */
+static void put_values(uint32_t value_dim, const kernel_token *tokens, uint32_t first, uint32_t *page) {
+    const kernel_token *a = &tokens[first], *b = &tokens[first + 1];
+    for (uint32_t panel = 0; panel < value_dim; panel += KERNEL_PANEL) {
+        uint32_t width = value_dim - panel < KERNEL_PANEL ? value_dim - panel : KERNEL_PANEL;
+        size_t begin = (size_t)panel * HD_BLOCK_TOKENS / 2;
+        const uint32_t *from = (const uint32_t *)a->values + begin + (size_t)(a->slot / 2) * width;
+        const uint32_t *other = (const uint32_t *)b->values + begin + (size_t)(b->slot / 2) * width;
+        uint32_t *to = page + begin + (size_t)(first / 2) * width;
+        for (uint32_t i = 0; i < width; i += LANES) {
+            __mmask16 there = width - i < LANES ? (__mmask16)((1u << (width - i)) - 1u) : (__mmask16)0xffff;
+            __m512i both = _mm512_or_si512(low_half(from + i, a->slot % 2 != 0, there),
+                                           high_half(other + i, b->slot % 2 != 0, there));
+            _mm512_mask_storeu_epi32(to + i, there, both);
+        }
+    }
+}
+
+static bool have_rows(const kernel_token *tokens, uint32_t count) {
+    for (uint32_t i = 0; i < count; i++)
+        if (tokens[i].key_row == NULL) return false;
+    return true;
+}
+
+void table_gather(const kernel_page_shape *shape, const kernel_token *tokens, uint32_t count, void *to_keys,
+                  void *to_values) {
+    uint32_t first = 0;
+    if (shape->dtype == HD_BF16) {
+        for (; first + LANES <= count && have_rows(tokens + first, LANES); first += LANES) {
+            put_keys(shape->key_dim / 2, tokens, first, to_keys);
+            for (uint32_t i = 0; i < LANES; i += 2) put_values(shape->value_dim, tokens, first + i, to_values);
+        }
+    }
+    for (; first < count; first++) page_gather_one(shape, &tokens[first], to_keys, to_values, first);
+}
+
+#else
+
+void table_gather(const kernel_page_shape *shape, const kernel_token *tokens, uint32_t count, void *to_keys,
+                  void *to_values) {
+    page_gather(shape, tokens, count, to_keys, to_values);
+}
+
+#endif
