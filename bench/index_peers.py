@@ -69,23 +69,26 @@ class Way:
 
     def reach(self, recall, efforts):
         """The least effort that reaches the recall, or the greatest there is."""
-        for effort in efforts:
-            _, (found, scored) = spent(lambda: self.search(self.index, effort))
-            row = {"recall_100": self.data.recall(found), "parameters": f"{self.name}, {effort}",
-                   "build_us_per_key": self.build_seconds * 1e6 / len(self.data.keys),
-                   "scanned": None if scored is None else scored / len(self.data.keys)}
-            if row["recall_100"] >= recall:
-                break
-        seconds = min(spent(lambda: self.search(self.index, effort))[0] for _ in range(3))
-        row["queries_per_second"] = len(self.data.tests) / seconds
-        return row
+        low, high = 0, len(efforts) - 1
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.recall_at(efforts[middle]) >= recall else (middle + 1, high)
+        times = [spent(lambda: self.search(self.index, efforts[low])) for _ in range(3)]
+        found, scored = times[0][1]
+        return {"recall_100": self.data.recall(found), "parameters": f"{self.name}, {efforts[low]}",
+                "build_us_per_key": self.build_seconds * 1e6 / len(self.data.keys),
+                "scanned": None if scored is None else scored / len(self.data.keys),
+                "queries_per_second": len(self.data.tests) / min(seconds for seconds, _ in times)}
+
+    def recall_at(self, effort):
+        return self.data.recall(self.search(self.index, effort)[0])
 
 
 def ivf(data):
     import faiss
     faiss.omp_set_num_threads(1)
     count, dim = data.keys.shape
-    usual = 1 << round(np.log2(3 * np.sqrt(count)))
+    usual, held = 1 << round(np.log2(3 * np.sqrt(count))), []
 
     def search(index, probes):
         index.nprobe = probes
@@ -109,8 +112,8 @@ def ivf(data):
         index = faiss.IndexIVFFlat(near, dim, lists, faiss.METRIC_INNER_PRODUCT)
         index.is_trained = True
         index.add(data.centred)
-        index.kept = near
-        index.quantizer = index.ranked = ranked
+        index.quantizer = ranked
+        held.append((near, ranked))  # which an index only points to
         return index
 
     for lists in (usual, 2 * usual):

@@ -5,6 +5,7 @@
 #   llama          llama.cpp:    prefill-512 prefill-4096 decode-0 decode-4096 decode-32768 decode-131072 chunk-32768 batch-8 q8-decode-0
 #   transformers   HF on torch:  prefill-512 prefill-4096
 #   install        installs both and writes the models, measures nothing
+#   index          installs FAISS, hnswlib and usearch into build/peers-index, for bench/index_peers.py
 #
 # Without an engine, everything. Each measurement is one line of JSON on standard output, and --json collects them in FILE.
 # The engines come from the package index into build/peers-*, pinned in bench/peers/requirements-*.txt; llama.cpp is compiled
@@ -21,7 +22,7 @@ say() { printf 'peers: %s\n' "$*" >&2; }
 install() {
     local venv=build/peers-$1 requirements=bench/peers/requirements-$1.txt
     cmp -s "$requirements" "$venv/installed" && return
-    say "installing $requirements into $venv (llama.cpp: compiles for several minutes; torch: downloads a gigabyte)"
+    say "installing $requirements into $venv (llama.cpp: compiles for several minutes; torch: downloads a gigabyte; hnswlib: compiles)"
     rm -rf "$venv"
     python3 -m venv "$venv"
     CMAKE_ARGS='-DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAVA_BUILD=OFF' \
@@ -69,13 +70,14 @@ measure() {
         "measure_$engine" "$@"
         ;;
     install) prepare all ;;
+    index) install index ;;
     all)
         prepare all
         measure_llama
         measure_transformers
         ;;
     *)
-        say "no engine $engine; there are llama, transformers and install"
+        say "no engine $engine; there are llama, transformers, install and index"
         exit 2
         ;;
     esac

@@ -74,6 +74,11 @@ class Client:
                 return float(line.rsplit(" ", 1)[1])
         raise KeyError(name)
 
+    def tiers(self):
+        """Bytes of keys and values by tier."""
+        lines = [line for line in self.get("/metrics")[1].splitlines() if line.startswith("hadal:kv_tier_bytes{")]
+        return {line.split('"')[1]: float(line.rsplit(" ", 1)[1]) for line in lines}
+
 
 class Server(Client):
     """Runs `hadal serve MODEL_DIR FLAGS` from `with` to its end; log is the path its standard error goes to."""

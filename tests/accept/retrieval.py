@@ -1,9 +1,11 @@
 """Looks needles up by retrieval: one document prefilled once, a question for each needle.
 
 usage: retrieval.py HADAL MODEL_DIR [--sizes 32000] [--needles 20] [--selections LIST] [--hot-memory SIZE] [--failing LIST]
+                    [--flags FLAGS] [--memory-share X]
 
 LIST is selections with a semicolon between them. Those of --selections have to answer every question, those of --failing not:
 the same questions, so that the test shows that it can fail. Each is also asked for eight needles whose numbers begin alike.
+With --memory-share, the flags name a cold tier, and no more than that share of the keys and values may lie in memory.
 """
 import argparse
 
@@ -43,6 +45,14 @@ def check(server, document, what, selection, has_to_work):
     report.line("3", f"the answers name {', '.join(sorted(named))}", selection, named == {selection})
 
 
+def check_memory(server, share):
+    """Blocks are in memory or on disk, or both where memory has a copy."""
+    sizes = server.tiers()
+    held, kept = sizes["hot"], sizes["hot"] + sizes["cold"]
+    report.line("3", f"{held / 2**20:.1f} of {kept / 2**20:.1f} MiB of keys and values lie in memory",
+                f"at most {share:.0%}", 0 < held <= share * kept)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("hadal")
@@ -53,6 +63,7 @@ def main():
     parser.add_argument("--failing", default="window")
     parser.add_argument("--hot-memory", default="1G")
     parser.add_argument("--flags", default="", help="further flags of the server")
+    parser.add_argument("--memory-share", type=float, help="of the keys and values, that may lie in memory")
     options = parser.parse_args()
     flags = ["--model-name", "needle", "--hot-memory", options.hot_memory, "--selection", "auto"] + options.flags.split()
     with Server(options.hadal, options.model, flags) as server:
@@ -65,6 +76,8 @@ def main():
                     check(server, document, what, selection, True)
             for selection in filter(None, options.failing.split(";")):
                 check(server, *documents[0], selection, False)
+            if options.memory_share:
+                check_memory(server, options.memory_share)
     report.finish()
 
 
