@@ -292,14 +292,16 @@ void role_kill(role *r) {
     rpc_simulated_killed(r->process);
 }
 
+/* The last order counts, whenever the process comes to it. */
 static void *drain_main(void *context) {
     role *r = context;
-    r->control.on_drain(r, !r->is_draining);
+    if (!r->is_stopping && r->is_draining != r->is_told_to_drain) r->control.on_drain(r, r->is_told_to_drain);
     return NULL;
 }
 
 void role_drain(role *r, bool is_draining) {
-    if (!r->is_up || r->is_stopping || r->is_draining == is_draining) return;
+    r->is_told_to_drain = is_draining;
+    if (!r->is_up || r->is_stopping) return;
     machine_tell("%s %s", is_draining ? "drain" : "undrain", r->process->name);
     machine_spawn(r->process, drain_main, r);
 }

@@ -26,7 +26,7 @@ typedef struct role {
     const cluster_shape *shape;
     process *process;
     char address[32];
-    bool is_up, is_stopping, has_ended, is_draining;
+    bool is_up, is_stopping, has_ended, is_draining, is_told_to_drain;
 
     rpc_loop *loop;
     membership *membership;
