@@ -19,6 +19,7 @@ typedef struct known_node {
     char id[NAME_BYTES], address[RPC_ADDRESS_BYTES];
     bool is_known, is_listed, is_draining;
     bool is_back; /* announced again: it is tried at once */
+    bool is_let_go; /* for a lane that has nobody; the step thread's */
     uint32_t index, lane; /* in the sharded attention; the step thread's */
     uint64_t retry_ns;
     uint32_t failures; /* one after the other: the pause doubles each time */
@@ -137,11 +138,12 @@ static uint32_t missing_lane(const node_set *set) {
     return lane;
 }
 
-/* While a lane has nobody, a node is for such a lane or for none: linked for another one, it would never be free to
- * change. */
 static void link_node(node_set *set, known_node *node, const char *address) {
-    bool is_tried[PLACEMENT_NODES_MAX] = {false}, has_missing = missing_lane(set) < set->config.lanes;
-    for (uint32_t lane = 0; lane < set->config.lanes; lane++) is_tried[lane] = has_missing && nodes_of_lane(set, lane) > 0;
+    bool is_tried[PLACEMENT_NODES_MAX] = {false};
+    node->is_let_go = node->is_let_go && missing_lane(set) < set->config.lanes;
+    /* Linked for another lane than one that has nobody, it would never be free to change. */
+    for (uint32_t lane = 0; lane < set->config.lanes; lane++)
+        is_tried[lane] = node->is_let_go && nodes_of_lane(set, lane) > 0;
     hd_error error = {.text = ""};
     attention *remote = NULL;
     hd_status status = HD_INVALID;
@@ -208,6 +210,7 @@ static void rearrange(node_set *set) {
         sharded_remove(set->sharded, last->index);
         last->index = NOT_LINKED;
         last->retry_ns = 0;
+        last->is_let_go = true;
     }
     pthread_mutex_unlock(&set->lock);
     if (!is_everybody || last == NULL) return;
