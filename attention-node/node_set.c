@@ -20,7 +20,9 @@ typedef struct known_node {
     bool is_known, is_listed, is_draining;
     bool is_back; /* announced again: it is tried at once */
     bool is_let_go; /* for a lane that has nobody; the step thread's */
-    uint32_t index, lane; /* in the sharded attention; the step thread's */
+    uint32_t index; /* in the sharded attention; the step thread's */
+    uint32_t lane;  /* that it has, or had when it was linked last: it is likely to have it still, or to get it again */
+    bool has_lane;
     uint64_t retry_ns;
     uint32_t failures; /* one after the other: the pause doubles each time */
 } known_node;
@@ -122,12 +124,24 @@ static uint32_t nodes_of_lane(const node_set *set, uint32_t lane) {
     return count;
 }
 
-/* The lane that fewest nodes have, of those not tried yet. */
-static uint32_t next_lane(const node_set *set, const bool *is_tried) {
+/* Other nodes that are known to have it, linked or not. */
+static uint32_t others_of_lane(const node_set *set, const known_node *node, uint32_t lane) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < PLACEMENT_NODES_MAX; i++) {
+        const known_node *other = &set->nodes[i];
+        bool is_there = other->index != NOT_LINKED || (other->is_known && other->is_listed);
+        count += other != node && is_there && other->has_lane && other->lane == lane;
+    }
+    return count;
+}
+
+/* Of those not tried yet, the one that it had before, else the one that fewest others have. */
+static uint32_t next_lane(const node_set *set, const known_node *node, const bool *is_tried) {
     uint32_t best = UINT32_MAX;
+    if (node->has_lane && !is_tried[node->lane]) return node->lane;
     for (uint32_t lane = 0; lane < set->config.lanes; lane++) {
         if (is_tried[lane]) continue;
-        if (best == UINT32_MAX || nodes_of_lane(set, lane) < nodes_of_lane(set, best)) best = lane;
+        if (best == UINT32_MAX || others_of_lane(set, node, lane) < others_of_lane(set, node, best)) best = lane;
     }
     return best;
 }
@@ -147,10 +161,12 @@ static void link_node(node_set *set, known_node *node, const char *address) {
     hd_error error = {.text = ""};
     attention *remote = NULL;
     hd_status status = HD_INVALID;
-    for (uint32_t lane; status == HD_INVALID && (lane = next_lane(set, is_tried)) != UINT32_MAX;) {
+    for (uint32_t lane; status == HD_INVALID && (lane = next_lane(set, node, is_tried)) != UINT32_MAX;) {
         is_tried[lane] = true;
         status = link_lane(set, address, lane, &remote, &error);
+        if (status != HD_OK) continue;
         node->lane = lane;
+        node->has_lane = true;
     }
     if (status == HD_OK) {
         sharded_node given = {.name = node->id, .attention = remote, .heads = heads_of(set, node->lane)};
@@ -211,6 +227,7 @@ static void rearrange(node_set *set) {
         last->index = NOT_LINKED;
         last->retry_ns = 0;
         last->is_let_go = true;
+        last->has_lane = false;
     }
     pthread_mutex_unlock(&set->lock);
     if (!is_everybody || last == NULL) return;

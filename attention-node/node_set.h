@@ -5,7 +5,8 @@
  *
  *   unknown --node_set_put--> WANTED --linked--> LINKED --draining or gone--> nothing new goes there --lost--> WANTED
  *
- *   1. With `lanes` head ranges, a node takes the one that fewest nodes have; one that keeps another already keeps it.
+ *   1. With `lanes` head ranges, a node takes the one that it had before, else the one that fewest nodes have; one that
+ *      keeps another already keeps it.
  *      When all are linked and a head range has no node, the last by name of a range that has several is let go for it.
  *   2. That membership has lost a node ends nothing: what runs there goes on until the link itself is lost. Nothing new goes
  *      there, unless every node of its heads has vanished: a membership that forgets all of them stops nobody.

@@ -50,6 +50,7 @@ static double seconds(void) {
 
 typedef struct board { /* shared by the processes */
     _Atomic uint64_t next_seed, done, failed;
+    bool keeps_going;
     uint64_t failed_seed;
     char failure[512];
     _Atomic uint64_t sums[sizeof(scene_counts) / sizeof(uint64_t)];
@@ -70,6 +71,7 @@ static void run_one(uint64_t seed, unsigned job) {
 }
 
 static void report(uint64_t seed, const char *failure) {
+    if (shared->keeps_going) fprintf(stderr, "seed %" PRIu64 " FAILED: %s\n", seed, failure);
     if (atomic_fetch_add(&shared->failed, 1) > 0) return;
     shared->failed_seed = seed;
     snprintf(shared->failure, sizeof(shared->failure), "%s", failure);
@@ -77,7 +79,8 @@ static void report(uint64_t seed, const char *failure) {
 
 /* Seeds until there are no more, or one has failed. */
 static void run_job(unsigned job, uint64_t end) {
-    for (uint64_t seed; atomic_load(&shared->failed) == 0 && (seed = atomic_fetch_add(&shared->next_seed, 1)) < end;) {
+    for (uint64_t seed; shared->keeps_going || atomic_load(&shared->failed) == 0;) {
+        if ((seed = atomic_fetch_add(&shared->next_seed, 1)) >= end) return;
         shared->failures[job][0] = '\0';
         pid_t child = fork();
         if (child == 0) run_one(seed, job);
@@ -91,11 +94,12 @@ static void run_job(unsigned job, uint64_t end) {
     }
 }
 
-static int run_seeds(const char *program, uint64_t first, uint64_t count, unsigned jobs, bool must_fail) {
+static int run_seeds(const char *program, uint64_t first, uint64_t count, unsigned jobs, bool must_fail, bool keeps_going) {
     double begin = seconds();
     shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED) return 1;
     shared->next_seed = first;
+    shared->keeps_going = keeps_going;
     fflush(NULL);
     for (unsigned job = 0; job < jobs; job++) {
         if (fork() != 0) continue;
@@ -131,11 +135,12 @@ static int tell_seed(uint64_t seed) {
 
 int main(int count, char **arguments) {
     uint64_t first = 1, seeds = 10000, jobs = (uint64_t)sysconf(_SC_NPROCESSORS_ONLN), one = 0;
-    bool has_one = false, must_fail = false;
+    bool has_one = false, must_fail = false, keeps_going = false;
     for (int i = 1; i < count; i += 2) {
         bool has_value = i + 1 < count;
-        if (strcmp(arguments[i], "--must-fail") == 0) {
-            must_fail = true;
+        bool is_must_fail = strcmp(arguments[i], "--must-fail") == 0;
+        if (is_must_fail || strcmp(arguments[i], "--keep-going") == 0) {
+            *(is_must_fail ? &must_fail : &keeps_going) = true;
             i--;
             continue;
         }
@@ -145,7 +150,7 @@ int main(int count, char **arguments) {
         else if (has_value && strcmp(arguments[i], "--jobs") == 0) jobs = value;
         else if (has_value && strcmp(arguments[i], "--seed") == 0) one = value, has_one = true;
         else {
-            fprintf(stderr, "usage: %s [--seeds N] [--first SEED] [--jobs N] [--must-fail] | --seed SEED\n", arguments[0]);
+            fprintf(stderr, "usage: %s [--seeds N] [--first SEED] [--jobs N] [--keep-going] [--must-fail] | --seed SEED\n", arguments[0]);
             return 2;
         }
     }
@@ -155,5 +160,5 @@ int main(int count, char **arguments) {
         return 1;
     }
     if (jobs == 0 || jobs > JOBS_MAX) jobs = jobs == 0 ? 1 : JOBS_MAX;
-    return has_one ? tell_seed(one) : run_seeds(arguments[0], first, seeds, (unsigned)jobs, must_fail);
+    return has_one ? tell_seed(one) : run_seeds(arguments[0], first, seeds, (unsigned)jobs, must_fail, keeps_going);
 }
