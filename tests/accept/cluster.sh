@@ -76,14 +76,16 @@ item_4() {
 item_5() {
     tests 5 "workers and attention nodes killed, hung and started again under streams (few times, small prompts)" \
         -R '^cluster_(takeover|offload|roles)_test$'
-    not_built 5 "100 kills under 16 streams with prompts of 16,000 tokens, their pauses, and what was prefilled again"
+    python_item tests/accept/kills.py build/hadal
 }
 
 item_6() { not_built 6 "drain of an attention node that holds 1 GB over a shaped link; pauses of a worker's drain"; }
 
 item_7() {
     tests 7 "etcd stalled, killed and started again; a watch behind a compaction" -R '^(cluster_takeover|proto_etcd|proto_membership)_test$'
-    not_built 7 "a three-member etcd that changes its leader, 60 s without etcd, partitions between every pair of roles"
+    export HADAL_ETCD_STOP_S=60
+    tests 7 "etcd gone for 60 s, its leader changed, every lease run out at once, partitions between every pair of roles, slow cables" \
+        -R '^cluster_network_test$'
 }
 
 item_8() { not_built 8 "the simulation"; }

@@ -26,14 +26,19 @@ def free_port():
     return hosts.free_port(HOST)
 
 
-def make_model(directory, golden="llama"):
-    """A golden model (random weights, so that answers are full of near ties) with a tokenizer of one word a token."""
+def make_model(directory, golden="llama", positions=None):
+    """A golden model (random weights, so that answers are full of near ties) with a tokenizer of one word a token, used at so
+    many positions."""
     source = os.path.join(ROOT, "tests", "golden", "models", golden)
     os.makedirs(directory)
     for name in ("config.json", "model.safetensors"):
         shutil.copy(os.path.join(source, name), directory)
     with open(os.path.join(source, "config.json")) as file:
-        size = json.load(file)["vocab_size"]
+        config = json.load(file)
+    size = config["vocab_size"]
+    if positions is not None:
+        with open(os.path.join(directory, "config.json"), "w") as file:
+            json.dump({**config, "max_position_embeddings": positions}, file)
     tokenizer = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
                  "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None,
                  "model": {"type": "WordLevel", "vocab": {f"t{i}": i for i in range(size)}, "unk_token": "t0"}}

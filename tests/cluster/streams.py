@@ -7,16 +7,21 @@ import time
 from cluster import HOST, Api, Process, free_port
 
 
-class Pauses:
-    """The longest time between two tokens of a stream."""
+GAP_S = 0.05
 
-    def __init__(self):
-        self.longest, self.last = 0.0, None
+
+class Pauses:
+    """Times between two tokens of a stream: the longest, and, in gaps, the begin and the end of those that are worth a note."""
+
+    def __init__(self, gaps=None):
+        self.longest, self.last, self.gaps = 0.0, None, gaps
 
     def token(self):
         now = time.monotonic()
         if self.last is not None:
             self.longest = max(self.longest, now - self.last)
+            if self.gaps is not None and now - self.last > GAP_S:
+                self.gaps.append((self.last, now))
         self.last = now
 
 
@@ -62,11 +67,13 @@ class Streams:
 class Load:
     """Streams that begin again when they end, from `with` to its end; every answer has to be the expected one.
 
-    So at any moment some are in the middle, and some begin."""
+    So at any moment some are in the middle, and some begin. gaps: of all of them, as Pauses has it; stored: positions whose keys
+    and values a request needs, of those that have ended."""
 
     def __init__(self, api, requests, expected, count):
         self.api, self.requests, self.expected = api, requests, expected
-        self.failures, self.done, self.longest_pause = [], 0, 0.0
+        self.failures, self.done, self.longest_pause, self.gaps, self.stored = [], 0, 0.0, [], 0
+        self.lock = threading.Lock()
         self.is_ending = threading.Event()
         self.threads = [threading.Thread(target=self.run, args=(i,)) for i in range(count)]
 
@@ -87,12 +94,14 @@ class Load:
             which = turn % len(self.requests)
             turn += len(self.threads)
             try:
-                pauses = Pauses()
-                answer = self.api.stream(self.requests[which], lambda _: pauses.token())
-                self.longest_pause = max(self.longest_pause, pauses.longest)
+                pauses, request = Pauses(self.gaps), self.requests[which]
+                answer = self.api.stream(request, lambda _: pauses.token())
                 if answer["tokens"] != self.expected[which]["tokens"]:
                     raise AssertionError(f"request {which} has other tokens than one process")
-                self.done += 1
+                with self.lock:
+                    self.done += 1
+                    self.longest_pause = max(self.longest_pause, pauses.longest)
+                    self.stored += len(request["prompt"]) + sum(len(said) for said in answer["tokens"].values()) - 1
             except Exception as failure:  # told at the end of the load
                 self.failures.append(repr(failure))
                 time.sleep(0.1)
