@@ -78,6 +78,7 @@ typedef struct attention_sequence_params {
     uint64_t first_position, end_position;
     bool has_prefix;
     unsigned char prefix[ATTENTION_PREFIX_BYTES];
+    const char *trace_id; /* for logs (base/trace.h); NULL: none */
 } attention_sequence_params;
 
 /* A sequence, or a range of one, that is open. */

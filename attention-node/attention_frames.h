@@ -5,7 +5,7 @@
  *
  *   call      sequence, epoch   value       parts
  *   HELLO                                   wire_hello | wire_stream ... | wire_layer ... | sinks, f32 | model's name
- *   OPEN      yes               tokens_max  wire_open | token ids | selection's text
+ *   OPEN      yes               tokens_max  wire_open | token ids | selection's text | trace id or nothing
  *   FORK      the new one       tokens_max  wire_fork
  *   TRUNCATE  yes               length
  *   CLOSE     yes               1: keep, 2: early

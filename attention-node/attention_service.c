@@ -10,6 +10,7 @@
 #include "attention-node/service_state.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/trace.h"
 #include "base/memory.h"
 
 #define POLL_NS 100000000ull
@@ -99,6 +100,16 @@ static hd_status params_of(const frame *f, attention_sequence_params *params, ch
     return HD_OK;
 }
 
+static void log_opened(const service_link *link, const attention_sequence_params *params, uint64_t cached_tokens,
+                       const frame *f) {
+    char trace[HD_TRACE_BYTES] = "";
+    if (f->part_count > 3) hd_trace_take(f->parts[3].bytes, f->parts[3].count, trace);
+    hd_log(HD_LOG_INFO, "sequence_opened",
+           "sequence=%016" PRIx64 " epoch=%" PRIu64 " first_position=%" PRIu64 " cached_tokens=%" PRIu64 " link=%" PRIu64
+           " trace_id=%s",
+           params->sequence, params->epoch, params->first_position, cached_tokens, link->number, trace);
+}
+
 static hd_status run_open(service_link *link, const frame *f, uint64_t *value, hd_error *error) {
     attention_service *s = link->service;
     attention_sequence_params params;
@@ -111,6 +122,7 @@ static hd_status run_open(service_link *link, const frame *f, uint64_t *value, h
         return hd_error_set(error, HD_FULL, "this attention node is draining and takes no new sequences");
     status = link->view->ops->sequence_open(link->view, &params, value, error);
     if (status == HD_OK) service_own(link, f->sequence, f->epoch);
+    if (status == HD_OK) log_opened(link, &params, *value, f);
     return status;
 }
 

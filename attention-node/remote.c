@@ -260,10 +260,11 @@ static hd_status call_open(remote *r, uint16_t kind, const attention_sequence_pa
                .sequence = params->sequence,
                .epoch = params->epoch,
                .value = params->tokens_max,
-               .part_count = 3,
+               .part_count = 4,
                .parts = {{&open, sizeof(open)},
                          {params->token_ids, params->token_count * sizeof(uint32_t)},
-                         {params->selection, params->selection != NULL ? strlen(params->selection) : 0}}};
+                         {params->selection, params->selection != NULL ? strlen(params->selection) : 0},
+                         {params->trace_id, params->trace_id != NULL ? strlen(params->trace_id) : 0}}};
     hd_status status = call(r, &f, error);
     if (status == HD_OK) *cached_tokens = r->value;
     return status;

@@ -29,7 +29,7 @@ void service_close_owned(service_link *link) {
     for (uint32_t i = 0; i < link->owned_count; i++) {
         const service_owned *owned = &link->owned[i];
         hd_status status = engine->ops->sequence_close(engine, owned->name, owned->epoch, true, true);
-        hd_log(HD_LOG_INFO, "orphan_closed", "sequence=%" PRIu64 " status=%s", owned->name, hd_status_name(status));
+        hd_log(HD_LOG_INFO, "orphan_closed", "sequence=%016" PRIx64 " status=%s", owned->name, hd_status_name(status));
     }
     link->owned_count = 0;
 }

@@ -16,6 +16,16 @@ static _Atomic int minimum_level = HD_LOG_INFO;
 static const char *const level_names[] = {
     [HD_LOG_DEBUG] = "debug", [HD_LOG_INFO] = "info", [HD_LOG_WARN] = "warn", [HD_LOG_ERROR] = "error"};
 
+static char origin[160]; /* "origin=NAME ", or nothing */
+static _Atomic bool has_origin;
+
+void hd_log_set_origin(const char *name) {
+    char quoted[128];
+    if (atomic_load(&has_origin)) return; /* it is being read */
+    snprintf(origin, sizeof(origin), "origin=%s ", hd_log_quote(name, quoted, sizeof(quoted)));
+    atomic_store_explicit(&has_origin, true, memory_order_release);
+}
+
 void hd_log_set_level(hd_log_level minimum) {
     atomic_store_explicit(&minimum_level, (int)minimum, memory_order_relaxed);
 }
@@ -36,8 +46,9 @@ void hd_log(hd_log_level level, const char *event, const char *pairs_format, ...
     clock_gettime(CLOCK_REALTIME, &now);
     gmtime_r(&now.tv_sec, &utc);
     size_t used = strftime(line, sizeof(line), "time=%Y-%m-%dT%H:%M:%S", &utc);
-    int head = snprintf(line + used, sizeof(line) - used, ".%03ldZ level=%s event=%s ", now.tv_nsec / 1000000,
-                        level_names[level], event);
+    int head = snprintf(line + used, sizeof(line) - used, ".%03ldZ level=%s %sevent=%s ", now.tv_nsec / 1000000,
+                        level_names[level],
+                        atomic_load_explicit(&has_origin, memory_order_acquire) ? origin : "", event);
     if (head < 0) return;
     used += (size_t)head < sizeof(line) - used ? (size_t)head : sizeof(line) - used - 1;
 

@@ -59,6 +59,7 @@ hd_status cluster_open(const cluster_options *o, const char *role, cluster *c, h
                               .cluster = o->cluster}};
     c->node.version_min = MEMBERSHIP_VERSION_MIN;
     c->node.version_max = MEMBERSHIP_VERSION_MAX;
+    if (o->node_id != NULL) hd_log_set_origin(o->node_id);
     snprintf(c->node.role, sizeof(c->node.role), "%s", role);
     bool has_tls = o->tls_cert != NULL || o->tls_ca != NULL;
     hd_status status = has_tls ? rpc_tls_open(o->tls_cert, o->tls_key, o->tls_ca, &c->tls, error) : HD_OK;
@@ -104,6 +105,7 @@ hd_status cluster_join(cluster *c, const cluster_options *o, const char *bound, 
     hd_status status = choose_address(c, o, bound, error);
     if (status != HD_OK) return status;
     choose_id(c, o);
+    hd_log_set_origin(c->node.id);
     status = membership_check_join(&c->config, &c->node, JOIN_DEADLINE_MS, error);
     if (status != HD_OK) return status;
     rpc_loop_call(c->loop, announce, c);

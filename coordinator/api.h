@@ -61,6 +61,7 @@ typedef struct api_call {
     const served_model *model; /* of endpoints that concern one */
     api_tenant tenant;
     char request_id[API_REQUEST_ID_BYTES]; /* x-request-id, or one of ours */
+    char trace_id[HD_TRACE_BYTES];         /* of traceparent, or a new one */
     uint64_t arrived_ns;
 } api_call;
 

@@ -81,6 +81,13 @@ static void choose_request_id(api_call *call) {
     sodium_bin2hex(call->request_id, sizeof(call->request_id), bytes, sizeof(bytes));
 }
 
+static void choose_trace_id(api_call *call) {
+    unsigned char bytes[HD_TRACE_DIGITS / 2];
+    if (hd_trace_parse(http_exchange_header(call->exchange, "traceparent"), call->trace_id)) return;
+    randombytes_buf(bytes, sizeof(bytes));
+    sodium_bin2hex(call->trace_id, sizeof(call->trace_id), bytes, sizeof(bytes));
+}
+
 static hd_status check_key(api_call *call, api_error *error) {
     const api *a = call->api;
     if (a->keys == NULL) {
@@ -144,6 +151,7 @@ static bool on_headers(void *context, http_exchange *exchange) {
     call->arrived_ns = api_now_ns(call->api);
     http_exchange_set_context(exchange, call, free);
     choose_request_id(call);
+    choose_trace_id(call);
     api_error error;
     if (check_headers(call, port->view, &error) == HD_OK) return true;
     api_call_fail(call, &error);

@@ -103,6 +103,7 @@ static hd_status make_part(generation *g, uint32_t index, uint64_t first_id, con
     };
     part->request.context = part;
     memcpy(part->request.salt, salt, TENANT_SALT_BYTES);
+    memcpy(part->request.trace_id, g->call->trace_id, sizeof(part->request.trace_id));
     if (g->prompt_logprob_width == 0) return HD_OK;
     if (p->id_count > PROMPT_LOGPROBS_BYTES_MAX / sizeof(worker_logprob) / g->prompt_logprob_width) {
         return api_error_invalid(error, g->request.prompt_logprobs >= 0 ? "prompt_logprobs" : "logprobs", "out_of_range",
@@ -170,8 +171,9 @@ static void log_end(const generation *g, const char *how, uint64_t now_ns) {
     uint64_t first_ms = g->first_token_ns > 0 ? (g->first_token_ns - g->arrived_ns) / 1000000u : 0;
     hd_log(HD_LOG_INFO, "request_ended",
            "request_id=%s end=%s prompt_tokens=%" PRIu64 " cached_tokens=%" PRIu64 " generated_tokens=%" PRIu64 " first_token_ms=%" PRIu64
-           " total_ms=%" PRIu64,
-           g->call->request_id, how, g->prompt_tokens, g->cached_tokens, tokens, first_ms, (now_ns - g->arrived_ns) / 1000000u);
+           " total_ms=%" PRIu64 " trace_id=%s",
+           g->call->request_id, how, g->prompt_tokens, g->cached_tokens, tokens, first_ms, (now_ns - g->arrived_ns) / 1000000u,
+           g->call->trace_id);
 }
 
 /* The exchange has its answer: lets go of it, and of what the worker still does. */

@@ -101,6 +101,8 @@ static bool give(routed *q) {
             link->running++;
             q->waiting_since_ns = 0;
             router_remember(r, q, link);
+            hd_log(HD_LOG_INFO, "request_given", "sequence=%016" PRIx64 " node=%s epoch=%" PRIu64 " trace_id=%s",
+                   q->request.sequence, link->node.id, q->request.epoch, q->request.trace_id);
             return true;
         }
         link->is_full = true; /* until its next report */
@@ -121,8 +123,8 @@ static void take_over(routed *q, hd_status cause, const char *message) {
         return;
     }
     if (!q->is_moving) {
-        hd_log(HD_LOG_WARN, "takeover", "sequence=%016" PRIx64 " from=%s cause=%s epoch=%" PRIu64, q->request.sequence,
-               link->node.id, hd_status_name(cause), q->request.epoch);
+        hd_log(HD_LOG_WARN, "takeover", "sequence=%016" PRIx64 " from=%s cause=%s epoch=%" PRIu64 " trace_id=%s",
+               q->request.sequence, link->node.id, hd_status_name(cause), q->request.epoch, q->request.trace_id);
         q->avoid = link->name;
         hd_counter_add(q->router->takeovers, 1);
     }

@@ -78,6 +78,7 @@ hd_status worker_submit_send(rpc_stream *stream, const worker_request *request, 
     submit.no_cache = request->no_cache;
     submit.sequence = request->sequence;
     submit.epoch = request->epoch;
+    submit.trace_id = (char *)request->trace_id;
     return send_submit(stream, &submit, request);
 }
 
@@ -136,6 +137,7 @@ hd_status worker_submit_decode(const Hadal__Submit *m, worker_request *request, 
                 (m->n_answers == 0 || m->n_answers == m->choices);
     for (size_t i = 0; fits && i < m->n_answers; i++) fits = is_ids(&m->answers[i]->token_ids);
     if (!fits) return hd_error_set(error, HD_CORRUPT, "a request's sampling, tokens, salt or answers are not whole");
+    if (m->trace_id != NULL) hd_trace_take(m->trace_id, strlen(m->trace_id), request->trace_id);
     memcpy(request->salt, m->salt.data, sizeof(request->salt));
     hd_status status = decode_sampling(m->sampling, &request->sampling);
     if (status == HD_OK) status = decode_answers(m, request);

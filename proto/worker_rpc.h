@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "base/trace.h"
 
 #define WORKER_LOGPROBS_MAX 20u
 #define WORKER_CHOICES_MAX 128u
@@ -100,6 +101,7 @@ struct worker_request {
     unsigned char salt[16]; /* tenant */
     const char *selection;  /* NAME[,key=value...]; NULL for the worker's default */
     bool no_cache;          /* neither read nor keep prefix cache */
+    char trace_id[HD_TRACE_BYTES]; /* names the request in the logs of all nodes */
     /* Of a request that another worker began: [choices]. The next token of each is the one that would have come there.
      * NULL for a request that begins. */
     const worker_answer *answers;

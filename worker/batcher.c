@@ -123,7 +123,8 @@ static void end_choice(batcher *b, job *j, uint32_t choice, worker_finish finish
 
 static void fail_job(batcher *b, job *j, hd_status status, const char *message) {
     worker_request *request = j->request;
-    hd_log(HD_LOG_WARN, "request_failed", "request=%" PRIu64 " status=%s", request->id, hd_status_name(status));
+    hd_log(HD_LOG_WARN, "request_failed", "request=%" PRIu64 " sequence=%016" PRIx64 " status=%s trace_id=%s", request->id,
+           request->sequence, hd_status_name(status), request->trace_id);
     /* Who lost an attention node comes again, and finds what the others have. */
     bool keep = status == HD_PEER_LOST && !request->no_cache;
     for (uint32_t i = 0; i < b->config.running_max; i++) {
@@ -288,6 +289,7 @@ static bool admit_job(batcher *b, job *j, sequence *place) {
         .variant = j->variant,
         .prompt_count = request->prompt_count,
         .selection = chosen,
+        .trace_id = request->trace_id[0] != '\0' ? request->trace_id : NULL,
     };
     _Static_assert(sizeof(params.salt) == sizeof(request->salt), "one salt");
     __builtin_memcpy(params.salt, request->salt, sizeof(params.salt));
@@ -305,6 +307,10 @@ static bool admit_job(batcher *b, job *j, sequence *place) {
         return true;
     }
     log_selection(b, request, tokens, chosen);
+    hd_log(HD_LOG_INFO, "request_started",
+           "request=%" PRIu64 " sequence=%016" PRIx64 " epoch=%" PRIu64 " prompt_tokens=%" PRIu64 " cached_tokens=%" PRIu64
+           " trace_id=%s",
+           request->id, request->sequence, request->epoch, request->prompt_count, cached_tokens, request->trace_id);
     j->prompt_done = cached_tokens;
     job_list_remove(j);
     job_list_append(&b->running, j);

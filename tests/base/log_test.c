@@ -151,6 +151,15 @@ static void quoting_is_reversible_and_cuts_whole_characters(void **state) {
     }
 }
 
+static void a_node_names_itself_in_every_line(void **state) {
+    char text[1024];
+    hd_log_set_origin("a node");
+    int saved, reader = capture_begin(&saved);
+    hd_log(HD_LOG_WARN, "listening", "threads=%d", 4);
+    capture_end(saved, reader, text, sizeof(text));
+    assert_non_null(strstr(text, " level=warn origin=\"a node\" event=listening threads=4\n"));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_line_is_logfmt_with_time_level_and_event),
@@ -160,6 +169,7 @@ int main(void) {
         cmocka_unit_test(a_line_too_long_is_cut_and_still_ends),
         cmocka_unit_test(quoting_leaves_plain_words_alone),
         cmocka_unit_test(quoting_is_reversible_and_cuts_whole_characters),
+        cmocka_unit_test(a_node_names_itself_in_every_line), /* last: for good */
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -116,6 +116,18 @@ class Offload(unittest.TestCase):
                 self.assertEqual(api.metrics()[f'hadal:node_step_microseconds_total{{node="worker-1",part="{name}"}}'], steps[part])
             cluster.wait("the nodes' totals", lambda: self.appended(api) == tokens)
 
+    def test_a_trace_is_named_in_the_logs_of_all_roles(self):
+        trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+        with self.cluster() as cluster:
+            api = self.begin(cluster, 1, 1)
+            api.headers["traceparent"] = f"00-{trace}-00f067aa0ba902b7-01"
+            self.assertEqual(api.stream(self.requests[0])["tokens"], self.expected[0]["tokens"])
+            for name, event in (("coordinator-1", "request_given"), ("coordinator-1", "request_ended"), ("worker-1", "request_started"),
+                                ("attention-1", "sequence_opened")):
+                [line] = [line for line in cluster.processes[name].text().splitlines() if f" event={event} " in line]
+                self.assertIn(f"trace_id={trace}", line)
+                self.assertIn(f"origin={name} ", line)
+
     def appended(self, api):
         """Positions that all attention nodes together have stored."""
         return sum(value for name, value in api.metrics().items() if name.startswith("hadal:node_appended_tokens_total{"))
