@@ -17,8 +17,8 @@ enum {
 #define table_matmul TABLE_NAME(table_matmul)
 void table_matmul(const kernel_matmul *call, uint32_t first_panel, uint32_t panel_count);
 
-/* One row of A, k deep, times `width` columns of int8 weights; c as in a tile_product, with its bits. Only the amx table
- * has it. */
+/* One row of A, k deep, times `width` columns of int8 weights; c as in a tile_product, with its bits. Only the amx
+ * table has it. */
 void row_multiply_amx(const uint16_t *a, const int8_t *b, uint32_t k, uint32_t width, float *c, bool adds,
                       const void *ahead);
 

@@ -31,14 +31,17 @@ static bool system_grants_tiles(void) {
 
 static bool is_supported(void) {
     __builtin_cpu_init();
-    bool supported = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                     __builtin_cpu_supports("popcnt");
+    bool supported =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt");
 #if defined(__AVX512F__)
     supported = supported && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 #endif
 #if defined(__AVX512BF16__)
     supported = supported && __builtin_cpu_supports("avx512bf16");
+#endif
+#if defined(__AVX512VBMI__)
+    supported = supported && __builtin_cpu_supports("avx512vbmi");
 #endif
     return supported && system_grants_tiles();
 }

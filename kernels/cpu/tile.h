@@ -90,8 +90,10 @@ enum { TILE_COLUMNS_F32 = 64, TILE_COLUMNS_BF16 = 64 };
 /* Multiplies bf16 in tile registers: k of the block, and stores C when it is_last. next_b is where B is read after
  * that. Only the amx table has it. */
 void tile_multiply_amx(tile_product *product, const tile_block *block, bool is_last, const char *next_b);
-/* For products of up to 32 rows: registers 0 and 1 take C of the first 16 rows, 2 and 3 of the others, 4 and 5 take
- * A, 6 and 7 take B. Tiles lose what they hold when the number of rows is another. */
+/* Registers for products of up to 32 rows: 0 and 1 take C of the first 16 rows, 2 and 3 of the others, 4 and 5 take A,
+ * 6 and 7 take B. Or for up to 16 rows, flat: 0 to 5 take C, 6 takes A, 7 takes B. Tiles lose what they hold when it
+ * changes. */
 void tile_configure(uint32_t rows);
+void tile_configure_flat(uint32_t rows);
 
 #endif

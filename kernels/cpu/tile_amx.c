@@ -29,17 +29,32 @@ typedef struct tile_config {
 } tile_config;
 _Static_assert(sizeof(tile_config) == 64, "the operand of ldtilecfg");
 
-static _Thread_local uint32_t configured_rows; /* of the tiles of both row blocks; 0: none */
+static _Thread_local uint32_t configured_rows; /* of the tiles of both row blocks; more than ROWS_MAX: flat; 0: none */
+enum { ROWS_MAX = 2 * TILE_ROWS };
+
+static void configure(const uint8_t rows[8]) {
+    tile_config config = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        config.rows[i] = rows[i];
+        config.row_bytes[i] = 64;
+    }
+    __asm__ volatile("" ::"r"(&config) : "memory"); /* the intrinsic reads 8 bytes of it, for all that gcc knows */
+    _tile_loadconfig(&config);
+}
 
 void tile_configure(uint32_t rows) {
     if (rows == configured_rows) return;
     uint8_t first = (uint8_t)(rows < TILE_ROWS ? rows : TILE_ROWS),
             second = (uint8_t)(rows > TILE_ROWS ? rows - TILE_ROWS : 1);
-    tile_config config = {.palette = 1, .rows = {first, first, second, second, first, second, TILE_ROWS, TILE_ROWS}};
-    for (int i = 0; i < 8; i++) config.row_bytes[i] = 64;
-    __asm__ volatile("" ::"r"(&config) : "memory"); /* the intrinsic reads 8 bytes of it, for all that gcc knows */
-    _tile_loadconfig(&config);
+    configure((uint8_t[8]){first, first, second, second, first, second, TILE_ROWS, TILE_ROWS});
     configured_rows = rows;
+}
+
+void tile_configure_flat(uint32_t rows) {
+    if (configured_rows == ROWS_MAX + rows) return;
+    uint8_t all = (uint8_t)rows;
+    configure((uint8_t[8]){all, all, all, all, all, all, all, TILE_ROWS});
+    configured_rows = ROWS_MAX + rows;
 }
 
 void tile_end(void) {
