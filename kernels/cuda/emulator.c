@@ -155,20 +155,23 @@ static void run_fiber(void) {
     go_to(self(), next);
 }
 
+/* Apart from the loop over fibers: getcontext may return twice, and what it finds in registers then is old. */
+static void prepare_fiber(uint32_t thread) {
+    fiber *f = &grid.fibers[thread];
+    f->is_started = false;
+    f->group = f->copy_count = 0;
+    getcontext(&f->context);
+    f->context.uc_stack.ss_sp = grid.stacks + thread * STACK_BYTES;
+    f->context.uc_stack.ss_size = STACK_BYTES - thread % STACK_SHIFTS * STACK_SHIFT_BYTES;
+    makecontext(&f->context, run_fiber, 0);
+}
+
 static void run_block(uint32_t threads) {
     memset(emulated_shared, 0xff, grid.shared_bytes);
     memset(grid.waits_for, WORD_NONE, threads);
     memset(grid.arrived, 0, sizeof(grid.arrived));
     grid.arrived_at_sync = grid.ended = 0;
-    for (uint32_t i = 0; i < threads; i++) {
-        fiber *f = &grid.fibers[i];
-        f->is_started = false;
-        f->group = f->copy_count = 0;
-        getcontext(&f->context);
-        f->context.uc_stack.ss_sp = grid.stacks + i * STACK_BYTES;
-        f->context.uc_stack.ss_size = STACK_BYTES - i % STACK_SHIFTS * STACK_SHIFT_BYTES;
-        makecontext(&f->context, run_fiber, 0);
-    }
+    for (uint32_t i = 0; i < threads; i++) prepare_fiber(i);
     go_to(NULL, grid.order.is_descending ? threads - 1 : 0);
 }
 
