@@ -199,6 +199,13 @@ static void note(sharded *s, uint32_t node, hd_status status) {
     if (status == HD_PEER_LOST) sharded_lose(s, node, status);
 }
 
+/* Another view may have lost it meanwhile: what it was to answer here does not come either. */
+static bool is_lost_since(sharded *s, uint32_t node) {
+    if (!s->nodes[node].is_lost) return false;
+    if (s->step.status == HD_OK) s->step.status = HD_PEER_LOST;
+    return true;
+}
+
 static bool is_about_rows(hd_status status) {
     return status == HD_TIMED_OUT || status == HD_IO || status == HD_CORRUPT;
 }
@@ -219,9 +226,10 @@ static void post_end(sharded *s) {
     s->step.lost_rows = HD_OK;
     for (uint32_t i = 0; i < s->node_count; i++) {
         shard_node *node = &s->nodes[i];
-        if (!node->is_begun || node->is_lost) continue;
-        hd_status status = node->attention->ops->step_end_post(node->attention);
+        if (!node->is_begun) continue;
         node->is_begun = false;
+        if (is_lost_since(s, i)) continue;
+        hd_status status = node->attention->ops->step_end_post(node->attention);
         node->is_pending = status == HD_PENDING;
         if (!node->is_pending) note_end(s, i, status);
     }
@@ -374,7 +382,7 @@ hd_status sharded_step_submit(attention *self, const attention_layer_call *call)
     s->step.call = *call;
     for (uint32_t i = 0; i < s->node_count; i++) {
         shard_node *node = &s->nodes[i];
-        if (!node->is_begun || node->is_lost) continue;
+        if (!node->is_begun || is_lost_since(s, i)) continue;
         attention_layer_call part = call_for(s, node);
         hd_status status = node->attention->ops->submit(node->attention, &part);
         node->is_submitted = status == HD_OK;
@@ -405,8 +413,9 @@ hd_status sharded_step_wait(attention *self, uint32_t layer) {
     if (s->step.call.layer != layer && s->step.status == HD_OK) return HD_INVALID;
     for (uint32_t i = 0; i < s->node_count; i++) {
         shard_node *node = &s->nodes[i];
-        if (!node->is_submitted || node->is_lost) continue;
+        if (!node->is_submitted) continue;
         node->is_submitted = false;
+        if (is_lost_since(s, i)) continue;
         hd_status status = node->attention->ops->wait(node->attention, layer);
         note(s, i, status);
         if (status == HD_OK && !node->has_all_rows) scatter_output(s, node);

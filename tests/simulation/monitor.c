@@ -52,12 +52,16 @@ static hd_status look(uint64_t name, uint64_t epoch, hd_status status, const cha
 static hd_status on_open(attention *self, const attention_sequence_params *params, uint64_t *cached_tokens,
                          hd_error *error) {
     hd_status status = watched.real->sequence_open(self, params, cached_tokens, error);
+    machine_tell("  open %016" PRIx64 " epoch %" PRIu64 ": %s, %" PRIu64 " of %" PRIu64 " tokens", params->sequence,
+                 params->epoch, hd_status_name(status), status == HD_OK ? *cached_tokens : 0, params->token_count);
     return look(params->sequence, params->epoch, status, "open");
 }
 
 static hd_status on_fork(attention *self, uint64_t source, uint64_t length, uint64_t sequence, uint64_t epoch,
                          uint64_t tokens_max, hd_error *error) {
     hd_status status = watched.real->fork(self, source, length, sequence, epoch, tokens_max, error);
+    machine_tell("  fork %016" PRIx64 " epoch %" PRIu64 " at %" PRIu64 ": %s", sequence, epoch, length,
+                 hd_status_name(status));
     return look(sequence, epoch, status, "fork");
 }
 
@@ -67,13 +71,19 @@ static hd_status on_truncate(attention *self, uint64_t sequence, uint64_t epoch,
 
 static hd_status on_close(attention *self, uint64_t sequence, uint64_t epoch, bool keep, bool early) {
     hd_status status = look(sequence, epoch, watched.real->sequence_close(self, sequence, epoch, keep, early), "close");
+    machine_tell("  close %016" PRIx64 " epoch %" PRIu64 ": %s", sequence, epoch, hd_status_name(status));
     if (status == HD_OK) find(sequence)->epoch = 0;
     return status;
 }
 
 static hd_status on_begin(attention *self, const attention_rows *rows, uint32_t count, hd_error *error) {
     hd_status status = watched.real->step_begin(self, rows, count, error);
-    for (uint32_t i = 0; i < count; i++) look(rows[i].sequence, rows[i].epoch, status, "step");
+    for (uint32_t i = 0; i < count; i++) {
+        machine_tell("  step %016" PRIx64 " epoch %" PRIu64 ": %u%s from %" PRIu64 ", %s", rows[i].sequence,
+                     rows[i].epoch, rows[i].count, rows[i].is_replica ? " kept" : "", rows[i].first_position,
+                     hd_status_name(status));
+        look(rows[i].sequence, rows[i].epoch, status, "step");
+    }
     watched.counts.steps++;
     return status;
 }

@@ -12,7 +12,7 @@ static struct {
 } net;
 
 void network_init(dice *scene) {
-    net.least_ns = 5000 << dice_below(scene, 6);
+    net.least_ns = 5000 << dice_below(scene, 10);
     net.jitter_ns = 1 + dice_below(scene, 2 * net.least_ns);
 }
 
