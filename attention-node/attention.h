@@ -117,6 +117,15 @@ typedef struct attention_layer_call {
     attention_partial partial; /* needed where a range is among the sequences, and output where anything else is */
 } attention_layer_call;
 
+/* A sequence, or a range of one, that another node has is to be had here as well. */
+typedef struct attention_pull {
+    const char *address; /* of the node that has it, for pages */
+    /* As it was opened there, without tokens: they come with the blocks. */
+    attention_sequence_params params;
+    uint64_t length;  /* 0: what is there so far, and go on; else all of these tokens, and nobody steps it meanwhile */
+    uint32_t wait_ms; /* for that */
+} attention_pull;
+
 typedef struct attention_stats {
     uint64_t budget_bytes, block_bytes;
     uint64_t blocks_total;     /* what the budget holds */
@@ -170,6 +179,11 @@ typedef struct attention_ops {
     /* What is open under this name, and of its ranges, whoever opened it; at most found_max. For a takeover. */
     hd_status (*sequence_find)(attention *self, uint64_t sequence, attention_found *found, uint32_t found_max,
                                uint32_t *found_count);
+    /* Fetches a sequence from another node, beside steps; asked again and again. HD_PENDING: *tokens are here. HD_OK, to
+     * a length alone: it is open here from now on, with the bytes and the epoch that it has there. Everything else: it is
+     * not, and what came of it may be prefix cache; HD_UNSUPPORTED: it cannot be fetched, HD_FULL: no room, the error says
+     * why. sequence_close gives it up. NULL: there are no other nodes. */
+    hd_status (*sequence_pull)(attention *self, const attention_pull *pull, uint64_t *tokens, hd_error *error);
     /* How many tokens, in whole blocks, sequence_open with these params would find: a hint, for placing it well. */
     hd_status (*prefix_find)(attention *self, const attention_sequence_params *params, uint64_t *cached_tokens);
     /* A state stream's bytes (attention_stream_state_bytes) after the first `position` tokens, position <= length. A

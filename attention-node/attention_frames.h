@@ -16,9 +16,12 @@
  *   LAYER     (layer)                       queries [H, R, G, pad] or nothing | keys, values [kept rows, H, dim]
  *   END                                     a status of every span, u32, or nothing: rows that other nodes lost
  *   RESET     (the prefix cache)
+ *   PULL      yes               length      wire_open | address of the node that has it | selection's text; layer: ms to
+ *                                           wait for all of that length. From version 2 on
  *
  * An answer has the call's kind with ATTENTION_ANSWER set, the status in flags, a number in value (OPEN, PREFIX: cached
- * tokens; LENGTH: length; HELLO: the version; LAYER: the ns that it was worked on), and the parts wire_stats | a sentence for a person | ..., then of HELLO
+ * tokens; LENGTH: length; PULL: tokens that are here; HELLO: the version; LAYER: the ns that it was worked on), and the
+ * parts wire_stats | a sentence for a person | ..., then of HELLO
  * the kernels' name, of FIND wire_found ..., of LAYER
  *   output [whole rows, H, G, value_dim] | partial out [H, range rows, G, value_dim] | max | sum [H, range rows, G]
  *   | a status of every span, u32, or nothing: rows that are lost so far (attention.h, rule 7)
@@ -32,8 +35,9 @@
 #include "attention-node/attention.h"
 #include "proto/frame.h"
 
-#define ATTENTION_WIRE_VERSION 1u
+#define ATTENTION_WIRE_VERSION 2u
 #define ATTENTION_WIRE_VERSION_MIN 1u
+#define ATTENTION_WIRE_VERSION_PULL 2u
 #define ATTENTION_ANSWER 0x8000u
 #define ATTENTION_CLOSE_KEEP 1u
 #define ATTENTION_CLOSE_EARLY 2u
@@ -51,6 +55,7 @@ typedef enum {
     ATTENTION_LAYER,
     ATTENTION_END,
     ATTENTION_RESET,
+    ATTENTION_PULL,
 } attention_call_kind;
 
 typedef struct wire_hello {

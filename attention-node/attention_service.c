@@ -14,6 +14,7 @@
 #include "base/memory.h"
 
 #define POLL_NS 100000000ull
+#define PULL_POLL_NS 1000000ull
 #define NS_PER_MS 1000000ull
 
 /* ---- Answers ---- */
@@ -110,8 +111,14 @@ static void log_opened(const service_link *link, const attention_sequence_params
            params->sequence, params->epoch, params->first_position, cached_tokens, link->number, trace);
 }
 
+/* What is being fetched under a name that is to be something else. */
+static void drop_pull(attention_service *s, uint64_t name) {
+    if (s->mover != NULL) page_mover_drop(s->mover, name);
+}
+
 static hd_status run_open(service_link *link, const frame *f, uint64_t *value, hd_error *error) {
     attention_service *s = link->service;
+    drop_pull(s, f->sequence);
     attention_sequence_params params;
     char selection[256];
     uint64_t length;
@@ -136,6 +143,7 @@ static hd_status run_prefix(service_link *link, const frame *f, uint64_t *value,
 static hd_status run_fork(service_link *link, const frame *f, hd_error *error) {
     if (!wire_part(f, 0, sizeof(wire_fork), 1)) return hd_error_set(error, HD_CORRUPT, "a fork without its source");
     const wire_fork *fork = f->parts[0].bytes;
+    drop_pull(link->service, f->sequence);
     hd_status status =
         link->view->ops->fork(link->view, fork->source, fork->length, f->sequence, f->epoch, f->value, error);
     if (status == HD_OK) service_own(link, f->sequence, f->epoch);
@@ -143,11 +151,92 @@ static hd_status run_fork(service_link *link, const frame *f, hd_error *error) {
 }
 
 static hd_status run_close(service_link *link, const frame *f) {
+    drop_pull(link->service, f->sequence);
     hd_status status =
         link->view->ops->sequence_close(link->view, f->sequence, f->epoch, (f->value & ATTENTION_CLOSE_KEEP) != 0,
                                         (f->value & ATTENTION_CLOSE_EARLY) != 0);
     if (status != HD_STALE) service_disown(link, f->sequence);
     return status;
+}
+
+/* ---- Pulls ---- */
+
+static hd_status read_pull(service_link *link, const frame *f, hd_error *error) {
+    service_pull *p = &link->pull;
+    if (!wire_part(f, 0, sizeof(wire_open), 1) || f->part_count != 3)
+        return hd_error_set(error, HD_CORRUPT, "a pull that has not its parts");
+    const wire_open *open = f->parts[0].bytes;
+    wire_text(f, 1, p->address, sizeof(p->address));
+    wire_text(f, 2, p->selection, sizeof(p->selection));
+    p->call = *f;
+    p->call.part_count = 0;
+    p->pull = (attention_pull){.address = p->address,
+                               .params = {.sequence = f->sequence,
+                                          .epoch = f->epoch,
+                                          .tokens_max = open->reuse_max,
+                                          .prompt_count = open->prompt_count,
+                                          .variant = open->variant,
+                                          .selection = open->has_selection != 0 ? p->selection : NULL,
+                                          .first_position = open->first_position,
+                                          .end_position = open->end_position},
+                               .length = f->value,
+                               .wait_ms = f->layer};
+    memcpy(p->pull.params.salt, open->salt, sizeof(open->salt));
+    return HD_OK;
+}
+
+/* An earlier owner's, or one of this very sequence that was cut off for a while, gives way. */
+static hd_status close_orphan(attention_service *s, const attention_sequence_params *params, hd_error *error) {
+    service_link *owner = service_owner(s, params->sequence);
+    if (owner == NULL) return HD_OK;
+    if (!owner->is_ended)
+        return hd_error_set(error, HD_INVALID, "sequence %" PRIu64 " is open here already", params->sequence);
+    hd_status status = s->engine->ops->sequence_close(s->engine, params->sequence, params->epoch, true, true);
+    if (status == HD_OK || status == HD_NOT_FOUND) service_disown(owner, params->sequence);
+    return status == HD_NOT_FOUND ? HD_OK : status;
+}
+
+static hd_status run_pull(service_link *link, uint64_t *value, hd_error *error) {
+    attention_service *s = link->service;
+    const attention_pull *pull = &link->pull.pull;
+    if (s->mover == NULL) return hd_error_set(error, HD_UNSUPPORTED, "this attention node fetches no blocks");
+    if (atomic_load(&s->is_draining)) {
+        page_mover_drop(s->mover, pull->params.sequence);
+        return hd_error_set(error, HD_FULL, "this attention node is draining and takes no sequences");
+    }
+    hd_status status = close_orphan(s, &pull->params, error);
+    if (status == HD_OK) status = page_mover_pull(s->mover, pull, link, value, error);
+    if (status == HD_OK) service_own(link, pull->params.sequence, pull->params.epoch);
+    return status;
+}
+
+static void answer_pull(service_link *link, service_answer *a, hd_status status, uint64_t value, hd_error *error) {
+    if (status != HD_OK && error->text[0] == '\0') hd_error_write(error, "%s", hd_status_text(status));
+    answer(link, a, &link->pull.call, status, value, status == HD_OK ? "" : error->text, NULL, 0);
+}
+
+/* Answered now, or by tend_pull. */
+static void take_pull(service_link *link, const frame *f, service_answer *a) {
+    hd_error error = {.text = ""};
+    uint64_t value = 0;
+    hd_status status = link->pull.is_waiting ? HD_INVALID : read_pull(link, f, &error);
+    if (status == HD_OK) status = run_pull(link, &value, &error);
+    if (status == HD_PENDING && link->pull.pull.length > 0 && link->pull.pull.wait_ms > 0) {
+        link->pull.is_waiting = true;
+        link->pull.answer = a;
+        link->pull.deadline_ns = hd_now_ns() + link->pull.pull.wait_ms * NS_PER_MS;
+        return;
+    }
+    answer_pull(link, a, status, value, &error);
+}
+
+static void tend_pull(service_link *link) {
+    hd_error error = {.text = ""};
+    uint64_t value = 0;
+    hd_status status = run_pull(link, &value, &error);
+    if (status == HD_PENDING && hd_now_ns() < link->pull.deadline_ns) return;
+    link->pull.is_waiting = false;
+    answer_pull(link, link->pull.answer, status, value, &error);
 }
 
 /* ---- Steps ---- */
@@ -347,8 +436,12 @@ static bool is_out_of_place(const service_link *link, const frame *f) {
 static void on_frame(void *context, transport_link *base, const frame *f) {
     service_link *link = context;
     service_answer *a = take_answer(link);
-    if (a == NULL || is_out_of_place(link, f)) {
-        cut_link(link, a == NULL ? "it calls again before it has taken the answers" : "a call in the middle of a step");
+    if (a == NULL || is_out_of_place(link, f) || link->pull.is_waiting) {
+        cut_link(link, a == NULL ? "it calls again before it has taken the answers" : "a call in the middle of another");
+        return;
+    }
+    if (f->kind == ATTENTION_PULL && link->view != NULL) {
+        take_pull(link, f, a);
         return;
     }
     hd_error error = {.text = ""};
@@ -395,6 +488,8 @@ static bool has_answers_out(const service_link *link) {
 void service_link_end(service_link *link) {
     if (link->is_ended) return;
     link->is_ended = true;
+    link->pull.is_waiting = false;
+    if (link->service->mover != NULL) page_mover_drop_owner(link->service->mover, link);
     if (link->view != NULL) link->view->ops->close(link->view);
     link->view = NULL;
     link->ended_ns = hd_now_ns();
@@ -407,11 +502,22 @@ static void free_link(service_link *link) {
     hd_free(link);
 }
 
+hd_status attention_service_accept_pages(void *listener, transport_link *base, transport_handlers *handlers,
+                                         void **context) {
+    return page_mover_accept(((attention_service *)listener)->mover, base, handlers, context);
+}
+
+static void wake_service(void *context) {
+    attention_service *s = context;
+    if (s->transport != NULL) s->transport->ops->wake(s->transport);
+}
+
 /* Ended links go when nothing of theirs is lent and their sequences have been taken over or closed. */
 static void tend_links(attention_service *s) {
     uint64_t now = hd_now_ns();
     for (service_link **at = &s->links; *at != NULL;) {
         service_link *link = *at;
+        if (link->pull.is_waiting) tend_pull(link);
         if (link->is_ended && link->owned_count > 0 && now - link->ended_ns >= s->config.orphan_ms * NS_PER_MS)
             service_close_owned(link);
         if (!link->is_ended || link->owned_count > 0 || has_answers_out(link)) {
@@ -428,10 +534,18 @@ static void tend_links(attention_service *s) {
 
 /* ---- The thread ---- */
 
+static bool is_waiting(const attention_service *s) {
+    for (const service_link *link = s->links; link != NULL; link = link->next) {
+        if (link->pull.is_waiting) return true;
+    }
+    return false;
+}
+
 static void *service_main(void *context) {
     attention_service *s = context;
     while (!atomic_load(&s->is_closing)) {
-        s->transport->ops->poll(s->transport, POLL_NS);
+        s->transport->ops->poll(s->transport, is_waiting(s) ? PULL_POLL_NS : POLL_NS);
+        if (s->mover != NULL) page_mover_tend(s->mover);
         tend_links(s);
     }
     return NULL;
@@ -446,7 +560,7 @@ hd_status attention_service_start(attention_service *s, transport *driven) {
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (!s->has_thread) return HD_NO_MEMORY;
     pthread_setname_np(s->thread, "attention");
-    return HD_OK;
+    return s->mover != NULL ? page_mover_start(s->mover) : HD_OK;
 }
 
 void attention_service_close(attention_service *s) {
@@ -456,6 +570,8 @@ void attention_service_close(attention_service *s) {
         s->transport->ops->wake(s->transport);
         pthread_join(s->thread, NULL);
     }
+    page_mover_close(s->mover);
+    s->mover = NULL;
     for (service_link *link = s->links; link != NULL; link = link->next) service_link_end(link);
     while (s->links != NULL) {
         service_link *link = s->links;
@@ -473,12 +589,15 @@ hd_status attention_service_open(const attention_service_config *config, attenti
     if (s == NULL) return HD_NO_MEMORY;
     s->config = *config;
     pthread_mutex_init(&s->lock, NULL);
-    *out = s;
-    return HD_OK;
+    page_mover_config pages = {.transport = config->pages, .wake = wake_service, .context = s};
+    hd_status status = config->pages != NULL ? page_mover_open(&pages, &s->mover) : HD_OK;
+    if (status == HD_OK) *out = s;
+    else attention_service_close(s);
+    return status;
 }
 
 void attention_service_set_draining(attention_service *s, bool is_draining) {
-    atomic_store(&s->is_draining, is_draining);
+    if (atomic_exchange(&s->is_draining, is_draining) != is_draining) atomic_fetch_add(&s->drain_orders, 1);
 }
 
 void attention_service_reset_busy(attention_service *s) {
@@ -488,6 +607,7 @@ void attention_service_reset_busy(attention_service *s) {
 void attention_service_state_read(attention_service *s, attention_service_state *state) {
     pthread_mutex_lock(&s->lock);
     *state = s->published;
+    state->is_drained = state->is_drained && s->published_orders == atomic_load(&s->drain_orders);
     pthread_mutex_unlock(&s->lock);
     state->busy_ns = atomic_load_explicit(&s->busy_ns, memory_order_relaxed);
 }

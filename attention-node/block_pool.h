@@ -110,24 +110,24 @@ static inline bool block_pool_is_resident(const block_pool *pool, uint32_t block
 }
 
 /* Blocks of the extent that a frame lies in, and where that extent begins. */
-static inline unsigned char *block_pool_extent(const block_pool *pool, uint32_t frame, uint32_t *extent_blocks) {
-    uint32_t first = frame / EXTENT_BLOCKS * EXTENT_BLOCKS, left = pool->frames.slot_count - first;
+static inline unsigned char *block_pool_extent(const block_pool *pool, uint32_t frame_index, uint32_t *extent_blocks) {
+    uint32_t first = frame_index / EXTENT_BLOCKS * EXTENT_BLOCKS, left = pool->frames.slot_count - first;
     *extent_blocks = left < EXTENT_BLOCKS ? left : EXTENT_BLOCKS;
     return pool->payload + first * pool->layout.block_bytes;
 }
 
 /* Of a resident block. */
 static inline void *block_pool_page(const block_pool *pool, uint32_t block_index, uint32_t stream, uint32_t head) {
-    uint32_t frame = pool->frame_of[block_index], extent_blocks;
-    unsigned char *extent = block_pool_extent(pool, frame, &extent_blocks);
-    return extent + block_layout_page(&pool->layout.streams[stream], head, frame % EXTENT_BLOCKS, extent_blocks);
+    uint32_t frame_index = pool->frame_of[block_index], extent_blocks;
+    unsigned char *extent = block_pool_extent(pool, frame_index, &extent_blocks);
+    return extent + block_layout_page(&pool->layout.streams[stream], head, frame_index % EXTENT_BLOCKS, extent_blocks);
 }
 
 /* Of a frame. */
-static inline void *block_pool_unit(const block_pool *pool, uint32_t frame, uint32_t unit) {
+static inline void *block_pool_unit(const block_pool *pool, uint32_t frame_index, uint32_t unit) {
     uint32_t extent_blocks;
-    unsigned char *extent = block_pool_extent(pool, frame, &extent_blocks);
-    return extent + block_layout_unit(&pool->layout.units[unit], frame % EXTENT_BLOCKS, extent_blocks);
+    unsigned char *extent = block_pool_extent(pool, frame_index, &extent_blocks);
+    return extent + block_layout_unit(&pool->layout.units[unit], frame_index % EXTENT_BLOCKS, extent_blocks);
 }
 
 /* Of a page that is complete. */

@@ -25,6 +25,10 @@ uint64_t engine_units_bytes(const attention *self) {
     return engine_seen(self)->home.store.pool.layout.block_bytes;
 }
 
+bool engine_has_cold(const attention *self) {
+    return engine_seen(self)->home.store.has_cold;
+}
+
 /* Calls `visit` for every stream that has a page in that unit page. */
 typedef void unit_visit(void *context, uint32_t stream, uint32_t head, const stream_place *place);
 static void each_stream(const engine *e, uint32_t unit, unit_visit *visit, void *context) {
@@ -54,6 +58,16 @@ static void read_checksum(void *context, uint32_t stream, uint32_t head, const s
     uint64_t checksum = w->is_recorded ? block_pool_recorded_checksum(pool, w->block, stream, head) : 0;
     if (checksum == 0) checksum = block_pool_checksum_of(w->bytes + place->page_offset, place->page_bytes);
     w->checksums[w->count++] = checksum;
+}
+
+static void count_page(void *context, uint32_t stream, uint32_t head, const stream_place *place) {
+    ((unit_work *)context)->count++;
+}
+
+uint32_t engine_unit_pages(const attention *self, uint32_t unit) {
+    unit_work w = {.engine = engine_seen(self)};
+    each_stream(w.engine, unit, count_page, &w);
+    return w.count;
 }
 
 uint32_t engine_page_checksums(const attention *self, uint32_t unit, const void *page,
@@ -119,6 +133,11 @@ void engine_block_hold(attention *self, uint64_t name, uint32_t first, uint32_t 
         memcpy(tokens + (size_t)i * HD_BLOCK_TOKENS, block_pool_get(&store->pool, blocks[i])->token_ids,
                HD_BLOCK_TOKENS * sizeof(*tokens));
     }
+}
+
+bool engine_block_is_at(const attention *self, uint64_t name, uint32_t index, block_name block) {
+    const sequence *s = sequence_table_find(&engine_seen(self)->sequences, name);
+    return s != NULL && index < s->sealed_count && block_name_is_equal(s->runs[index].block, block);
 }
 
 void engine_block_release(attention *self, block_name block) {

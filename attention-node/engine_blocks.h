@@ -32,6 +32,8 @@ hd_status engine_block_look(attention *engine, uint64_t sequence, engine_look *l
 /* Holds the full blocks [first, first + count) of a sequence that has as many; tokens: count x 128. */
 void engine_block_hold(attention *engine, uint64_t sequence, uint32_t first, uint32_t count, block_name *blocks,
                        uint32_t *tokens);
+/* Whether that is the sequence's block of that number. */
+bool engine_block_is_at(const attention *engine, uint64_t sequence, uint32_t index, block_name block);
 void engine_block_release(attention *engine, block_name block);
 /* The sequence's tokens behind its full blocks, length % 128 of them, and all unit pages of the block that they lie in, one
  * after the other. HD_FULL and disk errors as block_store_load. */
@@ -40,6 +42,8 @@ hd_status engine_block_copy_tail(attention *engine, uint64_t sequence, uint32_t 
 uint32_t engine_unit_count(const attention *engine); /* of a block */
 uint64_t engine_unit_bytes(const attention *engine, uint32_t unit);
 uint64_t engine_units_bytes(const attention *engine); /* of all of them */
+uint32_t engine_unit_pages(const attention *engine, uint32_t unit);
+bool engine_has_cold(const attention *engine); /* pages are copied out, never lent */
 /* A unit page of a held block: where it lies, or, where there is a cold tier, copied into room. HD_IO, HD_CORRUPT. */
 hd_status engine_block_page(const attention *engine, block_name block, uint32_t unit, void *room, const void **page);
 /* Of the pages of a unit page, whatever it is in: as many as the return value says. */

@@ -169,7 +169,8 @@ static void link_node(node_set *set, known_node *node, const char *address) {
         node->has_lane = true;
     }
     if (status == HD_OK) {
-        sharded_node given = {.name = node->id, .attention = remote, .heads = heads_of(set, node->lane)};
+        sharded_node given = {
+            .name = node->id, .address = address, .attention = remote, .heads = heads_of(set, node->lane)};
         status = sharded_add(set->sharded, &given, &node->index, &error);
         if (status != HD_OK) remote->ops->close(remote);
     }
@@ -195,15 +196,18 @@ static bool lane_is_announced(const node_set *set, uint32_t lane) {
 /* Nothing new goes to who is draining or has vanished; but where all of a lane have vanished, those that did not drain take
  * it, for who is linked is alive. */
 static void set_draining(node_set *set) {
-    bool drains[PLACEMENT_NODES_MAX];
+    bool drains[PLACEMENT_NODES_MAX], leaves[PLACEMENT_NODES_MAX];
     pthread_mutex_lock(&set->lock);
     for (uint32_t i = 0; i < PLACEMENT_NODES_MAX; i++) {
         const known_node *node = &set->nodes[i];
+        leaves[i] = node->is_draining;
         drains[i] = node->is_draining || (!node->is_listed && lane_is_announced(set, node->lane));
     }
     pthread_mutex_unlock(&set->lock);
     for (uint32_t i = 0; i < PLACEMENT_NODES_MAX; i++) {
-        if (set->nodes[i].index != NOT_LINKED) sharded_set_draining(set->sharded, set->nodes[i].index, drains[i]);
+        if (set->nodes[i].index == NOT_LINKED) continue;
+        sharded_set_draining(set->sharded, set->nodes[i].index, drains[i]);
+        sharded_set_leaving(set->sharded, set->nodes[i].index, leaves[i]);
     }
 }
 

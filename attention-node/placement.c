@@ -258,6 +258,26 @@ bool placement_move(placement *map, uint32_t row_index, uint32_t from, uint32_t 
     return false;
 }
 
+bool placement_add(placement *map, uint32_t row_index, uint32_t node) {
+    placement_row *row = &map->rows[row_index];
+    if (placement_row_has(row, node) || row->node_count == PLACEMENT_REPLICAS_MAX) return false;
+    row->nodes[row->node_count++] = node;
+    map->version++;
+    return true;
+}
+
+bool placement_drop_from(placement *map, uint32_t row_index, uint32_t node) {
+    placement_row *row = &map->rows[row_index];
+    if (row->node_count < 2 || !placement_row_has(row, node)) return false;
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < row->node_count; i++) {
+        if (row->nodes[i] != node) row->nodes[kept++] = row->nodes[i];
+    }
+    row->node_count = kept;
+    map->version++;
+    return true;
+}
+
 bool placement_drop(placement *map, uint32_t node) {
     bool is_complete = true;
     for (uint32_t i = 0; i < map->row_count; i++) {

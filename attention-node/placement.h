@@ -78,6 +78,10 @@ uint32_t placement_whole_rows(const placement *map, placement_heads heads);
 
 /* A node's rows go to another one, or go away (their other nodes have them); false: nothing changed. */
 bool placement_move(placement *map, uint32_t row, uint32_t from, uint32_t to);
+/* One more node has the row's bytes; false: it had them, or there are PLACEMENT_REPLICAS_MAX. */
+bool placement_add(placement *map, uint32_t row, uint32_t node);
+/* One of the row's nodes goes away, unless it is the only one. */
+bool placement_drop_from(placement *map, uint32_t row, uint32_t node);
 /* Takes a lost node off. True: every row still has a node. */
 bool placement_drop(placement *map, uint32_t node);
 /* Rows of every lane that begin at or after position go away, but for the first. */

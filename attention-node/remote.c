@@ -44,6 +44,7 @@ typedef struct remote {
     attention_found *found; /* of FIND */
     uint32_t found_max, found_count;
     char kernels[32]; /* of HELLO */
+    uint64_t version; /* likewise: the newest that the node speaks */
 
     /* The step. */
     attention_rows *rows;
@@ -277,6 +278,33 @@ static hd_status sequence_open(attention *self, const attention_sequence_params 
 
 static hd_status prefix_find(attention *self, const attention_sequence_params *params, uint64_t *cached_tokens) {
     return call_open(of(self), ATTENTION_PREFIX, params, cached_tokens, NULL);
+}
+
+/* tokens_max goes where a sequence that is opened says what it may reuse: the frame's value is the length. */
+static hd_status sequence_pull(attention *self, const attention_pull *pull, uint64_t *tokens, hd_error *error) {
+    remote *r = of(self);
+    const attention_sequence_params *params = &pull->params;
+    if (r->version < ATTENTION_WIRE_VERSION_PULL)
+        return hd_error_set(error, HD_UNSUPPORTED, "attention node %s is of an older version: upgrade it", r->name);
+    wire_open open = {.prompt_count = params->prompt_count,
+                      .reuse_max = params->tokens_max,
+                      .variant = params->variant,
+                      .first_position = params->first_position,
+                      .end_position = params->end_position,
+                      .has_selection = params->selection != NULL};
+    memcpy(open.salt, params->salt, sizeof(open.salt));
+    frame f = {.kind = ATTENTION_PULL,
+               .layer = pull->wait_ms,
+               .sequence = params->sequence,
+               .epoch = params->epoch,
+               .value = pull->length,
+               .part_count = 3,
+               .parts = {{&open, sizeof(open)},
+                         {pull->address, strlen(pull->address)},
+                         {params->selection, params->selection != NULL ? strlen(params->selection) : 0}}};
+    hd_status status = call(r, &f, error);
+    if (status == HD_OK || status == HD_PENDING) *tokens = r->value;
+    return status;
 }
 
 static hd_status fork_sequence(attention *self, uint64_t source, uint64_t length, uint64_t sequence, uint64_t epoch,
@@ -523,6 +551,7 @@ static const attention_ops remote_ops = {
     .truncate = truncate_sequence,
     .sequence_length = sequence_length,
     .sequence_find = sequence_find,
+    .sequence_pull = sequence_pull,
     .prefix_find = prefix_find,
     .state_save = state_save,
     .state_load = state_load,
@@ -602,6 +631,7 @@ static hd_status say_hello(remote *r, const remote_config *config, hd_error *err
                              {r->sinks, hello.sink_count * sizeof(float)},
                              {config->model_name, strlen(config->model_name)}}};
         status = call(r, &f, error);
+        r->version = status == HD_OK ? r->value : 0;
     }
     hd_free(streams);
     hd_free(layers);

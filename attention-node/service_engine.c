@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "attention-node/engine.h"
+#include "attention-node/engine_blocks.h"
 #include "attention-node/service_state.h"
 #include "base/log.h"
 #include "base/memory.h"
@@ -16,6 +17,15 @@ void service_disown(service_link *link, uint64_t name) {
         link->owned[i] = link->owned[--link->owned_count];
         return;
     }
+}
+
+service_link *service_owner(const attention_service *s, uint64_t name) {
+    for (service_link *link = s->links; link != NULL; link = link->next) {
+        for (uint32_t i = 0; i < link->owned_count; i++) {
+            if (link->owned[i].name == name) return link;
+        }
+    }
+    return NULL;
 }
 
 void service_own(service_link *link, uint64_t name, uint64_t epoch) {
@@ -35,7 +45,16 @@ void service_close_owned(service_link *link) {
 }
 
 void service_publish(attention_service *s) {
+    uint32_t orders = atomic_load(&s->drain_orders); /* before what is here is looked at */
+    bool is_draining = atomic_load(&s->is_draining);
     attention_service_state state = {.has_engine = s->engine != NULL};
+    if (s->mover != NULL) {
+        page_mover_stats pages;
+        page_mover_stats_read(s->mover, &pages);
+        state.pulls = pages.pulls;
+        state.pages_in = pages.bytes_in;
+        state.pages_out = pages.bytes_out;
+    }
     if (s->engine != NULL) {
         s->engine->ops->stats(s->engine, &state.stats);
         state.head_first = s->hello.head_first;
@@ -43,14 +62,18 @@ void service_publish(attention_service *s) {
         snprintf(state.model, sizeof(state.model), "%s", s->model);
     }
     for (const service_link *link = s->links; link != NULL; link = link->next) state.links += !link->is_ended;
+    uint64_t held = state.stats.sequences + state.stats.blocks_sequences + state.stats.blocks_reserved;
+    state.is_drained = is_draining && held == 0 && state.pulls == 0;
     pthread_mutex_lock(&s->lock);
     s->published = state;
+    s->published_orders = orders;
     pthread_mutex_unlock(&s->lock);
 }
 
 /* ---- The engine ---- */
 
 void service_engine_close(attention_service *s) {
+    if (s->mover != NULL) page_mover_unserve(s->mover);
     if (s->engine != NULL) s->engine->ops->close(s->engine);
     s->engine = NULL;
     hd_free(s->streams);
@@ -85,6 +108,20 @@ static hd_status read_table(attention_service *s, const wire_hello *hello, const
     return wire_table_decode(hello, f, s->streams, s->layers, s->sinks, &s->table, error);
 }
 
+static void serve_pages(attention_service *s) {
+    if (s->mover == NULL) return;
+    wire_pages_hello own = {.version_min = PAGES_WIRE_VERSION_MIN,
+                            .version_max = PAGES_WIRE_VERSION,
+                            .kv_dtype = s->hello.kv_dtype,
+                            .head_first = s->hello.head_first,
+                            .head_count = s->hello.head_count,
+                            .unit_count = engine_unit_count(s->engine),
+                            .block_bytes = engine_units_bytes(s->engine)};
+    memcpy(own.fingerprint, s->hello.fingerprint, sizeof(own.fingerprint));
+    snprintf(own.kernels, sizeof(own.kernels), "%s", s->config.kernels->name);
+    page_mover_serve(s->mover, s->engine, &own);
+}
+
 static hd_status open_engine(attention_service *s, const wire_hello *hello, const frame *f, hd_error *error) {
     hd_status status = read_table(s, hello, f, error);
     if (status == HD_OK) {
@@ -117,6 +154,7 @@ static hd_status open_engine(attention_service *s, const wire_hello *hello, cons
     s->hello = *hello;
     s->kv_dtype = (hd_dtype)hello->kv_dtype;
     wire_text(f, 4, s->model, sizeof(s->model));
+    serve_pages(s);
     char quoted[160];
     hd_log(HD_LOG_INFO, "attention_engine_open", "model=%s heads=%u-%u kv=%s rows_max=%u sequences_max=%u",
            hd_log_quote(s->model, quoted, sizeof(quoted)), hello->head_first, hello->head_first + hello->head_count,

@@ -7,9 +7,11 @@
 
 #include "attention-node/attention_frames.h"
 #include "attention-node/attention_service.h"
+#include "attention-node/page_mover.h"
 
 #define SERVICE_ANSWERS 4u
 #define SERVICE_FOUND_MAX 64u
+#define SERVICE_SELECTION_BYTES 256u
 
 typedef struct service_answer {
     transport_send send; /* in use while it is out */
@@ -24,6 +26,16 @@ typedef struct service_answer {
 typedef struct service_owned {
     uint64_t name, epoch;
 } service_owned;
+
+/* A PULL, whose answer may wait. */
+typedef struct service_pull {
+    bool is_waiting;
+    frame call;
+    service_answer *answer;
+    uint64_t deadline_ns;
+    attention_pull pull;
+    char address[RPC_ADDRESS_BYTES], selection[SERVICE_SELECTION_BYTES];
+} service_pull;
 
 typedef struct service_link {
     struct attention_service *service;
@@ -43,6 +55,7 @@ typedef struct service_link {
     wire_step step;
     void *keys, *values; /* all rows, where only some were sent */
     service_answer answers[SERVICE_ANSWERS];
+    service_pull pull;
 } service_link;
 
 struct attention_service {
@@ -51,7 +64,9 @@ struct attention_service {
     pthread_t thread;
     bool has_thread;
     _Atomic bool is_closing, is_draining;
+    _Atomic uint32_t drain_orders; /* told so far: what was published before the last one says nothing of it */
     _Atomic uint64_t busy_ns;
+    page_mover *mover; /* NULL: pages do not move */
     service_link *links;
     uint64_t next_link, published_ns;
 
@@ -67,6 +82,7 @@ struct attention_service {
 
     pthread_mutex_t lock; /* of published */
     attention_service_state published;
+    uint32_t published_orders;
 };
 
 void service_link_end(service_link *link); /* its step is rolled back, its sequences wait */
@@ -75,6 +91,7 @@ void service_link_end(service_link *link); /* its step is rolled back, its seque
 hd_status service_hello(service_link *link, const frame *f, hd_error *error);
 void service_engine_close(attention_service *service);
 void service_own(service_link *link, uint64_t name, uint64_t epoch); /* and nobody else does */
+service_link *service_owner(const attention_service *service, uint64_t name); /* NULL: nobody */
 void service_disown(service_link *link, uint64_t name);
 void service_close_owned(service_link *link); /* what no newer epoch has taken */
 void service_publish(attention_service *service);

@@ -112,6 +112,7 @@ hd_status sharded_add(attention *self, const sharded_node *given, uint32_t *inde
     shard_node *node = &s->nodes[at];
     *node = (shard_node){.attention = given->attention, .heads = given->heads};
     snprintf(node->name, sizeof(node->name), "%s", given->name);
+    if (given->address != NULL) snprintf(node->address, sizeof(node->address), "%s", given->address);
     if (!sharded_node_take_memory(s, node)) {
         node->attention = NULL; /* still the caller's */
         sharded_remove(self, at);
@@ -127,6 +128,13 @@ void sharded_set_draining(attention *self, uint32_t index, bool is_draining) {
     sharded_home(self)->nodes[index].is_draining = is_draining;
 }
 
+void sharded_set_leaving(attention *self, uint32_t index, bool is_leaving) {
+    sharded *s = sharded_home(self);
+    if (s->nodes[index].is_leaving == is_leaving) return;
+    s->nodes[index].is_leaving = is_leaving;
+    s->handovers_ns = 0;
+}
+
 void sharded_remove(attention *self, uint32_t index) {
     sharded *s = sharded_home(self);
     shard_node *node = &s->nodes[index];
@@ -134,11 +142,16 @@ void sharded_remove(attention *self, uint32_t index) {
     sharded_view_remove(s, index);
     if (node->attention != NULL) {
         sharded_lose(s, index, HD_OK);
+        sharded_forget_node(s, index);
         node->attention->ops->close(node->attention);
     }
     sharded_node_free_memory(node);
     *node = (shard_node){.attention = NULL};
     while (s->node_count > 0 && s->nodes[s->node_count - 1].attention == NULL) s->node_count--;
+}
+
+void sharded_moves_read(const attention *self, sharded_moves *moves) {
+    *moves = sharded_home(self)->moves;
 }
 
 bool sharded_is_lost(const attention *self, uint32_t index) {
@@ -192,6 +205,7 @@ static hd_status close_place(shard_node *node, const placement_row *row, uint64_
 
 hd_status sharded_end(sharded *s, shard_sequence *sequence, uint64_t epoch, bool keep, bool early) {
     ending e = {.epoch = epoch, .keep = keep, .early = early};
+    sharded_stop_handovers(s, sequence->name);
     hd_status status = sharded_each_place(s, sequence, close_place, &e);
     sharded_give(s, sequence);
     return status;
@@ -252,6 +266,7 @@ static hd_status truncate_sequence(attention *self, uint64_t name, uint64_t epoc
     if (status != HD_OK && !has_lost_rows) return status;
     if (status == HD_OK && length > there) return HD_INVALID;
     ending e = {.epoch = epoch, .length = length};
+    sharded_stop_handovers(s, name);
     return sharded_each_place(s, sequence, truncate_place, &e);
 }
 

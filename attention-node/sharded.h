@@ -14,6 +14,8 @@
  *   4. What is open of a sequence that is new here (another process had it) is found by asking the nodes, and so is the
  *      prefix that it can reuse.
  *   5. Rows that one node has lost to its disk (attention.h, rule 7) no node keeps; the others of the step go on.
+ *   6. Between two steps rows go to other nodes (handover.h): those of a node that leaves, and those that have fewer
+ *      nodes than there are to be replicas, where another node has room. Nothing is computed again for that.
  * Nodes come and go between two steps. Threads: as attention.h. */
 #ifndef ATTENTION_NODE_SHARDED_H
 #define ATTENTION_NODE_SHARDED_H
@@ -44,20 +46,28 @@ hd_status sharded_open(const sharded_config *config, attention **out, hd_error *
 
 typedef struct sharded_node {
     const char *name;     /* for errors; copied */
+    const char *address;  /* where other nodes fetch its pages; NULL: nowhere. Copied */
     attention *attention; /* the sharded attention's from now on: closed with it, or when the node is removed */
     placement_heads heads;
 } sharded_node;
 
 /* HD_FULL: there are PLACEMENT_NODES_MAX. HD_INVALID: heads that the model does not have. */
 hd_status sharded_add(attention *sharded, const sharded_node *node, uint32_t *index, hd_error *error);
-/* A draining node gets nothing new. */
+/* A draining node gets nothing new. What one that is leaving keeps goes to other nodes, as far as these have room. */
 void sharded_set_draining(attention *sharded, uint32_t index, bool is_draining);
+void sharded_set_leaving(attention *sharded, uint32_t index, bool is_leaving);
 /* The node is lost, or has nothing any more: what is on it is given up, and its attention closed. */
 void sharded_remove(attention *sharded, uint32_t index);
 
 uint64_t sharded_name(uint64_t sequence, uint32_t ordinal);
 bool sharded_is_lost(const attention *sharded, uint32_t index);
 const attention_layer_table *sharded_table(const attention *sharded); /* of all heads; its own copy */
+
+typedef struct sharded_moves {
+    uint64_t moved, repaired, failed; /* rows, since open */
+    uint64_t longest_ns;              /* that a switch took, no step going on meanwhile */
+} sharded_moves;
+void sharded_moves_read(const attention *sharded, sharded_moves *moves);
 
 /* Where an open sequence lies; NULL when it is not open. Until the next call. */
 const placement *sharded_placement(const attention *sharded, uint64_t sequence);

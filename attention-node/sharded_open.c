@@ -1,5 +1,6 @@
 /* sharded_open.c - where a sequence goes: what was found of it, the prefix that nodes have, room for the rest. */
 #include <assert.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "attention-node/prefix_hash.h"
@@ -284,6 +285,7 @@ hd_status sharded_sequence_open(attention *self, const attention_sequence_params
     sharded *s = sharded_home(self);
     assert(!s->step.is_open);
     if (s->config.tend != NULL) s->config.tend(s->config.tend_context, self);
+    sharded_tend_handovers(s);
     bool is_whole_only = false;
     hd_status status = check_params(params, &is_whole_only, error);
     if (status != HD_OK) return status;
@@ -295,6 +297,7 @@ hd_status sharded_sequence_open(attention *self, const attention_sequence_params
     }
     if (is_new && (sequence = take_slot(s, params->sequence, error)) == NULL) return HD_FULL;
     if (is_new) find_open(s, sequence);
+    sharded_stop_handovers(s, params->sequence);
     drop_rest(s, sequence, params->epoch, params->tokens_max);
     status = place_and_open(s, sequence, params, is_whole_only, cached_tokens, error);
     if (status != HD_OK) {
@@ -305,6 +308,11 @@ hd_status sharded_sequence_open(attention *self, const attention_sequence_params
     sequence->epoch = params->epoch;
     sequence->tokens_max = params->tokens_max;
     sequence->variant = params->variant;
+    sequence->prompt_count = params->prompt_count == 0 ? params->token_count : params->prompt_count;
+    sequence->has_selection = params->selection != NULL;
+    sequence->move_ns = 0;
+    snprintf(sequence->selection, sizeof(sequence->selection), "%s",
+             params->selection != NULL ? params->selection : "");
     sequence->is_broken = false;
     memcpy(sequence->salt, params->salt, sizeof(sequence->salt));
     return HD_OK;

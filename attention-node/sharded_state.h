@@ -4,11 +4,14 @@
 
 #include <stdatomic.h>
 
+#include "attention-node/handover.h"
 #include "attention-node/merge_tree.h"
 #include "attention-node/selection.h"
 #include "attention-node/sharded.h"
 
 #define SHARDED_NODE_NAME_BYTES 128u
+#define SHARDED_ADDRESS_BYTES 256u
+#define SHARDED_HANDOVERS 2u /* at once: one copies while another ends */
 
 /* Some rows of one of the caller's spans, as a node gets them. */
 typedef struct shard_span {
@@ -22,9 +25,9 @@ typedef struct shard_span {
 
 typedef struct shard_node {
     attention *attention; /* NULL: no node has this index */
-    char name[SHARDED_NODE_NAME_BYTES];
+    char name[SHARDED_NODE_NAME_BYTES], address[SHARDED_ADDRESS_BYTES];
     placement_heads heads;
-    bool is_lost, is_draining;
+    bool is_lost, is_draining, is_leaving;
 
     /* The step. */
     attention_rows *rows; /* [span_count]; room for spans_max */
@@ -45,11 +48,24 @@ typedef struct shard_sequence {
     bool is_open, is_broken;
     uint64_t variant;
     unsigned char salt[ATTENTION_SALT_BYTES];
+    uint64_t prompt_count;
+    bool has_selection; /* else full */
+    char selection[SELECTION_TEXT_BYTES];
+    uint64_t move_ns; /* no handover before */
     placement map;
 } shard_sequence;
 
 /* What step_finish finishes. */
 typedef enum { SHARDED_WHOLE, SHARDED_BEGINS, SHARDED_ENDS } sharded_half;
+
+/* One row of a sequence goes from one node to another. */
+typedef struct shard_handover {
+    handover state;
+    uint64_t sequence;
+    placement_heads heads;
+    uint32_t ordinal, from, to;
+    bool is_move; /* else a replica more */
+} shard_handover;
 
 /* Parts of one lane's answer for one span, in ascending position. */
 typedef struct shard_merge {
@@ -80,6 +96,9 @@ typedef struct sharded {
     uint32_t *buckets, *links; /* slot + 1; links chains a bucket, or the free slots */
     uint32_t bucket_count, first_free, open_count;
     uint32_t spans_max, rows_max; /* of a node's step */
+    shard_handover handovers[SHARDED_HANDOVERS];
+    uint64_t handovers_ns; /* when to look for work next */
+    sharded_moves moves;
 
     struct {
         bool is_open;
@@ -127,6 +146,13 @@ bool sharded_node_take_memory(const sharded *s, shard_node *node);
 void sharded_node_free_memory(shard_node *node);
 bool sharded_step_take_memory(sharded *s);
 void sharded_step_free_memory(sharded *s);
+
+/* sharded_handover.c. Between two steps: what goes on, and what begins. */
+void sharded_tend_handovers(sharded *s);
+/* A sequence was cut, opened anew or closed: what goes on with it ends. */
+void sharded_stop_handovers(sharded *s, uint64_t sequence);
+/* A node is about to be removed. */
+void sharded_forget_node(sharded *s, uint32_t node);
 
 /* sharded_step.c */
 uint64_t sharded_region_bytes(const sharded *s, placement_heads heads);

@@ -256,6 +256,7 @@ hd_status sharded_step_begin_post(attention *self, const attention_rows *rows, u
     sharded *s = sharded_of(self);
     assert(!s->step.is_open && s->step.half == SHARDED_WHOLE);
     if (s->config.tend != NULL) s->config.tend(s->config.tend_context, self);
+    sharded_tend_handovers(s);
     if (row_span_count == 0 || row_span_count > s->config.sequences_max) {
         return hd_error_set(error, HD_INVALID, "a step of %u sequences, but 1 to %u are possible", row_span_count,
                             s->config.sequences_max);

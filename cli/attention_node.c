@@ -67,7 +67,7 @@ static size_t attention_node_flags(hd_flag *flags) {
 typedef struct {
     cluster cluster;
     hd_pool *pool;
-    transport *transport;
+    transport *transport, *pages; /* steps, and blocks between nodes: threads and connections of their own */
     attention_service *service;
     node_service control;
     rpc_server *server;
@@ -78,6 +78,7 @@ static void close_role(role *r) {
     attention_service_close(r->service);
     rpc_server_close(r->server);
     if (r->transport != NULL) r->transport->ops->close(r->transport);
+    if (r->pages != NULL) r->pages->ops->close(r->pages);
     cluster_close(&r->cluster);
     hd_pool_close(r->pool);
 }
@@ -90,7 +91,9 @@ static void on_usage(void *context, node_usage *usage) {
         (node_usage){.kv_bytes = (state.stats.blocks_sequences + state.stats.blocks_reserved) * state.stats.block_bytes,
                      .kv_capacity = r->cluster.node.kv_capacity,
                      .sequences = state.stats.sequences,
-                     .appended_tokens = state.stats.appended_tokens};
+                     .appended_tokens = state.stats.appended_tokens,
+                     .knows_safety = true,
+                     .is_safe = state.is_drained};
 }
 
 static void on_drain(void *context, bool is_draining) {
@@ -167,8 +170,10 @@ static hd_status open_service(role *r, hd_error *error) {
     if (status != HD_OK)
         return hd_error_set(error, status, "cannot start %llu threads", (unsigned long long)options.threads);
     config.pool = r->pool;
-    status = attention_service_open(&config, &r->service);
-    if (status == HD_OK) status = transport_grpc_open(r->cluster.tls, &r->transport);
+    status = transport_grpc_open(r->cluster.tls, &r->transport);
+    if (status == HD_OK) status = transport_grpc_open(r->cluster.tls, &r->pages);
+    config.pages = r->pages;
+    if (status == HD_OK) status = attention_service_open(&config, &r->service);
     if (status != HD_OK) return hd_error_set(error, status, "no memory for the service");
     log_configuration(&config);
     r->cluster.node.kv_capacity = config.hot_bytes + (config.cold_bytes > 0 ? config.cold_bytes : config.warm_bytes);
@@ -180,17 +185,19 @@ static hd_status open_role(role *r, hd_error *error) {
     hd_status status = cluster_open(&options.cluster, "attention-node", &r->cluster, error);
     if (status == HD_OK) status = open_service(r, error);
     if (status != HD_OK) return status;
-    rpc_method methods[1 + NODE_SERVICE_METHODS];
+    rpc_method methods[2 + NODE_SERVICE_METHODS];
     status = transport_grpc_listen(r->transport, "step", attention_service_accept, r->service, &methods[0]);
+    if (status == HD_OK)
+        status = transport_grpc_listen(r->pages, "pages", attention_service_accept_pages, r->service, &methods[1]);
     r->control.node = &r->cluster.node;
     r->control.usage = on_usage;
     r->control.on_drain = on_drain;
     r->control.context = r;
-    node_service_methods(&r->control, rpc_loop_queue(r->cluster.loop), methods + 1);
+    node_service_methods(&r->control, rpc_loop_queue(r->cluster.loop), methods + 2);
     rpc_server_config serving = {.listen_address = options.listen,
                                  .tls = r->cluster.tls,
                                  .methods = methods,
-                                 .method_count = 1 + NODE_SERVICE_METHODS};
+                                 .method_count = 2 + NODE_SERVICE_METHODS};
     if (status == HD_OK) status = rpc_server_open(&serving, &r->server, error);
     if (status == HD_OK) status = attention_service_start(r->service, r->transport);
     if (status != HD_OK) return error->text[0] != '\0' ? status : hd_error_set(error, status, "cannot serve");
@@ -200,14 +207,14 @@ static hd_status open_role(role *r, hd_error *error) {
     return status;
 }
 
-/* Nothing new comes; what is here goes on until it is done, or the time is over. */
+/* Nothing new comes; what is here goes to other nodes, or goes on until it is done, or the time is over. */
 static void drain(role *r) {
     on_drain(r, true);
     uint64_t deadline = hd_now_ns() + options.cluster.drain_timeout * 1000000u;
     for (;;) {
         attention_service_state state;
         attention_service_state_read(r->service, &state);
-        if (state.stats.sequences == 0 || hd_now_ns() >= deadline) {
+        if (state.is_drained || hd_now_ns() >= deadline) {
             hd_log(HD_LOG_INFO, "drained", "sequences_left=%llu", (unsigned long long)state.stats.sequences);
             return;
         }
@@ -265,7 +272,8 @@ const cli_command attention_node_command = {
         "    hadal attention-node --etcd http://10.0.0.1:2379 --listen 10.0.0.7:7001 --hot-memory 200G\n"
         "    hadal attention-node --etcd http://10.0.0.1:2379 --listen 10.0.0.7:7001 --hot-memory 100G "
         "--warm-memory 40G \\\n        --cold-dir /mnt/kv --cold-size 2T\n"
-        "SIGTERM takes nothing new, waits for what is here (--drain-timeout), then ends; a second one ends at once.\n",
+        "SIGTERM takes nothing new, waits until other nodes have what is here (--drain-timeout), then ends; a second one "
+        "ends at once.\n",
     .positionals_min = 0,
     .positionals_max = 0,
     .flags = attention_node_flags,

@@ -243,25 +243,32 @@ static const json_t *find_row(const json_t *rows, const char *node) {
     return NULL;
 }
 
-static void show_progress(const json_t *row, uint64_t most, uint64_t left) {
+/* By bytes, which go row by row, where the node keeps any; else by sequences. */
+static void show_progress(uint64_t most_bytes, uint64_t bytes, uint64_t most, uint64_t left) {
     if (!isatty(STDERR_FILENO) || options.is_json) return;
     enum { WIDTH = 30 };
-    int done = most > 0 ? (int)((most - left) * WIDTH / most) : WIDTH;
-    fprintf(stderr, "\r[%.*s%*s] %" PRIu64 " of %" PRIu64 " sequences left ", done, "##############################",
-            WIDTH - done, "", left, most);
+    double part = most_bytes > 0 ? (double)bytes / (double)most_bytes : most > 0 ? (double)left / (double)most : 0;
+    int done = (int)((1 - part) * WIDTH);
+    char left_text[CELL_BYTES], most_text[CELL_BYTES];
+    hd_format_size(bytes, left_text, sizeof(left_text));
+    hd_format_size(most_bytes, most_text, sizeof(most_text));
+    fprintf(stderr, "\r[%.*s%*s] %" PRIu64 " of %" PRIu64 " sequences, %s of %s left ", done,
+            "##############################", WIDTH - done, "", left, most, left_text, most_text);
 }
 
 static cli_exit wait_drained(const char *node) {
     hd_error error = {{0}};
-    uint64_t most = 0;
+    uint64_t most = 0, most_bytes = 0;
     for (;;) {
         json_t *rows;
         if (call("/operator/nodes", NULL, &rows, &error) != HD_OK) return cli_fail(&error);
         const json_t *row = find_row(rows, node);
         uint64_t left = (uint64_t)json_integer_value(json_object_get(row, "sequences"));
         bool is_safe = row == NULL || json_is_true(json_object_get(row, "safe_to_delete"));
+        uint64_t bytes = (uint64_t)json_integer_value(json_object_get(row, "kv_bytes"));
         if (left > most) most = left;
-        show_progress(row, most, left);
+        if (bytes > most_bytes) most_bytes = bytes;
+        show_progress(most_bytes, bytes, most, left);
         json_decref(rows);
         if (is_safe) break;
         usleep(WAIT_POLL_US);
@@ -312,7 +319,8 @@ const cli_command drain_command = {
     .name = "drain",
     .arguments = "NODE",
     .summary = "move a node's work elsewhere, so that it can be deleted",
-    .details = "The node takes no new work, and what runs there moves to others between two tokens.\n"
+    .details = "The node takes no new work, and what runs there moves to others between two tokens: of a worker its "
+               "requests,\nof an attention node its keys and values, while decoding goes on.\n"
                "    hadal drain worker-1 --wait --coordinator http://127.0.0.1:8001\n",
     .positionals_min = 1,
     .positionals_max = 1,

@@ -79,6 +79,7 @@ typedef struct watched_node { /* of any role but worker: what the operator sees 
     rpc_channel *channel;
     rpc_unary *asking;
     uint64_t kv_bytes, kv_capacity, sequences, appended_tokens;
+    uint32_t safety; /* as the node said, in numbers of node.proto */
 } watched_node;
 
 struct router {

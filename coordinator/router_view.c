@@ -77,6 +77,7 @@ static void on_status(void *context, const ProtobufCMessage *message, const rpc_
     n->kv_capacity = status->kv_capacity;
     n->sequences = status->sequences;
     n->appended_tokens = status->appended_tokens;
+    n->safety = status->safe_to_delete;
 }
 
 void router_ask_nodes(router *r) {
@@ -129,7 +130,8 @@ static void write_nodes(void *context) {
         is_first = false;
     }
     for (const watched_node *n = w->router->nodes; n != NULL; n = n->next) {
-        bool is_empty = n->sequences == 0 && n->kv_bytes == 0;
+        /* What the node says itself is of one moment; what is counted here may be older than its draining. */
+        bool is_empty = n->safety != 0 ? n->safety == 2 : n->sequences == 0 && n->kv_bytes == 0;
         write_node(w->out, is_first, &n->node, membership_state_name(n->node.state), n->kv_bytes, n->kv_capacity,
                    n->sequences, n->node.state != NODE_READY && is_empty);
         is_first = false;
@@ -192,6 +194,22 @@ static void search_node(void *context) {
     if (node != NULL) snprintf(s->address, sizeof(s->address), "%s", node->address);
 }
 
+typedef struct node_answer {
+    router *router;
+    const char *id;
+    uint32_t safety;
+} node_answer;
+
+/* What was heard before the order says nothing of what is so behind it. */
+static void take_answer(void *context) {
+    const node_answer *a = context;
+    watched_node *n = find_node(a->router, a->id);
+    if (n == NULL) return;
+    if (n->asking != NULL) rpc_unary_drop(n->asking);
+    n->asking = NULL;
+    n->safety = a->safety;
+}
+
 hd_status router_drain(router *r, const char *node_id, bool is_draining, hd_error *error) {
     node_search search = {.router = r, .id = node_id};
     rpc_loop_call(r->config.loop, search_node, &search);
@@ -209,8 +227,13 @@ hd_status router_drain(router *r, const char *node_id, bool is_draining, hd_erro
     ProtobufCMessage *answer = NULL;
     hd_error problem;
     status = rpc_unary_wait(channel, &config, &message.base, &answer, &problem);
-    if (status == HD_OK) protobuf_c_message_free_unpacked(answer, NULL);
-    else hd_error_write(error, "node %s at %s does not take it: %s", node_id, search.address, problem.text);
+    if (status == HD_OK) {
+        node_answer taken = {r, node_id, ((const Hadal__NodeStatus *)answer)->safe_to_delete};
+        rpc_loop_call(r->config.loop, take_answer, &taken);
+        protobuf_c_message_free_unpacked(answer, NULL);
+    } else {
+        hd_error_write(error, "node %s at %s does not take it: %s", node_id, search.address, problem.text);
+    }
     rpc_channel_close(channel);
     if (status == HD_OK) hd_log(HD_LOG_INFO, is_draining ? "drain_asked" : "undrain_asked", "node=%s", node_id);
     return status;

@@ -12,6 +12,7 @@ static void fill_answer(node_service *s, rpc_unary_answer *answer) {
     s->answer.kv_capacity = usage.kv_capacity;
     s->answer.sequences = usage.sequences;
     s->answer.appended_tokens = usage.appended_tokens;
+    s->answer.safe_to_delete = !usage.knows_safety ? 0 : usage.is_safe ? 2 : 1;
     answer->message = &s->answer.base;
 }
 

@@ -43,6 +43,9 @@ void cluster_start_server(cluster *c, uint32_t index, uint64_t node_bytes) {
     cluster_server *s = &c->servers[index];
     hd_error error = {.text = ""};
     assert_int_equal(hd_pool_open(1, &s->pool), HD_OK);
+    bool is_inproc = c->shape.wire == CLUSTER_INPROC;
+    assert_int_equal(
+        is_inproc ? transport_inproc_open(c->hub, 64u << 20, &s->pages) : transport_grpc_open(NULL, &s->pages), HD_OK);
     attention_service_config config = {.hot_bytes = node_bytes,
                                        .warm_bytes = c->tiers.warm_bytes,
                                        .cold_bytes = c->tiers.cold_bytes,
@@ -51,24 +54,31 @@ void cluster_start_server(cluster *c, uint32_t index, uint64_t node_bytes) {
                                        .links_max = 3,
                                        .orphan_ms = c->shape.orphan_ms > 0 ? c->shape.orphan_ms : 60000,
                                        .kernels = c->many.config.kernels,
-                                       .pool = s->pool};
+                                       .pool = s->pool,
+                                       .pages = s->pages};
     if (c->tiers.cold_bytes > 0) {
         snprintf(s->cold_directory, sizeof(s->cold_directory), "/tmp/hadal-cold-XXXXXX");
         assert_non_null(mkdtemp(s->cold_directory));
         config.cold_directory = s->cold_directory;
     }
     assert_int_equal(attention_service_open(&config, &s->service), HD_OK);
-    if (c->shape.wire == CLUSTER_INPROC) {
+    if (is_inproc) {
         snprintf(s->address, sizeof(s->address), "node-%u", index);
         assert_int_equal(transport_inproc_open(c->hub, 64u << 20, &s->transport), HD_OK);
         assert_int_equal(
             transport_inproc_listen(s->transport, s->address, "step", attention_service_accept, s->service), HD_OK);
+        assert_int_equal(
+            transport_inproc_listen(s->pages, s->address, "pages", attention_service_accept_pages, s->service), HD_OK);
     } else {
-        rpc_method method;
+        rpc_method methods[2];
         assert_int_equal(transport_grpc_open(NULL, &s->transport), HD_OK);
-        assert_int_equal(transport_grpc_listen(s->transport, "step", attention_service_accept, s->service, &method),
+        assert_int_equal(transport_grpc_listen(s->transport, "step", attention_service_accept, s->service,
+                                               &methods[0]),
                          HD_OK);
-        rpc_server_config serving = {.listen_address = "127.0.0.1:0", .methods = &method, .method_count = 1};
+        assert_int_equal(transport_grpc_listen(s->pages, "pages", attention_service_accept_pages, s->service,
+                                               &methods[1]),
+                         HD_OK);
+        rpc_server_config serving = {.listen_address = "127.0.0.1:0", .methods = methods, .method_count = 2};
         must(rpc_server_open(&serving, &s->server, &error), &error);
         snprintf(s->address, sizeof(s->address), "%s", rpc_server_address(s->server));
     }
@@ -106,6 +116,7 @@ void cluster_kill_server(cluster *c, uint32_t index) {
     attention_service_close(s->service);
     rpc_server_close(s->server);
     s->transport->ops->close(s->transport);
+    s->pages->ops->close(s->pages);
     hd_pool_close(s->pool);
     if (s->cold_directory[0] != '\0') remove_directory(s->cold_directory);
     *s = (cluster_server){.service = NULL};
@@ -133,11 +144,21 @@ static attention *open_remote(cluster *c, uint32_t lane, uint32_t index) {
     return out;
 }
 
-static uint32_t add_to(attention *sharded, const cluster *c, uint32_t lane, attention *node_attention) {
+void cluster_set_draining(cluster *c, uint32_t index, bool is_draining) {
+    attention_service_set_draining(c->servers[index].service, is_draining);
+    sharded_set_draining(c->many.attention, index, is_draining);
+    sharded_set_leaving(c->many.attention, index, is_draining);
+}
+
+static uint32_t add_to(attention *sharded, const cluster *c, uint32_t lane, uint32_t server, attention *node_attention) {
     char name[32];
     uint32_t index = 0;
     snprintf(name, sizeof(name), "node of lane %u", lane);
-    sharded_node node = {.name = name, .attention = node_attention, .heads = {lane * heads_of(c), heads_of(c)}};
+    const char *address = c->servers[server].address;
+    sharded_node node = {.name = name,
+                         .address = address[0] != '\0' ? address : NULL,
+                         .attention = node_attention,
+                         .heads = {lane * heads_of(c), heads_of(c)}};
     hd_error error = {.text = ""};
     must(sharded_add(sharded, &node, &index, &error), &error);
     return index;
@@ -151,7 +172,7 @@ uint32_t cluster_add_node(cluster *c, uint32_t lane, uint64_t node_bytes) {
         cluster_start_server(c, index, node_bytes);
         c->nodes[index] = open_remote(c, lane, index);
     }
-    assert_int_equal(add_to(c->many.attention, c, lane, c->nodes[index]), index);
+    assert_int_equal(add_to(c->many.attention, c, lane, index, c->nodes[index]), index);
     return index;
 }
 
@@ -177,7 +198,7 @@ void cluster_attach_second(cluster *c, cluster *other) {
         attention *node = NULL;
         if (c->shape.wire == CLUSTER_ENGINES) assert_int_equal(engine_attach(c->nodes[i], &node), HD_OK);
         else node = open_remote(other, i % c->shape.lanes, i);
-        add_to(other->many.attention, c, i % c->shape.lanes, node);
+        add_to(other->many.attention, c, i % c->shape.lanes, i, node);
     }
 }
 

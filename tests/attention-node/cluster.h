@@ -16,7 +16,7 @@ typedef enum { CLUSTER_ENGINES, CLUSTER_INPROC, CLUSTER_GRPC } cluster_wire;
 /* An attention node of a cluster with wires. */
 typedef struct cluster_server {
     hd_pool *pool;
-    transport *transport;
+    transport *transport, *pages;
     rpc_server *server; /* CLUSTER_GRPC */
     attention_service *service;
     char address[64], cold_directory[64];
@@ -58,6 +58,8 @@ void cluster_close(cluster *c);
 uint32_t cluster_add_node(cluster *c, uint32_t lane, uint64_t node_bytes);
 /* An attention node that nobody is linked to yet. */
 void cluster_start_server(cluster *c, uint32_t index, uint64_t node_bytes);
+/* Every sequence that is not there yet goes to another node, or comes back, with the next steps. */
+void cluster_set_draining(cluster *c, uint32_t index, bool is_draining);
 void cluster_kill_server(cluster *c, uint32_t index);
 /* Flips a bit in every 4 KiB that the node has on disk. */
 void cluster_flip_cold(const cluster *c, uint32_t index);
