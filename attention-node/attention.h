@@ -137,6 +137,7 @@ typedef struct attention_stats {
     uint64_t prefix_queries_tokens, prefix_hits_tokens; /* totals since open */
     uint64_t appended_tokens; /* positions written, each counted once per step that wrote it */
     uint64_t evicted_blocks;
+    uint32_t compute_threads; /* that attend; 0: unknown */
     /* Of selections that search; totals since open, times added up over threads. */
     uint64_t searches; /* one for each row, layer and KV head */
     uint64_t searched_tokens;                   /* that were found and attended to */
@@ -215,8 +216,8 @@ typedef struct attention_ops {
     hd_status (*step_lost)(attention *self, uint32_t span);
     void (*step_lose)(attention *self, uint32_t span, hd_status why);
     /* A further attention over the same sequences, with a step of its own that may be open while others have theirs, of
-     * rows_max rows and sequences; a sequence is in one of them. Steps alone: sequences are opened and ended here. It is
-     * closed before this one. HD_FULL, HD_UNSUPPORTED: none can be had; NULL: never. */
+     * rows_max rows and sequences; a sequence is in one of them. Steps alone: sequences are opened and ended here. It
+     * is closed before this one. HD_FULL, HD_UNSUPPORTED: none can be had; NULL: never. */
     hd_status (*attach)(attention *self, uint32_t rows_max, attention **view, hd_error *error);
     /* Drops every block that only the prefix cache holds. */
     void (*cache_reset)(attention *self);

@@ -103,8 +103,9 @@ typedef struct wire_stats {
     uint64_t budget_bytes, block_bytes, blocks_total, blocks_sequences, blocks_reserved, blocks_cached, sequences;
     uint64_t prefix_queries_tokens, prefix_hits_tokens, appended_tokens, evicted_blocks;
     uint64_t index_bytes, index_budget_bytes, hot_used_bytes, warm_used_bytes, cold_used_bytes, warm_bytes, cold_bytes;
+    uint64_t compute_threads;
 } wire_stats;
-_Static_assert(sizeof(wire_stats) == 144, "wire layout");
+_Static_assert(sizeof(wire_stats) == 152, "wire layout");
 
 typedef struct wire_found {
     uint64_t name, epoch, first_position, end_position, length;

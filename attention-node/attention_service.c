@@ -41,7 +41,8 @@ static void read_wire_stats(const attention_service *s, wire_stats *w) {
                       .warm_used_bytes = stats.warm_used_bytes,
                       .cold_used_bytes = stats.cold_used_bytes,
                       .warm_bytes = stats.warm_bytes,
-                      .cold_bytes = stats.cold_bytes};
+                      .cold_bytes = stats.cold_bytes,
+                      .compute_threads = stats.compute_threads};
 }
 
 /* The worker has heard the answer before when it calls again, so at most the last one is still being given back. */

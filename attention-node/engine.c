@@ -355,6 +355,7 @@ static void read_stats(const attention *self, attention_stats *stats) {
         .appended_tokens = read_stat(&e->published.appended_tokens),
         .evicted_blocks = read_stat(&e->published.evicted_blocks),
         .hot_used_bytes = read_stat(&e->published.hot_blocks) * store->pool.layout.block_bytes,
+        .compute_threads = hd_pool_thread_count(e->pool),
         .layer_work_ns = read_stat(&e->published.layer_work_ns),
     };
     engine_retrieve_stats(e, stats);

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "attention-node/engine.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
@@ -300,6 +301,32 @@ void node_set_close(node_set *set) {
     hd_free(set);
 }
 
+/* An engine for each lane, in front of its nodes. */
+static hd_status open_stage(node_set *set, hd_error *error) {
+    const sharded_config *sharded = &set->config.sharded;
+    hd_status status = HD_OK;
+    for (uint32_t lane = 0; lane < set->config.lanes && status == HD_OK; lane++) {
+        placement_heads heads = heads_of(set, lane);
+        engine_config config = {.kv_dtype = sharded->kv_dtype,
+                                .hot_bytes = set->config.stage_bytes / set->config.lanes,
+                                .head_first = heads.first,
+                                .step_rows_max = sharded->step_rows_max * SHARDED_NODE_FACTOR,
+                                .sequences_max = sharded->sequences_max * SHARDED_NODE_FACTOR,
+                                .kernels = sharded->kernels,
+                                .pool = sharded->pool};
+        memcpy(config.fingerprint, set->config.fingerprint, sizeof(config.fingerprint));
+        attention_layer_table_cut(&sharded->layers, heads.first, heads.count, set->streams, set->layers,
+                                  &config.layers);
+        sharded_node stage = {.name = "this process", .heads = heads, .is_stage = true};
+        uint32_t index;
+        status = engine_open(&config, &stage.attention, error);
+        if (status != HD_OK) break;
+        status = sharded_add(set->sharded, &stage, &index, error);
+        if (status != HD_OK) stage.attention->ops->close(stage.attention);
+    }
+    return status;
+}
+
 hd_status node_set_open(const node_set_config *config, node_set **out, hd_error *error) {
     const attention_layer_table *table = &config->sharded.layers;
     node_set *set = hd_alloc_zeroed(sizeof(*set), HD_CACHE_LINE);
@@ -320,8 +347,9 @@ hd_status node_set_open(const node_set_config *config, node_set **out, hd_error 
                               set->kv_heads, config->lanes);
     }
     if (status == HD_OK) status = sharded_open(&set->config.sharded, &set->sharded, error);
+    if (status == HD_OK) set->config.sharded.layers = *sharded_table(set->sharded);
+    if (status == HD_OK && config->stage_bytes > 0) status = open_stage(set, error);
     if (status == HD_OK) {
-        set->config.sharded.layers = *sharded_table(set->sharded);
         *out = set;
     } else {
         node_set_close(set);

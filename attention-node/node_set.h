@@ -23,6 +23,7 @@ typedef struct node_set node_set;
 
 typedef struct node_set_config {
     sharded_config sharded; /* its `tend` is the set's */
+    uint64_t stage_bytes;   /* of this process, for prompts while they are prefilled (sharded_stage.c); 0: none */
     uint32_t lanes;         /* a divisor of the model's KV heads; 1: every node has all heads */
     transport *transport;   /* the step thread's; lent */
     const char *model_name;

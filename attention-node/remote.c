@@ -513,6 +513,7 @@ static void stats(const attention *self, attention_stats *out) {
                              .warm_bytes = w.stats.warm_bytes,
                              .step_wait_ns = atomic_load_explicit(&r->step_wait_ns, memory_order_relaxed),
                              .layer_work_ns = atomic_load_explicit(&r->layer_work_ns, memory_order_relaxed),
+                             .compute_threads = (uint32_t)w.stats.compute_threads,
                              .cold_bytes = w.stats.cold_bytes};
 }
 

@@ -74,7 +74,9 @@ void sharded_lose(sharded *s, uint32_t index, hd_status status) {
     }
     for (uint32_t i = 0; i < s->config.sequences_max; i++) {
         shard_sequence *sequence = &s->sequences[i];
-        if (sequence->is_open && !placement_drop(&sequence->map, index)) sequence->is_broken = true;
+        if (!sequence->is_open) continue;
+        (void)placement_drop(&sequence->map, index);
+        if (!sharded_has_nodes(s, &sequence->map)) sequence->is_broken = true;
     }
 }
 
@@ -110,7 +112,7 @@ hd_status sharded_add(attention *self, const sharded_node *given, uint32_t *inde
     if (at == PLACEMENT_NODES_MAX)
         return hd_error_set(error, HD_FULL, "there are %u attention nodes already", PLACEMENT_NODES_MAX);
     shard_node *node = &s->nodes[at];
-    *node = (shard_node){.attention = given->attention, .heads = given->heads};
+    *node = (shard_node){.attention = given->attention, .heads = given->heads, .is_stage = given->is_stage};
     snprintf(node->name, sizeof(node->name), "%s", given->name);
     if (given->address != NULL) snprintf(node->address, sizeof(node->address), "%s", given->address);
     if (!sharded_node_take_memory(s, node)) {
@@ -119,7 +121,7 @@ hd_status sharded_add(attention *self, const sharded_node *given, uint32_t *inde
         return hd_error_set(error, HD_NO_MEMORY, "no memory for the tensors of attention node %s", given->name);
     }
     if (at >= s->node_count) s->node_count = at + 1;
-    sharded_view_add(s, at);
+    if (!given->is_stage) sharded_view_add(s, at);
     *index = at;
     return HD_OK;
 }
@@ -327,7 +329,7 @@ static void read_stats(const attention *self, attention_stats *stats) {
         uint32_t count = s->kv_heads - head;
         for (uint32_t i = 0; i < s->node_count; i++) {
             const shard_node *n = &s->nodes[i];
-            if (n->attention == NULL || n->is_lost || n->heads.first != head) continue;
+            if (n->attention == NULL || n->is_lost || n->is_stage || n->heads.first != head) continue;
             n->attention->ops->stats(n->attention, &node);
             add_stats(&lane, &node);
             step_wait_ns += node.step_wait_ns;
@@ -367,6 +369,7 @@ static hd_dtype dtype_of(const attention *self) {
 void sharded_step_free_memory(sharded *s) {
     hd_free(s->step.first_rows);
     hd_free(s->step.counts);
+    hd_free(s->step.staged);
     hd_free(s->step.lost);
     hd_free(s->step.merges);
     hd_free(s->step.parts);
@@ -378,10 +381,11 @@ bool sharded_step_take_memory(sharded *s) {
     s->rows_max = s->config.step_rows_max * SHARDED_NODE_FACTOR;
     s->step.first_rows = hd_alloc(sequences * sizeof(uint32_t), HD_CACHE_LINE);
     s->step.counts = hd_alloc(sequences * sizeof(uint32_t), HD_CACHE_LINE);
+    s->step.staged = hd_alloc(sequences * sizeof(*s->step.staged), HD_CACHE_LINE);
     s->step.lost = hd_alloc(sequences * sizeof(hd_status), HD_CACHE_LINE);
     s->step.merges = hd_alloc((uint64_t)sequences * s->kv_heads * sizeof(shard_merge), HD_CACHE_LINE);
     s->step.parts = hd_alloc((uint64_t)sequences * PLACEMENT_ROWS_MAX * sizeof(shard_part), HD_CACHE_LINE);
-    return s->step.first_rows != NULL && s->step.counts != NULL && s->step.lost != NULL && s->step.merges != NULL &&
+    return s->step.first_rows != NULL && s->step.counts != NULL && s->step.staged != NULL && s->step.lost != NULL && s->step.merges != NULL &&
            s->step.parts != NULL;
 }
 

@@ -35,6 +35,7 @@ typedef struct sharded_config {
     uint32_t step_rows_max, sequences_max;
     uint64_t range_min; /* as placement.h */
     uint32_t replicas;
+    bool stage_where_faster; /* prompts are staged only where this process computes more than their nodes */
     const kernel_ops *kernels; /* merges */
     hd_pool *pool;             /* likewise; idle while the caller waits */
     /* Before a sequence is opened and before a step begins: the time for nodes to come and go. NULL for none. */
@@ -49,6 +50,9 @@ typedef struct sharded_node {
     const char *address;  /* where other nodes fetch its pages; NULL: nowhere. Copied */
     attention *attention; /* the sharded attention's from now on: closed with it, or when the node is removed */
     placement_heads heads;
+    /* Not a node of the cluster but an engine of this process, one a lane: it answers for prompts while they are
+     * prefilled, as far as it has room for them, beside the nodes that keep them (sharded_stage.c). */
+    bool is_stage;
 } sharded_node;
 
 /* HD_FULL: there are PLACEMENT_NODES_MAX. HD_INVALID: heads that the model does not have. */

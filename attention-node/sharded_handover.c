@@ -186,7 +186,7 @@ static uint32_t find_receiver(const sharded *s, const shard_sequence *sequence, 
     uint32_t best = UINT32_MAX;
     for (uint32_t i = 0; i < s->node_count; i++) {
         const shard_node *node = &s->nodes[i];
-        bool is_candidate = is_usable(s, i) && !node->is_draining && node->heads.first == row->heads.first &&
+        bool is_candidate = is_usable(s, i) && !node->is_draining && !node->is_stage && node->heads.first == row->heads.first &&
                             node->heads.count == row->heads.count && !placement_row_has(row, i) &&
                             rows_on(sequence, i) < PLACEMENT_SHARE_MAX;
         uint64_t room = is_candidate ? free_tokens(s, i) : 0;
@@ -238,7 +238,9 @@ static bool begin_row(sharded *s, shard_sequence *sequence, uint32_t row_index, 
 static bool begin_any(sharded *s, shard_handover *h, uint64_t now_ns) {
     for (uint32_t i = 0; i < s->config.sequences_max; i++) {
         shard_sequence *sequence = &s->sequences[i];
-        if (!sequence->is_open || sequence->is_broken || now_ns < sequence->move_ns) continue;
+        /* A staged prompt's rows wait until it is there. */
+        bool is_waiting = now_ns < sequence->move_ns || sequence->staged_end != 0;
+        if (!sequence->is_open || sequence->is_broken || is_waiting) continue;
         for (uint32_t row = 0; row < sequence->map.row_count; row++) {
             if (begin_row(s, sequence, row, h)) return true;
         }

@@ -51,7 +51,7 @@ static hd_status start_search(const sharded *s, uint64_t tokens_max, bool is_who
     for (uint32_t i = 0; i < s->node_count; i++) {
         const shard_node *node = &s->nodes[i];
         out->nodes[i] = (placement_node){.heads = node->heads};
-        if (node->attention == NULL || node->is_lost) continue;
+        if (node->attention == NULL || node->is_lost || node->is_stage) continue;
         attention_stats stats;
         node->attention->ops->stats(node->attention, &stats);
         uint64_t taken = stats.blocks_sequences + stats.blocks_reserved;
@@ -79,7 +79,7 @@ static void find_open(sharded *s, shard_sequence *sequence) {
     attention_found found[PLACEMENT_ROWS_MAX];
     for (uint32_t i = 0; i < s->node_count; i++) {
         shard_node *node = &s->nodes[i];
-        if (node->attention == NULL || node->is_lost) continue;
+        if (node->attention == NULL || node->is_lost || node->is_stage) continue;
         uint32_t count = 0;
         hd_status status = node->attention->ops->sequence_find(node->attention, sharded_name(sequence->name, 0), found,
                                                                PLACEMENT_ROWS_MAX, &count);
@@ -132,7 +132,8 @@ static void ask_for_prefix(sharded *s, placement_heads lane, const attention_seq
     *holders = (prefix_holders){.tokens = 0};
     for (uint32_t i = 0; i < s->node_count; i++) {
         shard_node *node = &s->nodes[i];
-        if (node->attention == NULL || node->is_lost || node->is_draining || !has_heads(node, lane)) continue;
+        if (node->attention == NULL || node->is_lost || node->is_draining || node->is_stage || !has_heads(node, lane))
+            continue;
         uint64_t tokens = 0;
         hd_status status = node->attention->ops->prefix_find(node->attention, part, &tokens);
         if (status == HD_PEER_LOST) sharded_lose(s, i, status);
@@ -298,6 +299,7 @@ hd_status sharded_sequence_open(attention *self, const attention_sequence_params
     if (is_new && (sequence = take_slot(s, params->sequence, error)) == NULL) return HD_FULL;
     if (is_new) find_open(s, sequence);
     sharded_stop_handovers(s, params->sequence);
+    sharded_unstage(s, sequence);
     drop_rest(s, sequence, params->epoch, params->tokens_max);
     status = place_and_open(s, sequence, params, is_whole_only, cached_tokens, error);
     if (status != HD_OK) {
@@ -315,6 +317,7 @@ hd_status sharded_sequence_open(attention *self, const attention_sequence_params
              params->selection != NULL ? params->selection : "");
     sequence->is_broken = false;
     memcpy(sequence->salt, params->salt, sizeof(sequence->salt));
+    sharded_stage(s, sequence, params, *cached_tokens);
     return HD_OK;
 }
 
@@ -358,7 +361,7 @@ hd_status sharded_fork(attention *self, uint64_t source_name, uint64_t length, u
                        uint64_t tokens_max, hd_error *error) {
     sharded *s = sharded_home(self);
     assert(!s->step.is_open);
-    const shard_sequence *source = sharded_find(s, source_name);
+    shard_sequence *source = sharded_find(s, source_name);
     uint64_t there = 0;
     if (source == NULL) return hd_error_set(error, HD_NOT_FOUND, "no sequence %llu", (unsigned long long)source_name);
     hd_status status = self->ops->sequence_length(self, source_name, &there);
@@ -373,6 +376,7 @@ hd_status sharded_fork(attention *self, uint64_t source_name, uint64_t length, u
         return hd_error_set(error, HD_INVALID, "sequence %llu is open already", (unsigned long long)name);
     shard_sequence *sequence = take_slot(s, name, error);
     if (sequence == NULL) return HD_FULL;
+    sharded_unstage(s, source);
     *sequence = *source;
     sequence->name = name;
     sequence->epoch = epoch;

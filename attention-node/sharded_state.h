@@ -27,14 +27,14 @@ typedef struct shard_node {
     attention *attention; /* NULL: no node has this index */
     char name[SHARDED_NODE_NAME_BYTES], address[SHARDED_ADDRESS_BYTES];
     placement_heads heads;
-    bool is_lost, is_draining, is_leaving;
+    bool is_lost, is_draining, is_leaving, is_stage;
 
     /* The step. */
     attention_rows *rows; /* [span_count]; room for spans_max */
     shard_span *spans;
     uint32_t span_count, row_count;
     bool is_begun, is_submitted, is_pending;
-    hd_error error; /* of its step_begin */
+    hd_error error;    /* of its step_begin */
     bool has_all_rows; /* the caller's rows as they are: its tensors are handed on */
     bool has_ranges;
     unsigned char *region; /* queries, keys, values, output, partial, one after the other */
@@ -46,6 +46,7 @@ typedef struct shard_node {
 typedef struct shard_sequence {
     uint64_t name, epoch, tokens_max;
     bool is_open, is_broken;
+    uint64_t staged_end; /* of the prompt, some of which is staged; 0: none is */
     uint64_t variant;
     unsigned char salt[ATTENTION_SALT_BYTES];
     uint64_t prompt_count;
@@ -82,7 +83,7 @@ typedef struct shard_part {
 
 /* The attention itself, or a view of it: a step of its own, with links of its own to the same nodes. */
 typedef struct sharded {
-    attention base; /* first */
+    attention base;                           /* first */
     struct sharded *home;                     /* who has the sequences; itself where it is no view */
     struct sharded *views[SHARDED_VIEWS_MAX]; /* of the home */
     sharded_config config;
@@ -105,15 +106,16 @@ typedef struct sharded {
         uint32_t span_count, row_count;
         uint32_t *first_rows; /* [span_count] */
         uint32_t *counts;
+        shard_sequence **staged; /* [span_count]: whose prompt is there when the step is; NULL */
         shard_merge *merges;
         shard_part *parts;
         uint32_t merge_count, part_count;
         attention_layer_call call;
-        hd_status status; /* the first that failed */
+        hd_status status;    /* the first that failed */
         hd_status lost_rows; /* the worst of what nodes said of rows when it ended */
         sharded_half half;
         hd_error *error; /* of its beginning; the caller's */
-        hd_status *lost;  /* [span_count]: rows that some node has lost, and why; set when the step ends */
+        hd_status *lost; /* [span_count]: rows that some node has lost, and why; set when the step ends */
         _Atomic size_t ticket;
     } step;
 } sharded;
@@ -136,8 +138,8 @@ void sharded_lose(sharded *s, uint32_t node, hd_status status);
 /* sharded_view.c */
 hd_status sharded_attach(attention *self, uint32_t rows_max, attention **view, hd_error *error);
 void sharded_view_close(sharded *view);
-/* The node that the home has got at that index, for each of its views; where a view cannot have it, steps that need it there
- * are refused. */
+/* The node that the home has got at that index, for each of its views; where a view cannot have it, steps that need it
+ * there are refused. */
 void sharded_view_add(sharded *home, uint32_t index);
 void sharded_view_remove(sharded *home, uint32_t index);
 
@@ -153,6 +155,13 @@ void sharded_tend_handovers(sharded *s);
 void sharded_stop_handovers(sharded *s, uint64_t sequence);
 /* A node is about to be removed. */
 void sharded_forget_node(sharded *s, uint32_t node);
+
+/* sharded_stage.c */
+void sharded_stage(sharded *s, shard_sequence *sequence, const attention_sequence_params *params,
+                   uint64_t cached_tokens);
+void sharded_unstage(sharded *s, shard_sequence *sequence);     /* between two steps */
+void sharded_unstage_done(sharded *s);                          /* what the step that has just ended has completed */
+bool sharded_has_nodes(const sharded *s, const placement *map); /* each row has one beside the stage */
 
 /* sharded_step.c */
 uint64_t sharded_region_bytes(const sharded *s, placement_heads heads);

@@ -136,6 +136,8 @@ static hd_status spread_rows(sharded *s, const attention_rows *rows, uint32_t sp
         if (status != HD_OK) return status;
         s->step.first_rows[i] = (uint32_t)row_count;
         s->step.counts[i] = rows[i].count;
+        bool is_done = sequence->staged_end != 0 && rows[i].first_position + rows[i].count >= sequence->staged_end;
+        s->step.staged[i] = is_done ? sequence : NULL;
         row_count += rows[i].count;
         if (row_count > s->config.step_rows_max) {
             return hd_error_set(error, HD_INVALID, "a step of more than the %u rows that are possible",
@@ -277,6 +279,7 @@ hd_status sharded_step_finish(attention *self) {
     s->step.half = SHARDED_WHOLE;
     if (!is_beginning) {
         finish_end(s);
+        if (s->step.status == HD_OK) sharded_unstage_done(s);
         return s->step.status != HD_OK ? s->step.status : s->step.lost_rows;
     }
     finish_begin(s);

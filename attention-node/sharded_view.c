@@ -1,7 +1,7 @@
 /* sharded_view.c - a second step at a time: links of its own to the nodes, and the home's sequences.
  *
- * A view's nodes have the home's indices, so placements mean the same in both. What becomes of a node (it comes, is lost,
- * goes) is decided at the home and told to the views; only a step that the view itself has open finds a loss first. */
+ * A view's nodes have the home's indices, so placements mean the same in both. What becomes of a node (it comes, is
+ * lost, goes) is decided at the home and told to the views; only a step that the view itself has open finds a loss first. */
 #include <assert.h>
 
 #include "attention-node/sharded_state.h"
@@ -78,7 +78,8 @@ hd_status sharded_attach(attention *self, uint32_t rows_max, attention **out, hd
     hd_status status = HD_OK;
     if (!sharded_step_take_memory(view)) status = hd_error_set(error, HD_NO_MEMORY, "no memory for a further step");
     for (uint32_t i = 0; i < home->node_count && status == HD_OK; i++) {
-        if (home->nodes[i].attention != NULL && !home->nodes[i].is_lost) status = add_node(view, i, error);
+        const shard_node *node = &home->nodes[i];
+        if (node->attention != NULL && !node->is_lost && !node->is_stage) status = add_node(view, i, error);
     }
     if (status != HD_OK) {
         sharded_view_close(view);

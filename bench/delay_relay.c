@@ -34,7 +34,7 @@ typedef struct direction { /* what came from one socket and goes to another */
 } direction;
 
 typedef struct pair {
-    int ends[2]; /* -1: no pair here */
+    int ends[2];       /* -1: no pair here */
     direction ways[2]; /* from ends[i] to the other */
 } pair;
 
@@ -150,7 +150,8 @@ static void *relay_main(void *context) {
             pair *p = &r->pairs[i];
             bool is_open = p->ends[0] >= 0;
             for (int k = 0; k < 2 && is_open; k++) {
-                bool has_news = fds[2 + 2 * i + (uint32_t)k].fd == p->ends[k] && fds[2 + 2 * i + (uint32_t)k].revents != 0;
+                bool has_news =
+                    fds[2 + 2 * i + (uint32_t)k].fd == p->ends[k] && fds[2 + 2 * i + (uint32_t)k].revents != 0;
                 if (has_news && room(&p->ways[k]) > 0) is_open = take(r, &p->ways[k], p->ends[k]);
                 if (is_open) is_open = give(&p->ways[1 - k], p->ends[k], now);
             }

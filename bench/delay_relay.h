@@ -1,8 +1,8 @@
-/* delay_relay.h - a wire with a distance: a port on loopback that passes everything on to another one, each way a fixed time
- * later, in order. What netem does to an interface, without an interface or the right to change one.
+/* delay_relay.h - a wire with a distance: a port on loopback that passes everything on to another one, each way a fixed
+ * time later, in order. What netem does to an interface, without an interface or the right to change one.
  *
- * Delay alone: bandwidth is what two copies through this process give. A direction holds at most DELAY_RELAY_BYTES; when it
- * is full, its sender waits.
+ * Delay alone: bandwidth is what two copies through this process give. A direction holds at most DELAY_RELAY_BYTES;
+ * when it is full, its sender waits.
  * Threads: open and close from one; a thread of its own passes on. */
 #ifndef BENCH_DELAY_RELAY_H
 #define BENCH_DELAY_RELAY_H

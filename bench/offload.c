@@ -126,7 +126,8 @@ static hd_status open_side(bench *b, side *s, attention *a, const void *rows, hd
     if (s->tokens == NULL || forward_open(&shape, &s->forward) != HD_OK)
         return hd_error_set(error, HD_NO_MEMORY, "no memory for a step of %u rows", c->batch);
     hd_status status = HD_OK;
-    for (uint32_t i = 0; i < c->batch && status == HD_OK; i++) status = bench_offload_sequence(b, a, i + 1, rows, error);
+    for (uint32_t i = 0; i < c->batch && status == HD_OK; i++)
+        status = bench_offload_sequence(b, a, i + 1, rows, error);
     return status;
 }
 
@@ -197,14 +198,16 @@ static void echo_once(void *context) {
 static void report_turns(bench *b, FILE *table, json_t *json) {
     const bench_offload_config *c = b->config;
     const offload_turns *t = &b->turns;
-    sample_summary near = sample_summarise((sample *)&t->near.round_ms), far = sample_summarise((sample *)&t->far.round_ms);
+    sample_summary near = sample_summarise((sample *)&t->near.round_ms),
+                   far = sample_summarise((sample *)&t->far.round_ms);
     sample_summary whole = sample_summarise((sample *)&t->whole_ms), after = sample_summarise((sample *)&t->after_ms);
     double unhidden = 2.0 * 2.0 * b->layers.layer_count * (double)c->delay_ms;
     fprintf(table, "two micro-batches of %u in turns, the same bits each way\n", c->batch);
-    fprintf(table, "  a round %.2f ms; behind %llu ms each way %.2f ms: grows by %.2f of the %.0f ms that delay would add\n",
+    fprintf(table,
+            "  a round %.2f ms; behind %llu ms each way %.2f ms: grows by %.2f of the %.0f ms that delay would add\n",
             near.median, (unsigned long long)c->delay_ms, far.median, far.median - near.median, unhidden);
-    fprintf(table, "  behind the delay one after the other %.2f ms; without it as one step of %u %.2f ms\n", after.median,
-            2 * c->batch, whole.median);
+    fprintf(table, "  behind the delay one after the other %.2f ms; without it as one step of %u %.2f ms\n",
+            after.median, 2 * c->batch, whole.median);
     json_object_set_new(json, "turns",
                         json_pack("{s:I, s:f, s:f, s:f, s:f, s:f}", "delay_ms", (json_int_t)c->delay_ms, "round_ms",
                                   near.median, "round_delayed_ms", far.median, "unhidden_ms", unhidden,

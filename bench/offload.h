@@ -3,11 +3,11 @@
  * The same decode steps are run over an engine here and over an attention node behind gRPC on this host (its service on
  * a thread and a pool of its own), in turns, so that what disturbs one disturbs the other. The wire's own share is held
  * against an echo of the same bytes over one more stream, in the same run: where a layer's frames would go, between the
- * layers of further steps in this process, so that it finds the caches as cold and the other side as fast asleep as they
- * do. How long it takes in a loop of its own is printed beside it.
+ * layers of further steps in this process, so that it finds the caches as cold and the other side as fast asleep as
+ * they do. How long it takes in a loop of its own is printed beside it.
  *
- * Then two micro-batches take turns over the same node, straight and through a relay that delays every byte, again in turns;
- * that all ways give the same bits is checked.
+ * Then two micro-batches take turns over the same node, straight and through a relay that delays every byte, again in
+ * turns; that all ways give the same bits is checked.
  * Threads: runs on the calling thread as the step thread; the pool must be free. */
 #ifndef BENCH_OFFLOAD_H
 #define BENCH_OFFLOAD_H

@@ -64,12 +64,13 @@ typedef struct bench {
     offload_turns turns;
 } bench;
 
-/* offload.c: links to the node at an address; a sequence with `depth` tokens, whose keys and values are `rows` over and over. */
+/* offload.c: links to the node at an address; a sequence with `depth` tokens, whose keys and values are `rows` over and
+ * over. */
 hd_status bench_offload_link(bench *b, const char *address, attention **out, hd_error *error);
 hd_status bench_offload_sequence(bench *b, attention *a, uint64_t name, const void *rows, hd_error *error);
 
-/* offload_turns.c: two micro-batches in turns, straight and behind a delay. After the steps of `there`, whose sequences are
- * the first micro-batch's. */
+/* offload_turns.c: two micro-batches in turns, straight and behind a delay. After the steps of `there`, whose sequences
+ * are the first micro-batch's. */
 hd_status offload_turns_run(bench *b, const void *rows, hd_error *error);
 void offload_turns_close(bench *b);
 

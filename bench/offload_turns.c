@@ -64,7 +64,8 @@ static hd_status take_logits(bench *b, forward *f, uint32_t first, uint32_t coun
         uint64_t bits = hash_row(row, c->model->vocabulary_size);
         if (is_first_way) b->turns.bits[first + i] = bits;
         if (b->turns.bits[first + i] != bits)
-            return hd_error_set(error, HD_CORRUPT, "sequence %u has other logits in this way of running a round", first + i + 1);
+            return hd_error_set(error, HD_CORRUPT, "sequence %u has other logits in this way of running a round",
+                                first + i + 1);
         c->kernels->logits_summary(row, c->model->vocabulary_size, &next[first + i], NULL, NULL);
     }
     return HD_OK;
@@ -77,8 +78,8 @@ static hd_status run_pair(bench *b, offload_pair *p, order how, sample *ms, bool
     const bench_offload_config *c = b->config;
     forward_batch batches[2];
     for (uint32_t i = 0; i < 2; i++)
-        batches[i] = (forward_batch){
-            .forward = p->forwards[i], .spans = b->turns.spans + i * c->batch, .span_count = c->batch};
+        batches[i] =
+            (forward_batch){.forward = p->forwards[i], .spans = b->turns.spans + i * c->batch, .span_count = c->batch};
     uint64_t start = hd_now_ns();
     if (how == IN_TURNS) forward_run(batches, 2);
     for (uint32_t i = 0; i < 2 && how == ONE_AFTER_THE_OTHER; i++) forward_run(&batches[i], 1);

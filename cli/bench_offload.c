@@ -31,7 +31,8 @@ static size_t offload_flags(hd_flag *flags) {
 
 static hd_status check(hd_error *error) {
     if (options.batch == 0 || options.batch > NODE_RUNNING_MAX / 2 || 2 * options.batch > options.node.max_batch_tokens)
-        return hd_error_set(error, HD_INVALID, "--batch must be between 1 and %u and at most half of --max-batch-tokens",
+        return hd_error_set(error, HD_INVALID,
+                            "--batch must be between 1 and %u and at most half of --max-batch-tokens",
                             NODE_RUNNING_MAX / 2);
     if (options.delay > 1000) return hd_error_set(error, HD_INVALID, "--delay must be at most 1s");
     if (options.steps == 0 || options.steps > 100000)

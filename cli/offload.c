@@ -22,6 +22,9 @@ size_t offload_options_flags(offload_options *o, hd_flag *flags) {
          "a context up to so long lies on one attention node where it fits; a power of two", false},
         {"micro-batches", HD_FLAG_STRING, &o->micro_batches, "auto|N",
          "parts of a step that take turns between attention nodes and matrix products, 1 to 4; auto measures", false},
+        {"prefill-at", HD_FLAG_STRING, &o->prefill_at, "worker|nodes|auto",
+         "where prompts attend: here, as far as --hot-memory goes, while nodes keep what is made; or on the nodes; auto: "
+         "here where --hot-memory is given and this process computes with more threads than a prompt's nodes", false},
         {"attention-timeout", HD_FLAG_DURATION, &o->answer_timeout, "TIME",
          "an attention node that has not answered after so long is lost", false},
         {"attention-wait", HD_FLAG_DURATION, &o->wait, "TIME", "for attention nodes at start", false},
@@ -41,6 +44,8 @@ static uint32_t micro_batches_of(const offload_options *o) {
 hd_status offload_options_check(const offload_options *o, hd_error *error) {
     if (!is_one_of(o->attention, "auto", "nodes", "local"))
         return hd_error_set(error, HD_INVALID, "--attention: '%s' is none of auto, nodes, local", o->attention);
+    if (!is_one_of(o->prefill_at, "worker", "nodes", "auto"))
+        return hd_error_set(error, HD_INVALID, "--prefill-at: '%s' is none of worker, nodes, auto", o->prefill_at);
     if (o->range_tokens < 1024 || (o->range_tokens & (o->range_tokens - 1)) != 0)
         return hd_error_set(error, HD_INVALID, "--kv-range must be a power of two, and at least 1024");
     if (o->replicas == 0 || o->replicas > PLACEMENT_REPLICAS_MAX)
@@ -74,6 +79,12 @@ static void follow(void *context) {
 
 /* ---- In the place of an engine ---- */
 
+/* Memory for prompts that are prefilled here. */
+static uint64_t stage_bytes(const offload *o, const node *n) {
+    if (strcmp(o->options->prefill_at, "worker") == 0) return n->memory.hot_bytes;
+    return strcmp(o->options->prefill_at, "auto") == 0 && o->node->hot_memory > 0 ? n->memory.hot_bytes : 0;
+}
+
 static hd_status open_set(offload *o, const node *n, hd_error *error) {
     attention_layer_table layers;
     hd_status status = transport_grpc_open(o->cluster->tls, &o->wire);
@@ -85,9 +96,11 @@ static hd_status open_set(offload *o, const node *n, hd_error *error) {
                                           .sequences_max = n->running_max,
                                           .range_min = o->options->range_tokens,
                                           .replicas = (uint32_t)o->options->replicas,
+                                          .stage_where_faster = strcmp(o->options->prefill_at, "auto") == 0,
                                           .kernels = n->kernels,
                                           .pool = n->pool},
                               .lanes = (uint32_t)o->options->lanes,
+                              .stage_bytes = stage_bytes(o, n),
                               .transport = o->wire,
                               .model_name = n->settings.model_name,
                               .answer_ms = o->options->answer_timeout,

@@ -1,7 +1,7 @@
 /* rotation.c - averages, and trials. */
 #include "worker/rotation.h"
 
-#define TRIALS_FIRST 3u   /* of each way, before any is preferred */
+#define TRIALS_FIRST 3u    /* of each way, before any is preferred */
 #define TRIAL_INTERVAL 64u /* steps: what a trial costs is at most a part in so many */
 #define NEWEST_SHARE 0.2
 #define GAIN_LEAST 0.98 /* of the whole step's time: a cut that gains less is not worth its unrest */

@@ -1,9 +1,9 @@
-/* rotation.h - into how many micro-batches a step is cut, which then take turns: while one is at the attention nodes, the
- * next one's products run (Lamina). Cutting reads the weights once more for each, so it is worth it where attention takes
- * long beside them: which depends on machines, depths and the wire, and is measured.
+/* rotation.h - into how many micro-batches a step is cut, which then take turns: while one is at the attention nodes,
+ * the next one's products run (Lamina). Cutting reads the weights once more for each, so it is worth it where attention
+ * takes long beside them: which depends on machines, depths and the wire, and is measured.
  *
- * Steps are compared with steps of about as many rows: the last times of each way, averaged; now and then the other way is
- * tried again. What a step gives does not depend on any of it.
+ * Steps are compared with steps of about as many rows: the last times of each way, averaged; now and then the other way
+ * is tried again. What a step gives does not depend on any of it.
  * Threads: one. */
 #ifndef WORKER_ROTATION_H
 #define WORKER_ROTATION_H

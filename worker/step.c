@@ -14,7 +14,7 @@
 
 struct step {
     const worker_config *config;
-    attention *views[ROTATION_BATCHES_MAX]; /* [0] is the attention itself; NULL from where there are no more */
+    attention *views[ROTATION_BATCHES_MAX];      /* [0] is the attention itself; NULL from where there are no more */
     forward_batch batches[ROTATION_BATCHES_MAX]; /* of the step: [batch_count] */
     uint32_t batch_count;
     uint32_t first_wanted[ROTATION_BATCHES_MAX + 1]; /* of each batch's rows with logits */
@@ -57,14 +57,15 @@ static hd_status open_views(step *s, uint32_t slice, hd_error *error) {
     hd_status status = HD_OK;
     for (; count < wanted && status == HD_OK; count += status == HD_OK) {
         hd_error reason = {.text = "keys and values are in this process"};
-        status = a->ops->attach != NULL ? a->ops->attach(a, config->running_max, &s->views[count], &reason)
-                                        : HD_UNSUPPORTED;
+        status =
+            a->ops->attach != NULL ? a->ops->attach(a, config->running_max, &s->views[count], &reason) : HD_UNSUPPORTED;
         if (status == HD_OK) {
             status = open_forward(s, count, config->running_max, slice);
             if (status != HD_OK) return status;
         } else if (config->micro_batches != 0) {
-            return hd_error_set(error, status, "steps cannot be cut into %u micro-batches: %s; leave --micro-batches at auto",
-                                wanted, reason.text);
+            return hd_error_set(error, status,
+                                "steps cannot be cut into %u micro-batches: %s; leave --micro-batches at auto", wanted,
+                                reason.text);
         }
     }
     rotation_init(&s->rotation, count, config->micro_batches != 0);
@@ -152,8 +153,8 @@ static void cut(step *s, sequence *const *sequences, uint32_t count, uint32_t pa
     s->first_wanted[parts] = s->wanted_count;
 }
 
-/* Of several batches, one that did not begin says more than one that broke off: it tells whom attention refuses, and to run
- * the others again does no harm (attention.h, rule 1). */
+/* Of several batches, one that did not begin says more than one that broke off: it tells whom attention refuses, and to
+ * run the others again does no harm (attention.h, rule 1). */
 static hd_status outcome(const step *s, bool *has_begun, hd_error *error) {
     const forward_batch *worst = NULL;
     for (uint32_t i = 0; i < s->batch_count; i++) {
@@ -169,7 +170,7 @@ static hd_status outcome(const step *s, bool *has_begun, hd_error *error) {
 
 static bool has_decode_rows_alone(sequence *const *sequences, uint32_t count) {
     for (uint32_t i = 0; i < count; i++) {
-        if (sequences[i]->rows != 1) return false;
+        if (sequences[i]->rows != 1 || sequence_is_prefilling(sequences[i])) return false;
     }
     return true;
 }
@@ -243,8 +244,7 @@ static void answer(step *s, unsigned thread, const struct wanted *wanted, float 
 static void run_sampling(void *context, unsigned thread, unsigned thread_count) {
     step *s = context;
     for (size_t i; (i = hd_ticket_take(&s->ticket, s->slice_count)) < s->slice_count;) {
-        answer(s, thread, &s->wanted[s->answered_count + i], s->logits + i * s->logits_stride,
-               &s->answers[i]);
+        answer(s, thread, &s->wanted[s->answered_count + i], s->logits + i * s->logits_stride, &s->answers[i]);
     }
 }
 

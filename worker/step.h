@@ -20,8 +20,9 @@ typedef struct step_answer {
     worker_logprob logprobs[1 + WORKER_LOGPROBS_MAX];
 } step_answer;
 
-hd_status step_open(const worker_config *config, step **out, hd_error *error); /* error: where it says more than HD_NO_MEMORY */
-void step_close(step *step); /* accepts NULL */
+hd_status step_open(const worker_config *config, step **out,
+                    hd_error *error); /* error: where it says more than HD_NO_MEMORY */
+void step_close(step *step);          /* accepts NULL */
 
 /* Runs `rows` rows of each sequence and moves its length on, but for those that are `lost`, whose answers mean nothing. On
  * failure lengths stay; *has_begun is false when

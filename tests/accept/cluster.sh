@@ -52,7 +52,6 @@ item_2() {
     needle_model
     tests 2 "logits of the golden models, by heads, by positions and by both" -R '^worker_golden_nodes_test$'
     python_item tests/accept/roles.py build/hadal "$model" splits
-    not_built 2 "prefill staged on the worker"
 }
 
 item_3() {

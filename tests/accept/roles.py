@@ -7,6 +7,7 @@ usage: roles.py HADAL MODEL_DIR (the needle model) ITEM [FLAGS], where ITEM is
             [--depth 8192 --batch 8]
 """
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -58,12 +59,12 @@ def splits(options):
                "seed": 7} for heat in (0, 1)]
     with Server(options.hadal, options.model, ["--hot-memory", "1G"]) as server:
         expected = [server.post("/v1/completions", body)["choices"][0]["token_ids"] for body in bodies]
-    for nodes, lanes, length, name in SPLITS:
+    for (nodes, lanes, length, name), place in itertools.product(SPLITS, ("nodes", "worker")):
         answers = in_cluster(options, lambda api: [api.stream(body)["tokens"][0] for body in bodies], nodes, "256M", "--kv-lanes",
-                             str(lanes), "--kv-range", str(length))
+                             str(lanes), "--kv-range", str(length), "--prefill-at", place, "--hot-memory", "512M")
         same = sum(answer == wanted for answer, wanted in zip(answers, expected))
-        report.line("2", f"{name}: {same} of 2 answers (greedy, seeded) behind {options.size} tokens are those of one process", "2",
-                    same == 2)
+        report.line("2", f"{name}, prefill at {place}: {same} of 2 answers (greedy, seeded) behind {options.size} tokens are those of "
+                    "one process", "2", same == 2)
 
 
 def larger(options):

@@ -227,6 +227,16 @@ void cluster_open_with(cluster *c, const toy_shape *shape, const cluster_shape *
     c->many.attention = open_sharded(c);
     if (how->wire == CLUSTER_INPROC) assert_int_equal(inproc_hub_open(&c->hub), HD_OK);
     for (uint32_t i = 0; i < how->nodes; i++) cluster_add_node(c, i % how->lanes, how->node_bytes);
+    for (uint32_t lane = 0; lane < how->lanes && tiers->stage_bytes > 0; lane++) {
+        uint32_t index;
+        c->stages[lane] = open_engine(c, lane, tiers->stage_bytes);
+        sharded_node stage = {.name = "this process",
+                              .attention = c->stages[lane],
+                              .heads = {lane * heads_of(c), heads_of(c)},
+                              .is_stage = true};
+        hd_error error = {.text = ""};
+        must(sharded_add(c->many.attention, &stage, &index, &error), &error);
+    }
 }
 
 void cluster_close(cluster *c) {

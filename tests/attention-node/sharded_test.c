@@ -65,6 +65,80 @@ static void every_split_gives_the_bits_of_one_engine(void **state) {
     }
 }
 
+static const cluster_tiers staged_here = {.stage_bytes = 32 * MIB};
+
+static void prompts_staged_here_have_the_bits_of_one_engine(void **state) {
+    static const cluster_shape shapes[] = {
+        {1, 1, 1, 32 * MIB, 8192, CLUSTER_ENGINES, 0}, {1, 2, 1, 32 * MIB, 1024, CLUSTER_ENGINES, 0},
+        {2, 2, 1, 32 * MIB, 8192, CLUSTER_ENGINES, 0}, {2, 4, 1, 32 * MIB, 1024, CLUSTER_ENGINES, 0},
+        {1, 4, 2, 32 * MIB, 1024, CLUSTER_ENGINES, 0}, {2, 4, 1, 32 * MIB, 1024, CLUSTER_INPROC, 0},
+    };
+    for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
+        cluster c;
+        cluster_open_with(&c, &shape_plain, &shapes[i], &staged_here);
+        run_two_sequences(&c);
+        for (uint32_t lane = 0; lane < shapes[i].lanes; lane++) {
+            attention_stats staged = stats_of(c.stages[lane]);
+            assert_true(staged.appended_tokens >= 4000);
+            assert_int_equal(staged.sequences + staged.blocks_sequences + staged.blocks_reserved, 0);
+        }
+        cluster_close(&c);
+    }
+}
+
+/* The prompt is let go of when it is there, and found on its node by the next one, which is answered there. */
+static void a_staged_prompt_is_on_its_nodes_when_it_is_there(void **state) {
+    cluster c;
+    cluster_open_with(&c, &shape_plain, &(cluster_shape){1, 1, 1, 32 * MIB, 8192, CLUSTER_ENGINES, 0}, &staged_here);
+    toy_sequence a;
+    toy_sequence_init(&a, 1, 1, 3000);
+    toy_sequence_push_text(&a, 3, 2100);
+    assert_int_equal(cluster_sequence_open(&c, &a, 0), 0);
+    assert_int_equal(sharded_placement(c.many.attention, 1)->rows[0].node_count, 2);
+    cluster_run(&c, &a, 0, 2000, 700);
+    assert_int_equal(stats_of(c.stages[0]).sequences, 1);
+    cluster_run(&c, &a, 2000, 100, 100);
+    assert_int_equal(sharded_placement(c.many.attention, 1)->rows[0].node_count, 1);
+    assert_int_equal(stats_of(c.stages[0]).sequences + stats_of(c.stages[0]).blocks_sequences, 0);
+    toy_sequence_push_text(&a, 9, 50);
+    for (uint64_t i = 0; i < 50; i++) cluster_step(&c, &(toy_rows){&a, 2100 + i, 1}, 1);
+    cluster_sequence_close(&c, &a, true);
+    toy_sequence b;
+    toy_sequence_init(&b, 2, 1, 3000);
+    toy_sequence_push_text(&b, 3, 2100);
+    assert_int_equal(cluster_sequence_open(&c, &b, UINT64_MAX), 2048);
+    assert_int_equal(sharded_placement(c.many.attention, 2)->rows[0].node_count, 1);
+    cluster_run(&c, &b, 2048, 52, 52);
+    cluster_sequence_close(&c, &b, false);
+    toy_sequence_fini(&a);
+    toy_sequence_fini(&b);
+    cluster_close(&c);
+}
+
+/* The stage alone has nothing that outlives the prompt. */
+static void a_staged_prompt_whose_node_is_lost_is_broken(void **state) {
+    cluster c;
+    cluster_open_with(&c, &shape_plain, &(cluster_shape){1, 2, 1, 32 * MIB, 8192, CLUSTER_INPROC, 0}, &staged_here);
+    toy_sequence a;
+    uint64_t cached = 0;
+    toy_sequence_init(&a, 1, 1, 3000);
+    toy_sequence_push_text(&a, 3, 2100);
+    assert_int_equal(toy_sequence_open(&c.many, &a, 0, &cached, NULL), HD_OK);
+    toy_run(&c.many, &a, 0, 1000, 500, NULL);
+    const placement_row *row = &sharded_placement(c.many.attention, 1)->rows[0];
+    assert_int_equal(row->node_count, 2);
+    cluster_kill_server(&c, row->nodes[1]);
+    assert_int_equal(toy_step(&c.many, &(toy_rows){&a, 1000, 100}, 1, NULL, NULL), HD_PEER_LOST);
+    assert_int_equal(toy_step(&c.many, &(toy_rows){&a, 1000, 100}, 1, NULL, NULL), HD_PEER_LOST);
+    a.epoch++;
+    assert_int_equal(toy_sequence_open(&c.many, &a, 0, &cached, NULL), HD_OK);
+    toy_run(&c.many, &a, 0, 2100, 700, NULL);
+    assert_int_equal(c.many.attention->ops->sequence_close(c.many.attention, 1, a.epoch, false, false), HD_OK);
+    assert_int_equal(stats_of(c.stages[0]).sequences, 0);
+    toy_sequence_fini(&a);
+    cluster_close(&c);
+}
+
 static void a_context_several_times_any_nodes_memory_works(void **state) {
     cluster c;
     const toy_shape shape = {1, 1, 2, 16, 16, HD_F32, {0}, 0, false};
@@ -295,6 +369,9 @@ static void random_work_gives_the_same_bits(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_split_gives_the_bits_of_one_engine),
+        cmocka_unit_test(prompts_staged_here_have_the_bits_of_one_engine),
+        cmocka_unit_test(a_staged_prompt_is_on_its_nodes_when_it_is_there),
+        cmocka_unit_test(a_staged_prompt_whose_node_is_lost_is_broken),
         cmocka_unit_test(a_context_several_times_any_nodes_memory_works),
         cmocka_unit_test(a_node_that_refuses_leaves_nothing_reserved),
         cmocka_unit_test(another_owner_finds_the_ranges_and_goes_on),

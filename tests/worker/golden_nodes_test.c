@@ -1,5 +1,6 @@
 /* golden_nodes_test.c - the forward pass over attention nodes behind gRPC has the bits of the one over an engine in its
- * own process: by heads, by positions and by both, on every architecture. */
+ * own process: by heads, by positions and by both, with prompts staged in the worker and without, and in turns, on every
+ * architecture. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -50,7 +51,7 @@ static void server_open(server *s, const kernel_ops *kernels) {
     assert_int_equal(attention_service_start(s->service, s->transport), HD_OK);
 }
 
-static void nodes_open(nodes *n, const rig *r, uint32_t lanes, uint32_t count) {
+static void nodes_open(nodes *n, const rig *r, uint32_t lanes, uint32_t count, bool is_staged) {
     *n = (nodes){.count = count};
     hd_error error = {.text = ""};
     assert_int_equal(transport_grpc_open(NULL, &n->wire), HD_OK);
@@ -63,6 +64,7 @@ static void nodes_open(nodes *n, const rig *r, uint32_t lanes, uint32_t count) {
                                           .kernels = r->kernels,
                                           .pool = r->pool},
                               .lanes = lanes,
+                              .stage_bytes = is_staged ? lanes * (48ull << 20) : 0,
                               .transport = n->wire,
                               .model_name = "golden",
                               .answer_ms = 20000,
@@ -144,19 +146,21 @@ static void compare_in_turns(const rig *r, const golden_model *m, const float *e
 }
 
 /* In chunks that end nowhere in particular; the engine's own in others. */
-static void compare(const rig *r, const golden_model *m, const float *expected, uint32_t lanes, uint32_t count) {
+static void compare(const rig *r, const golden_model *m, const float *expected, uint32_t lanes, uint32_t count,
+                    bool is_staged) {
     nodes n;
-    nodes_open(&n, r, lanes, count);
+    nodes_open(&n, r, lanes, count, is_staged);
     rig over_nodes = *r;
     over_nodes.attention = node_set_attention(n.set);
     float *got = rig_logits(&over_nodes, m->token_ids, m->token_count, 211, m->rope_length);
     for (uint32_t row = 0; row < m->token_count; row++) {
         if (memcmp(got + (size_t)row * m->vocabulary, expected + (size_t)row * m->vocabulary,
                    m->vocabulary * sizeof(float)) != 0)
-            fail_msg("%s: other bits at position %u over %u nodes in %u lanes", m->name, row, count, lanes);
+            fail_msg("%s: other bits at position %u over %u nodes in %u lanes%s", m->name, row, count, lanes,
+                     is_staged ? ", staged" : "");
     }
     free(got);
-    compare_in_turns(&over_nodes, m, expected);
+    if (!is_staged) compare_in_turns(&over_nodes, m, expected);
     nodes_close(&n);
 }
 
@@ -171,7 +175,8 @@ static void logits_over_nodes_have_the_bits_of_one_process(void **state) {
         float *expected = rig_logits(&r, m.token_ids, m.token_count, 320, m.rope_length);
         for (size_t k = 0; k < sizeof(splits) / sizeof(splits[0]); k++) {
             if (r.model->kv_heads % splits[k][0] != 0) continue;
-            compare(&r, &m, expected, splits[k][0], splits[k][1]);
+            for (int staged = 0; staged < 2; staged++)
+                compare(&r, &m, expected, splits[k][0], splits[k][1], staged == 1);
         }
         print_message("%-14s %u tokens, %u KV heads: the same bits\n", m.name, m.token_count, r.model->kv_heads);
         free(expected);
