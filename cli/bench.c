@@ -6,6 +6,7 @@
 #include "bench/decode.h"
 #include "bench/kernels_bench.h"
 #include "bench/serve.h"
+#include "bench/stream_bench.h"
 #include "cli/command.h"
 #include "cli/node.h"
 #include "cli/server.h"
@@ -223,6 +224,56 @@ const cli_command bench_decode_command = {
     .positionals_max = 1,
     .flags = bench_decode_flags,
     .run = bench_decode_command_run,
+};
+
+/* ---- bench stream ---- */
+
+static struct {
+    const char *listen, *connect, *json, *log_level;
+    uint64_t message, total;
+} stream = {.log_level = "info", .message = (uint64_t)256 << 10, .total = (uint64_t)4 << 30};
+
+static size_t bench_stream_flags(hd_flag *flags) {
+    const hd_flag own[] = {
+        {"listen", HD_FLAG_STRING, &stream.listen, "HOST:PORT", "send from here, until the input ends", false},
+        {"connect", HD_FLAG_STRING, &stream.connect, "HOST:PORT", "read from there", false},
+        {"message", HD_FLAG_SIZE, &stream.message, "BYTES", "of a message that is sent", false},
+        {"total", HD_FLAG_SIZE, &stream.total, "BYTES", "to read", false},
+        {"json", HD_FLAG_STRING, &stream.json, "FILE", "the figures as JSON; - is standard output", false},
+        {"log-level", HD_FLAG_STRING, &stream.log_level, "debug|info|warn|error", "what is logged", false},
+    };
+    memcpy(flags, own, sizeof(own));
+    return sizeof(own) / sizeof(own[0]);
+}
+
+static cli_exit bench_stream_command_run(const cli_command *command, const cli_arguments *arguments) {
+    (void)arguments; /* it has no positional ones */
+    hd_error error = {{0}};
+    stream_bench_config config = {.listen = stream.listen,
+                                  .connect = stream.connect,
+                                  .message_bytes = stream.message,
+                                  .total_bytes = stream.total,
+                                  .json_path = stream.json};
+    hd_status status = node_options_log_level(stream.log_level, &error);
+    if (status == HD_OK && (stream.listen != NULL) == (stream.connect != NULL))
+        status = hd_error_set(&error, HD_INVALID, "either --listen or --connect");
+    if (status == HD_OK && (stream.message == 0 || stream.message > (uint64_t)16 << 20))
+        status = hd_error_set(&error, HD_INVALID, "--message must be between 1 and 16M");
+    if (status != HD_OK) return cli_misuse(command, &error);
+    return stream_bench_run(&config, &error) == HD_OK ? CLI_DONE : cli_fail(&error);
+}
+
+const cli_command bench_stream_command = {
+    .name = "bench stream",
+    .arguments = "",
+    .summary = "what one gRPC stream carries between two processes",
+    .details = "The most that a copy of keys and values between attention nodes could reach; ./run accept cluster 6 compares.\n"
+               "    hadal bench stream --listen 127.0.0.1:7900\n"
+               "    hadal bench stream --connect 127.0.0.1:7900 --total 4G\n",
+    .positionals_min = 0,
+    .positionals_max = 0,
+    .flags = bench_stream_flags,
+    .run = bench_stream_command_run,
 };
 
 /* ---- bench kernels ---- */

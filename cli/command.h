@@ -41,7 +41,7 @@ extern const cli_command attention_node_command, bench_offload_command;
 extern const cli_command coordinator_command, worker_command, nodes_command, sequences_command, drain_command,
     undrain_command, cancel_command;
 extern const cli_command serve_command, generate_command, bench_serve_command, bench_decode_command,
-    bench_fidelity_command, bench_kernels_command, bench_device_command, bench_index_command;
+    bench_fidelity_command, bench_kernels_command, bench_stream_command, bench_device_command, bench_index_command;
 
 /* Whether the flag was given, on the command line or in the environment. */
 bool cli_is_set(const cli_arguments *arguments, const char *flag);

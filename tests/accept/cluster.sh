@@ -78,7 +78,13 @@ item_5() {
     python_item tests/accept/kills.py build/hadal
 }
 
-item_6() { not_built 6 "drain of an attention node that holds 1 GB over a shaped link; pauses of a worker's drain"; }
+item_6() {
+    needle_model
+    tests 6 "attention nodes drained, undrained, ended and killed meanwhile, replicas made again" \
+        -R '^(cluster_drain|attention_page_mover|attention_handover|attention_block_copy)_test$'
+    python_item tests/accept/drain.py build/hadal "$model"
+    not_built 6 "the pauses of a worker's drain"
+}
 
 item_7() {
     tests 7 "etcd stalled, killed and started again; a watch behind a compaction" -R '^(cluster_takeover|proto_etcd|proto_membership)_test$'

@@ -13,7 +13,7 @@ import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from cluster import ETCD, Cluster, make_model  # noqa: E402
-from streams import Load, run_alone  # noqa: E402
+from streams import Load, Streams, run_alone  # noqa: E402
 
 HADAL = sys.argv[1]
 PAUSE_S = 3.0  # between two tokens; the machine may be busy with something else. What a switch takes is the log's and smaller
@@ -23,7 +23,7 @@ def bodies():
     """Long enough that an operator can do something meanwhile; whole on a node, and spread over several by positions."""
     draw = random.Random(6)
     for i, length in enumerate((300, 2600, 900, 1900)):
-        yield {"prompt": [draw.randrange(3, 500) for _ in range(length)], "max_tokens": 500, "ignore_eos": True,
+        yield {"prompt": [draw.randrange(3, 500) for _ in range(length)], "max_tokens": 700, "ignore_eos": True,
                "temperature": 0 if i % 2 == 0 else 1, "seed": 80 + i}
 
 
@@ -58,18 +58,23 @@ class Drain(unittest.TestCase):
     def moves(self, cluster, event="row_moved"):
         return cluster.processes["worker-1"].text().count(f"event={event}")
 
+    def check(self, streams):
+        answers = streams.join()
+        self.assertEqual(streams.failures, [])
+        self.assertEqual([answer["tokens"] for answer in answers], [expected["tokens"] for expected in self.expected])
+
     def test_a_drained_node_is_killed_the_moment_that_it_is_safe(self):
         with self.cluster() as cluster:
             api = self.begin(cluster, 3)
-            with Load(api, self.requests, self.expected, 4) as load:
-                load.wait_done(1)
-                code, out, errors = cluster.run("drain", "attention-1", "--wait", "--json", api=api)
-                cluster.processes["attention-1"].kill()
-                self.assertEqual((code, json.loads(out)), (0, {"safe_to_delete": "attention-1"}), errors)
-                load.wait_done(2)
+            streams = Streams(api, self.requests)
+            streams.wait_begun()
+            code, out, errors = cluster.run("drain", "attention-1", "--wait", "--json", api=api)
+            cluster.processes["attention-1"].kill()
+            self.assertEqual((code, json.loads(out)), (0, {"safe_to_delete": "attention-1"}), errors)
+            self.check(streams)
             self.assertGreaterEqual(self.moves(cluster), 1)
             self.assertEqual(self.takeovers(cluster), 0)
-            self.assertLess(load.longest_pause, PAUSE_S)
+            self.assertLess(streams.longest_pause, PAUSE_S)
 
     def test_a_drain_that_is_taken_back_and_given_again(self):
         with self.cluster() as cluster:
@@ -89,10 +94,10 @@ class Drain(unittest.TestCase):
     def test_a_node_that_is_ended_by_a_signal_hands_over_first(self):
         with self.cluster() as cluster:
             api = self.begin(cluster, 2)
-            with Load(api, self.requests, self.expected, 3) as load:
-                load.wait_done(1)
-                self.assertEqual(cluster.processes["attention-1"].stop(), 0)
-                load.wait_done(2)
+            streams = Streams(api, self.requests)
+            streams.wait_begun()
+            self.assertEqual(cluster.processes["attention-1"].stop(), 0)
+            self.check(streams)
             self.assertGreaterEqual(self.moves(cluster), 1)
             self.assertEqual(self.takeovers(cluster), 0)
 
@@ -111,14 +116,14 @@ class Drain(unittest.TestCase):
     def test_a_replica_is_made_again_before_the_other_one_goes(self):
         with self.cluster() as cluster:
             api = self.begin(cluster, 3, "--kv-replicas", "2")
-            with Load(api, self.requests, self.expected, 4) as load:
-                load.wait_done(1)
-                cluster.processes["attention-1"].kill()
-                counts = []
-                cluster.wait("replicas are made again", lambda: counts.append(self.moves(cluster, "row_replicated")) or
-                             (counts[-1] > 0 and counts[-1] == counts[max(0, len(counts) - 40)]), lasting=1)
-                cluster.processes["attention-2"].kill()
-                load.wait_done(3)
+            streams = Streams(api, self.requests)
+            streams.wait_begun()
+            cluster.processes["attention-1"].kill()
+            made = []
+            cluster.wait("replicas are made again", lambda: made.append(self.moves(cluster, "row_replicated")) or
+                         (made[-1] > 0 and made[-1] == made[-min(len(made), 30)]), lasting=0.5)
+            cluster.processes["attention-2"].kill()
+            self.check(streams)
             self.assertEqual(self.takeovers(cluster), 0)
 
 
