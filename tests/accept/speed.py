@@ -26,8 +26,8 @@ def peer(engine, piece):
 
 
 def ours(*flags):
-    """The report of one `hadal bench decode`."""
-    command = [HADAL, "bench", "decode", MODEL, "--log-level", "warn", "--json", "-", *flags]
+    """The report of one `hadal bench decode`, every token attended to as the other engines do."""
+    command = [HADAL, "bench", "decode", MODEL, "--selection", "full", "--log-level", "warn", "--json", "-", *flags]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
