@@ -223,6 +223,7 @@ typedef struct attention_ops {
     void (*cache_reset)(attention *self);
     void (*stats)(const attention *self, attention_stats *stats); /* any thread */
     hd_dtype (*dtype)(const attention *self);                     /* of q, k, v and output */
+    hd_dtype (*kv_dtype)(const attention *self);                  /* as keys and values are kept */
 } attention_ops;
 
 struct attention {

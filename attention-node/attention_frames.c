@@ -24,7 +24,7 @@ wire_shape wire_shape_of(const attention_layer_table *table, uint32_t layer, hd_
                         .key_dim = keys->dim,
                         .key_pad = (keys->dim + 31) / 32 * 32,
                         .value_dim = l->value_dim,
-                        .element_bytes = (uint32_t)hd_dtype_bits(kv_dtype) / 8};
+                        .element_bytes = (uint32_t)hd_dtype_bits(kernel_row_dtype(kv_dtype)) / 8};
 }
 
 void wire_table_encode(const attention_layer_table *table, wire_stream *streams, wire_layer *layers, float *sinks,

@@ -319,7 +319,7 @@ static void pack_partial(const service_link *link, const wire_shape *shape, cons
 }
 
 static attention_tensor tensor_of(const attention_service *s, const void *data) {
-    return (attention_tensor){.data = (void *)data, .dtype = s->kv_dtype};
+    return (attention_tensor){.data = (void *)data, .dtype = kernel_row_dtype(s->kv_dtype)};
 }
 
 /* What the step has lost so far; nothing where it has not. */

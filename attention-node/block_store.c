@@ -9,7 +9,7 @@
 #define WAIT_NS 20000000u        /* for a write to end, before looking again */
 #define PATIENCE_NS 10000000000u /* for any write to end, before memory counts as full */
 #define SPILLED_AT_ONCE EXTENT_BLOCKS
-#define VISITED_BYTES_MAX (256u << 10) /* of a stack: a page of 256 elements in f32 is 128 KiB */
+#define VISITED_BYTES_MAX (256u << 10) /* of a stack, whole chunks: a page of 256 elements in f32 is 128 KiB */
 
 static uint64_t aligned(uint64_t bytes) {
     return HD_ALIGN_UP(bytes, (uint64_t)HD_CACHE_LINE);
@@ -197,10 +197,11 @@ hd_status block_store_visit(block_store *store, uint32_t block, uint32_t stream,
     if (is_resident) return HD_OK;
     if (place.state != COLD_WRITTEN) return HD_STALE;
     const stream_place *at = &store->pool.layout.streams[stream];
-    _Alignas(COLD_CHUNK_BYTES) unsigned char page[VISITED_BYTES_MAX];
-    hd_status status =
-        cold_store_read(&store->cold, place.slot, at->first_unit + head, &id, at->page_offset, at->page_bytes, page);
-    if (status == HD_OK) visit(context, page);
+    _Alignas(4096) unsigned char chunks[VISITED_BYTES_MAX];
+    uint64_t first = at->page_offset / COLD_CHUNK_BYTES * COLD_CHUNK_BYTES;
+    uint64_t end = HD_ALIGN_UP(at->page_offset + at->page_bytes, (uint64_t)COLD_CHUNK_BYTES);
+    hd_status status = cold_store_read(&store->cold, place.slot, at->first_unit + head, &id, first, end - first, chunks);
+    if (status == HD_OK) visit(context, chunks + (at->page_offset - first));
     return status;
 }
 
@@ -349,13 +350,13 @@ static hd_status open_tiers(block_store *store, const attention_layer_table *tab
     for (uint32_t i = 0; i < store->pool.layout.unit_count; i++) {
         if (store->pool.layout.units[i].bytes % COLD_CHUNK_BYTES == 0) continue;
         return hd_error_set(error, HD_UNSUPPORTED,
-                            "a cold tier needs pages of whole 4 KiB, which this model's are not");
+                            "a cold tier needs pages of whole KiB, which this model's are not");
     }
     for (uint32_t i = 0; i < table->stream_count; i++) {
-        if (store->pool.layout.streams[i].page_bytes <= VISITED_BYTES_MAX) continue;
+        if (store->pool.layout.streams[i].page_bytes <= VISITED_BYTES_MAX - 2 * COLD_CHUNK_BYTES) continue;
         return hd_error_set(error, HD_UNSUPPORTED,
                             "a cold tier takes pages of at most %u KiB, and this model's are larger",
-                            VISITED_BYTES_MAX >> 10);
+                            (VISITED_BYTES_MAX - 2 * COLD_CHUNK_BYTES) >> 10);
     }
     if (pthread_rwlock_init(&store->frames_lock, NULL) != 0) return hd_error_set(error, HD_NO_MEMORY, "no memory");
     store->places = hd_arena_take(arena, store->pool.block_count * sizeof(*store->places));

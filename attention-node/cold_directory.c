@@ -16,7 +16,7 @@
 #include "base/flags.h"
 #include "base/log.h"
 
-#define FORMAT 1u
+#define FORMAT 2u
 #define HEADER_BYTES 4096u
 #define RECORD_MAGIC 0x6b636f6c62646c6fu
 
@@ -33,7 +33,7 @@ _Static_assert(sizeof(cold_record) == 640, "written as it lies in memory: no pad
 
 uint64_t cold_record_bytes(uint64_t block_bytes) {
     uint64_t sums = block_bytes / COLD_CHUNK_BYTES * sizeof(uint64_t);
-    return HD_ALIGN_UP(sizeof(cold_record) + sums, (uint64_t)COLD_CHUNK_BYTES);
+    return HD_ALIGN_UP(sizeof(cold_record) + sums, (uint64_t)HEADER_BYTES);
 }
 
 uint32_t cold_slot_count(uint64_t size_bytes, uint64_t block_bytes) {
@@ -143,8 +143,21 @@ static hd_status open_index(cold_directory *d, const cold_config *config, const 
 
 /* ---- Pages ---- */
 
+#define DIRECT_BYTES 4096u /* that every disk with O_DIRECT reads at any multiple of */
+
+/* Whether the disk reads and writes chunks where they lie; most count in sectors of 512 bytes. */
+static bool takes_chunks(int pages) {
+    _Alignas(COLD_CHUNK_BYTES) unsigned char chunk[2 * COLD_CHUNK_BYTES];
+    return pread(pages, chunk + COLD_CHUNK_BYTES, COLD_CHUNK_BYTES, COLD_CHUNK_BYTES) >= 0 || errno != EINVAL;
+}
+
 static hd_status open_pages(cold_directory *d, hd_error *error) {
     d->pages = openat(d->directory, "pages", O_RDWR | O_CREAT | O_CLOEXEC | O_DIRECT, 0600);
+    if (d->pages >= 0 && d->block_bytes % DIRECT_BYTES != 0 && !takes_chunks(d->pages)) {
+        close(d->pages);
+        d->pages = -1;
+        errno = EINVAL;
+    }
     if (d->pages < 0 && errno == EINVAL) {
         char path[600];
         hd_log(HD_LOG_WARN, "cold_without_o_direct", "directory=%s", hd_log_quote(d->path, path, sizeof(path)));

@@ -1,7 +1,7 @@
 /* cold_directory.h - the files of a cold tier: what is in which slot, and the bytes.
  *
  *     key      32 random bytes, mode 0600: the key of all identities in here, and of the seals below
- *     index    a header, then one record per slot: whose block it is, its tokens, a checksum per 4 KiB
+ *     index    a header, then one record per slot: whose block it is, its tokens, a checksum per KiB
  *     pages    the slots, 16 to an extent, laid out as in memory (block_layout.h): a unit and head of 16 blocks is
  *              one run of bytes, so that what is scanned together is read in large pieces
  *
@@ -16,7 +16,7 @@
 #include "attention-node/block_layout.h"
 #include "attention-node/identity.h"
 
-#define COLD_CHUNK_BYTES 4096u /* what has a checksum of its own, and what O_DIRECT counts in */
+#define COLD_CHUNK_BYTES 1024u /* what has a checksum of its own; what O_DIRECT counts in is at most this */
 #define COLD_SEAL_BYTES 16
 
 typedef struct cold_record {

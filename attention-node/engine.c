@@ -375,6 +375,10 @@ static void read_stats(const attention *self, attention_stats *stats) {
 }
 
 static hd_dtype dtype_of(const attention *self) {
+    return kernel_row_dtype(engine_seen(self)->home.kv_dtype);
+}
+
+static hd_dtype kv_dtype_of(const attention *self) {
     return engine_seen(self)->home.kv_dtype;
 }
 
@@ -422,17 +426,29 @@ static const attention_ops engine_ops = {
     .cache_reset = cache_reset,
     .stats = read_stats,
     .dtype = dtype_of,
+    .kv_dtype = kv_dtype_of,
 };
 
+static hd_status check_int8(const attention_layer_table *table, hd_error *error) {
+    for (uint32_t i = 0; i < table->stream_count; i++) {
+        const attention_stream *s = &table->streams[i];
+        if (s->codec != HD_INT8 || s->dim <= KERNEL_INT8_DIM_MAX) continue;
+        return hd_error_set(error, HD_UNSUPPORTED, "--kv-dtype int8 takes heads of at most %u elements, and stream %u has %u",
+                            KERNEL_INT8_DIM_MAX, i, s->dim);
+    }
+    return HD_OK;
+}
+
 static hd_status check_config(const engine_config *config, hd_error *error) {
-    if (config->kv_dtype != HD_BF16 && config->kv_dtype != HD_F32) {
-        return hd_error_set(error, HD_UNSUPPORTED, "keys and values are kept as bf16 or f32, not as %s",
+    if (config->kv_dtype != HD_BF16 && config->kv_dtype != HD_F32 && config->kv_dtype != HD_INT8) {
+        return hd_error_set(error, HD_UNSUPPORTED, "keys and values are kept as bf16, f32 or int8, not as %s",
                             hd_dtype_name(config->kv_dtype));
     }
     if (config->step_rows_max == 0 || config->sequences_max == 0) {
         return hd_error_set(error, HD_INVALID, "a step needs at least one row, and an engine one sequence");
     }
     hd_status status = attention_layer_table_check(&config->layers, error);
+    if (status == HD_OK && config->kv_dtype == HD_INT8) status = check_int8(&config->layers, error);
     if (status != HD_OK) return status;
     if (attention_layer_table_state_bytes(&config->layers) != 0 && config->snapshots_max < config->sequences_max) {
         return hd_error_set(error, HD_INVALID, "%u snapshots of states are too few for %u sequences",

@@ -14,7 +14,7 @@
 
 typedef struct engine_config {
     attention_layer_table layers;
-    hd_dtype kv_dtype;      /* HD_BF16 or HD_F32 */
+    hd_dtype kv_dtype;      /* HD_BF16, HD_F32 or HD_INT8 */
     /* The budget of memory: blocks, pages and their tables together stay within hot_bytes + warm_bytes. Without a cold
      * tier both hold blocks. With one, hot holds blocks and warm holds pages of cold blocks. */
     uint64_t hot_bytes, warm_bytes;

@@ -32,11 +32,16 @@ static uint64_t random_f32(uint64_t bits) {
     return (bits & 0x807fffff807fffffu) | (0x3e0000003e000000u + (bits & 0x0180000001800000u));
 }
 
-static void fill_page(uint64_t *words, uint64_t word_count, hd_dtype dtype, uint64_t seed) {
+/* Bytes of a hundredth, of which few are 0, for int8. */
+static void fill_page(void *page, uint64_t bytes, hd_dtype dtype, uint32_t dim, uint64_t seed) {
+    uint64_t *words = page, word_count = bytes / sizeof(uint64_t);
+    if (dtype == HD_INT8) word_count = (uint64_t)HD_ALIGN_UP(dim, KERNEL_K_ALIGN) * HD_BLOCK_TOKENS / sizeof(uint64_t);
     for (uint64_t i = 0; i < word_count; i++) {
         uint64_t bits = next_random(&seed);
-        words[i] = dtype == HD_F32 ? random_f32(bits) : random_bf16(bits);
+        words[i] = dtype == HD_F32 ? random_f32(bits) : dtype == HD_INT8 ? bits : random_bf16(bits);
     }
+    const uint64_t exponents = 0x0001000100010001u * ((112 - 7) << 7);
+    for (uint64_t i = word_count; i < bytes / sizeof(uint64_t); i++) words[i] = exponents;
 }
 
 static void fill_blocks(void *context, unsigned thread, unsigned thread_count) {
@@ -49,8 +54,8 @@ static void fill_blocks(void *context, unsigned thread, unsigned thread_count) {
         for (uint32_t stream = 0; stream < layout->stream_count; stream++) {
             const stream_place *place = &layout->streams[stream];
             for (uint32_t head = 0; head < place->heads; head++) {
-                fill_page(block_pool_page(pool, block, stream, head), place->page_bytes / sizeof(uint64_t),
-                          f->engine->table.streams[stream].codec,
+                fill_page(block_pool_page(pool, block, stream, head), place->page_bytes,
+                          f->engine->table.streams[stream].codec, f->engine->table.streams[stream].dim,
                           f->seed + run * layout->page_count + place->first_page + head);
             }
         }

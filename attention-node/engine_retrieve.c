@@ -36,7 +36,8 @@ static finder_sizes sizes_of(const attention_layer_table *table, hd_dtype kv_dty
     for (uint32_t i = 0; i < table->layer_count; i++) {
         const attention_layer *layer = &table->layers[i];
         const attention_stream *keys = &table->streams[layer->key_stream];
-        const kernel_page_shape shape = {.dtype = kv_dtype, .key_dim = keys->dim, .value_dim = layer->value_dim};
+        const kernel_page_shape shape = {
+            .dtype = kernel_row_dtype(kv_dtype), .key_dim = keys->dim, .value_dim = layer->value_dim};
         uint32_t group_size = layer->query_heads / keys->heads;
         if (layer->value_is_key_prefix || keys->tokens_per_record != 1 || group_size > INDEX_QUERIES_MAX) continue;
         for (size_t k = 0; k < kind_count; k++) {
@@ -223,22 +224,33 @@ hd_status engine_indexes_follow(engine *e, sequence *s, hd_error *error) {
 static const uint16_t *bf16_queries(const engine *e, const engine_layer *layer, const engine_finder *finder,
                                     uint32_t row, uint32_t head) {
     const void *queries = engine_queries(e, layer, row, head);
-    if (layer->shape.dtype == HD_BF16) return queries;
+    if (layer->shape.dtype != HD_F32) return queries;
     e->kernels->convert(queries, HD_F32, finder->queries, HD_BF16, (size_t)layer->plan.group_size * layer->query_dim);
     return finder->queries;
 }
 
-/* Rows of keys that the step has appended. */
+/* Rows of keys that the step has appended, as they are read of pages. */
 static void learn_keys(const engine *e, const engine_layer *layer, const sequence *s, const plan_span *span,
-                       uint32_t head) {
+                       uint32_t head, uint16_t room[]) {
     uint64_t first = s->length > span->first_position ? s->length : span->first_position;
-    if (first >= s->end || layer->shape.dtype != HD_BF16) return;
+    if (first >= s->end || layer->shape.dtype == HD_F32) return;
     size_t stride = (size_t)layer->plan.kv_heads * layer->shape.key_dim;
     const uint16_t *keys = (const uint16_t *)e->step.call.keys.data +
                            (span->first_row + (first - span->first_position)) * stride +
                            (size_t)head * layer->shape.key_dim;
-    hd_status status =
-        index_set_add_keys(s->indexes, e->step.call.layer, head, first, keys, (uint32_t)(s->end - first), stride);
+    hd_status status = HD_OK;
+    for (uint32_t left = (uint32_t)(s->end - first), count; left > 0 && status == HD_OK; left -= count) {
+        count = left;
+        bool is_rounded = layer->shape.dtype == HD_INT8;
+        if (is_rounded) {
+            count = left < HD_BLOCK_TOKENS ? left : HD_BLOCK_TOKENS;
+            kernel_page_round_rows(&layer->shape, keys, stride, count, layer->shape.key_dim, room);
+        }
+        status = index_set_add_keys(s->indexes, e->step.call.layer, head, first, is_rounded ? room : keys, count,
+                                    is_rounded ? layer->shape.key_dim : stride);
+        first += count;
+        keys += count * stride;
+    }
     if (status != HD_OK) index_set_fail(s->indexes);
 }
 
@@ -252,7 +264,7 @@ void engine_learn(engine *e, const engine_layer *layer, unsigned thread, unsigne
         size_t first, count;
         hd_share(heads, 1, thread, thread_count, &first, &count);
         for (size_t head = first; layer->is_owner && head < first + count; head++)
-            learn_keys(e, layer, s, span, (uint32_t)head);
+            learn_keys(e, layer, s, span, (uint32_t)head, e->finders[thread].keys);
         for (uint32_t row = 0; row < span->row_count; row++) {
             uint64_t position = span->first_position + row;
             if (position % INDEX_QUERY_POSITIONS != 0) continue;
@@ -353,6 +365,7 @@ void engine_attend_found(engine *e, const engine_layer *layer, unsigned thread, 
     const engine_finder *finder = &e->finders[thread];
     uint32_t group_size = layer->plan.group_size, value_dim = layer->shape.value_dim;
     uint64_t start = hd_now_ns();
+    call->shape = kernel_page_shape_read(&layer->shape);
     call->partial = engine_scratch_partial(e, &e->threads[thread], 1);
     call->span_count = 1;
     kernel_token places[2][HD_BLOCK_TOKENS]; /* of this page, and of the next, which are fetched meanwhile */

@@ -60,7 +60,7 @@ typedef struct engine_found {
 
 /* A thread's room for searches; only where the engine keeps indexes. */
 typedef struct engine_finder {
-    void *scratch, *keys, *values; /* keys, values: a page for tokens that were found */
+    void *scratch, *keys, *values; /* keys, values: a page for tokens that were found, as pages are read */
     uint16_t *queries;             /* of a group, in bf16 */
     engine_found found;
 } engine_finder;

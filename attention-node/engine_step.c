@@ -439,7 +439,7 @@ hd_status engine_step_submit(attention *self, const attention_layer_call *call) 
     if (call->layer >= e->table.layer_count || call->layer < e->step.next_layer) return HD_INVALID;
     const engine_layer *layer = &e->layers[call->layer];
     if (!layer->is_computable) return HD_UNSUPPORTED;
-    hd_dtype dtype = e->home.kv_dtype;
+    hd_dtype dtype = kernel_row_dtype(e->home.kv_dtype);
     bool has_inputs = !layer->is_owner || (is_usable(&call->keys, dtype) && is_usable(&call->values, dtype));
     if (!has_inputs || (e->step.has_queries && !is_usable(&call->queries, dtype))) return HD_INVALID;
     bool has_output = is_usable(&call->output, dtype) &&

@@ -254,7 +254,7 @@ static hd_status make_indexes(index_set *set, const sequence *s, const index_set
             uint32_t at = home->layers[layer].first_index + head;
             index_params params = params_of(home, set, layer, head);
             set->contexts[at] = (index_source_context){.set = set, .layer = &home->layers[layer], .head = head};
-            if (set->has_rows && home->layers[layer].shape.dtype == HD_BF16) {
+            if (set->has_rows && home->layers[layer].shape.dtype != HD_F32) {
                 status = key_rows_init(&set->contexts[at].rows, set->keys_max, params.key_dim);
                 if (status == HD_OK && donor != NULL && donor->has_rows)
                     status = key_rows_share(&donor->contexts[at].rows, tokens, &set->contexts[at].rows);

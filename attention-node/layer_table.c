@@ -10,6 +10,7 @@
 /* Tables come from other processes too: with these, no product of counts and sizes below comes near 64 bits. */
 #define HEADS_MAX (1u << 16)
 #define DIM_MAX (1u << 20)
+#define SECTOR_BYTES ((uint64_t)512)
 
 static bool is_state(const attention_stream *stream) {
     return stream->tokens_per_record == ATTENTION_STATE_PER_SEQUENCE;
@@ -110,6 +111,10 @@ uint64_t attention_stream_page_bytes(const attention_stream *stream) {
     if (is_state(stream)) return 0;
     uint64_t records = HD_BLOCK_TOKENS / stream->tokens_per_record;
     uint64_t record_bits = HD_ALIGN_UP((uint64_t)stream->dim, KERNEL_K_ALIGN) * hd_dtype_bits(stream->codec);
+    if (stream->codec == HD_INT8) { /* whole sectors of a disk, whatever the number of exponents */
+        uint64_t exponents = HD_ALIGN_UP((uint64_t)stream->dim, KERNEL_INT8_GROUP) / KERNEL_INT8_GROUP * sizeof(uint16_t);
+        return HD_ALIGN_UP(records * (record_bits / 8 + exponents), SECTOR_BYTES);
+    }
     return HD_ALIGN_UP(records * record_bits / 8, (uint64_t)HD_CACHE_LINE);
 }
 

@@ -518,6 +518,10 @@ static void stats(const attention *self, attention_stats *out) {
 }
 
 static hd_dtype dtype_of(const attention *self) {
+    return kernel_row_dtype(of(self)->kv_dtype);
+}
+
+static hd_dtype kv_dtype_of(const attention *self) {
     return of(self)->kv_dtype;
 }
 
@@ -570,6 +574,7 @@ static const attention_ops remote_ops = {
     .cache_reset = cache_reset,
     .stats = stats,
     .dtype = dtype_of,
+    .kv_dtype = kv_dtype_of,
 };
 
 static bool take_memory(remote *r, const remote_config *config) {

@@ -102,9 +102,9 @@ hd_status sharded_add(attention *self, const sharded_node *given, uint32_t *inde
         return hd_error_set(error, HD_INVALID, "attention node %s: KV heads %u to %u of a model with %u", given->name,
                             given->heads.first, given->heads.first + given->heads.count, s->kv_heads);
     }
-    if (given->attention->ops->dtype(given->attention) != s->config.kv_dtype) {
+    if (given->attention->ops->kv_dtype(given->attention) != s->config.kv_dtype) {
         return hd_error_set(error, HD_INVALID, "attention node %s keeps %s, not %s", given->name,
-                            hd_dtype_name(given->attention->ops->dtype(given->attention)),
+                            hd_dtype_name(given->attention->ops->kv_dtype(given->attention)),
                             hd_dtype_name(s->config.kv_dtype));
     }
     uint32_t at = 0;
@@ -363,6 +363,10 @@ static void idle(attention *self) {
 }
 
 static hd_dtype dtype_of(const attention *self) {
+    return kernel_row_dtype(sharded_home(self)->config.kv_dtype);
+}
+
+static hd_dtype kv_dtype_of(const attention *self) {
     return sharded_home(self)->config.kv_dtype;
 }
 
@@ -433,6 +437,7 @@ static const attention_ops sharded_ops = {
     .idle = idle,
     .stats = read_stats,
     .dtype = dtype_of,
+    .kv_dtype = kv_dtype_of,
 };
 
 static bool copy_table(sharded *s) {

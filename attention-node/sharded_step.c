@@ -19,7 +19,7 @@ typedef struct {
 } region_plan;
 
 static size_t element_bytes(const sharded *s) {
-    return hd_dtype_bits(s->config.kv_dtype) / 8;
+    return hd_dtype_bits(kernel_row_dtype(s->config.kv_dtype)) / 8;
 }
 
 static uint32_t group_size_of(const sharded *s, const attention_layer *layer) {
@@ -344,7 +344,7 @@ static void gather_keys(const sharded *s, const shard_node *node, const attentio
 }
 
 static attention_tensor own_tensor(const sharded *s, void *data) {
-    return (attention_tensor){.data = data, .dtype = s->config.kv_dtype};
+    return (attention_tensor){.data = data, .dtype = kernel_row_dtype(s->config.kv_dtype)};
 }
 
 /* The caller's tensors where the node has all rows, else copies in the node's memory. */
@@ -382,7 +382,7 @@ hd_status sharded_step_submit(attention *self, const attention_layer_call *call)
     sharded *s = sharded_of(self);
     assert(s->step.is_open);
     if (s->step.status != HD_OK) return s->step.status;
-    if (call->layer >= s->config.layers.layer_count || call->queries.dtype != s->config.kv_dtype) return HD_INVALID;
+    if (call->layer >= s->config.layers.layer_count || call->queries.dtype != kernel_row_dtype(s->config.kv_dtype)) return HD_INVALID;
     s->step.call = *call;
     for (uint32_t i = 0; i < s->node_count; i++) {
         shard_node *node = &s->nodes[i];

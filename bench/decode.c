@@ -94,7 +94,7 @@ static uint64_t weight_bytes_read(const bench_decode_config *c, uint32_t rows) {
 /* Bytes of keys and values that one row at `depth` attends to. */
 static uint64_t kv_bytes_read(const bench_decode_config *c, uint64_t depth) {
     uint64_t bytes = 0;
-    hd_dtype dtype = c->attention->ops->dtype(c->attention);
+    hd_dtype dtype = c->attention->ops->kv_dtype(c->attention);
     for (uint32_t i = 0; i < c->model->layer_count; i++) {
         uint64_t window = c->model->windows[i], visible = window > 0 && window < depth ? window : depth;
         bytes += visible * c->model->kv_heads * c->model->head_dim * 2 * hd_dtype_bits(dtype) / 8;
@@ -406,7 +406,7 @@ static json_t *open_report(bench *b) {
     json_t *report = bench_report_open("decode");
     json_t *fields =
         json_pack("{s:s, s:s, s:s, s:s, s:i, s:i, s:f}", "model", c->model_name, "weights",
-                  hd_dtype_name(c->weights->dtype), "kv", hd_dtype_name(c->attention->ops->dtype(c->attention)),
+                  hd_dtype_name(c->weights->dtype), "kv", hd_dtype_name(c->attention->ops->kv_dtype(c->attention)),
                   "kernels", c->kernels->name, "threads", (int)hd_pool_thread_count(c->pool), "max_batch_tokens",
                   (int)c->batch_tokens_max, "read_bandwidth_bytes_per_s", b->bandwidth);
     json_object_update(report, fields);
@@ -423,7 +423,7 @@ static void print_head(bench *b) {
     fprintf(b->table, "%s, %u threads, %s kernels; %s, weights %s (%s), KV %s; read bandwidth %.1f GB/s\n",
             bench_cpu_name(cpu, sizeof(cpu)), hd_pool_thread_count(c->pool), c->kernels->name, c->model_name,
             hd_dtype_name(c->weights->dtype), hd_format_size(c->weights->bytes, weights, sizeof(weights)),
-            hd_dtype_name(c->attention->ops->dtype(c->attention)), b->bandwidth * 1e-9);
+            hd_dtype_name(c->attention->ops->kv_dtype(c->attention)), b->bandwidth * 1e-9);
 }
 
 static hd_status run_all(bench *b, hd_error *error) {

@@ -89,7 +89,8 @@ static void attend_share(void *context, unsigned thread, unsigned thread_count) 
     kernel_partial total = partial_at(w, &at), part = partial_at(w, &at);
     size_t parts = w->rows / w->rows_at_once, items = w->head_count * parts, item;
     kernel_attend call = {.shape = w->shape,
-                          .scale = 0.125f,
+                          /* What are small numbers as bf16 are large ones as bytes and exponents. */
+                          .scale = w->shape.dtype == HD_INT8 ? 0x1p-26f : 0.125f,
                           .query_stride = HD_ALIGN_UP(w->shape.key_dim, KERNEL_K_ALIGN),
                           .positions = w->positions,
                           .row_count = w->rows_at_once,
@@ -138,10 +139,10 @@ static hd_status place_pages(attention_work *w) {
 }
 
 /* rows: query rows of one key head; few in decode, of a whole chunk in prefill. */
-static hd_status attention_each(const kernels_memory *memory, uint32_t dim, uint32_t rows, uint32_t tokens,
-                                void (*each)(const kernels_work *work, void *context), void *context) {
+static hd_status attention_each(const kernels_memory *memory, hd_dtype dtype, uint32_t dim, uint32_t rows,
+                                uint32_t tokens, void (*each)(const kernels_work *work, void *context), void *context) {
     _Atomic size_t ticket = 0;
-    attention_work w = {.memory = memory, .shape = {HD_BF16, dim, dim}, .rows = rows, .ticket = &ticket};
+    attention_work w = {.memory = memory, .shape = {dtype, dim, dim}, .rows = rows, .ticket = &ticket};
     w.group_count = tokens / (HD_BLOCK_TOKENS * HD_GROUP_BLOCKS);
     w.rows_at_once = rows < memory->kernels->attend_rows_best ? rows : memory->kernels->attend_rows_best;
     hd_status status = place_pages(&w);
@@ -153,10 +154,11 @@ static hd_status attention_each(const kernels_memory *memory, uint32_t dim, uint
                              .memory = memory,
                              .context = &w};
         double tokens_read = (double)w.head_count * tokens;
-        work.bytes = tokens_read * dim * 2 * sizeof(uint16_t);
+        work.bytes = tokens_read / HD_BLOCK_TOKENS *
+                     (double)(kernel_page_key_bytes(&w.shape) + kernel_page_value_bytes(&w.shape));
         work.operations = tokens_read * rows * dim * 4;
-        snprintf(work.name, sizeof(work.name), "%s attention, %u rows, head %u, %uK tokens",
-                 is_decode ? "decode" : "prefill", rows, dim, tokens / 1024);
+        snprintf(work.name, sizeof(work.name), "%s attention, %u rows, head %u, %uK tokens%s",
+                 is_decode ? "decode" : "prefill", rows, dim, tokens / 1024, dtype == HD_INT8 ? ", int8" : "");
         each(&work, context);
     }
     free(w.positions);
@@ -287,13 +289,19 @@ static void elements_each(const kernels_memory *memory, void (*each)(const kerne
 
 hd_status kernels_work_each(const kernels_memory *memory, void (*each)(const kernels_work *work, void *context),
                             void *context) {
-    static const uint32_t attention[][3] = {{64, 1, 16384},   {64, 4, 16384},    {128, 4, 16384},
-                                            {128, 8, 131072}, {64, 1024, 32768}, {128, 1024, 32768}};
+    static const struct {
+        hd_dtype dtype;
+        uint32_t dim, rows, tokens;
+    } attention[] = {{HD_BF16, 64, 1, 16384},    {HD_BF16, 64, 4, 16384},    {HD_INT8, 64, 4, 16384},
+                     {HD_BF16, 128, 4, 16384},   {HD_INT8, 128, 4, 16384},   {HD_BF16, 128, 8, 131072},
+                     {HD_INT8, 128, 8, 131072},  {HD_BF16, 64, 1024, 32768}, {HD_INT8, 64, 1024, 32768},
+                     {HD_BF16, 128, 1024, 32768}};
     static const uint32_t large[][2] = {{8192, 2048}, {2048, 8192}};
     static const uint32_t few[] = {1, 4, 8};
     hd_status status = HD_OK;
     for (size_t i = 0; status == HD_OK && i < sizeof(attention) / sizeof(attention[0]); i++)
-        status = attention_each(memory, attention[i][0], attention[i][1], attention[i][2], each, context);
+        status = attention_each(memory, attention[i].dtype, attention[i].dim, attention[i].rows, attention[i].tokens, each,
+                                context);
     for (size_t i = 0; status == HD_OK && i < 4; i++)
         status = matmul_each(memory, i < 2 ? HD_BF16 : HD_INT8, 512, large[i % 2][0], large[i % 2][1], each, context);
     for (size_t i = 0; status == HD_OK && i < 6; i++)

@@ -87,7 +87,7 @@ static hd_status fill(bench *b, attention *a, uint64_t sequence, const void *row
                                .is_replica = true};
         status = a->ops->step_begin(a, &span, 1, error);
         if (status != HD_OK) break;
-        attention_tensor tensor = {.data = (void *)rows, .dtype = c->kv_dtype};
+        attention_tensor tensor = {.data = (void *)rows, .dtype = kernel_row_dtype(c->kv_dtype)};
         for (uint32_t layer = 0; layer < b->layers.layer_count && status == HD_OK; layer++) {
             attention_layer_call call = {.layer = layer, .keys = tensor, .values = tensor};
             status = a->ops->submit(a, &call);
@@ -172,7 +172,7 @@ static hd_status open_echo(bench *b, hd_error *error) {
     static const transport_handlers handlers = {.on_frame = on_back, .on_lost = on_lost};
     const model_config *m = b->config->model;
     echo *e = &b->echo;
-    uint64_t element = hd_dtype_bits(b->config->kv_dtype) / 8, pad = (m->head_dim + 31u) / 32 * 32;
+    uint64_t element = hd_dtype_bits(kernel_row_dtype(b->config->kv_dtype)) / 8, pad = (m->head_dim + 31u) / 32 * 32;
     e->out_bytes = b->config->batch * ((uint64_t)m->query_heads * pad + 2ull * m->kv_heads * m->head_dim) * element;
     e->in_bytes = (uint64_t)b->config->batch * m->query_heads * m->head_dim * element;
     uint64_t largest = e->out_bytes > e->in_bytes ? e->out_bytes : e->in_bytes;
@@ -250,7 +250,7 @@ static void report(bench *b, const remote_traffic *traffic, double seconds, cons
 /* Random signs and mantissas of moderate size, as bf16 or as f32. */
 static uint16_t *draw_rows(bench *b) {
     const bench_offload_config *c = b->config;
-    uint64_t row_bytes = (uint64_t)c->model->kv_heads * c->model->head_dim * hd_dtype_bits(c->kv_dtype) / 8;
+    uint64_t row_bytes = (uint64_t)c->model->kv_heads * c->model->head_dim * hd_dtype_bits(kernel_row_dtype(c->kv_dtype)) / 8;
     uint16_t *rows = hd_alloc(c->rows_max * row_bytes, HD_CACHE_LINE);
     for (uint64_t i = 0; rows != NULL && i < c->rows_max * row_bytes / 2; i++)
         rows[i] = (uint16_t)((bench_random_u64(&b->random) & 0x80ff) | 0x3e00);

@@ -124,6 +124,11 @@ static hd_dtype timed_dtype(const attention *self) {
     return inner->ops->dtype(inner);
 }
 
+static hd_dtype timed_kv_dtype(const attention *self) {
+    const attention *inner = ((const timed_attention *)self)->inner;
+    return inner->ops->kv_dtype(inner);
+}
+
 static const attention_ops timed_ops = {
     .name = "timed",
     .close = timed_close,
@@ -144,6 +149,7 @@ static const attention_ops timed_ops = {
     .cache_reset = timed_cache_reset,
     .stats = timed_stats,
     .dtype = timed_dtype,
+    .kv_dtype = timed_kv_dtype,
 };
 
 void timed_attention_init(timed_attention *timed, attention *inner) {

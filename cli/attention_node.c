@@ -48,7 +48,7 @@ static size_t attention_node_flags(hd_flag *flags) {
         {"cold-size", HD_FLAG_SIZE, &options.cold_size, "BYTES", "files in --cold-dir, taken at start", false},
         {"index-memory", HD_FLAG_STRING, &options.index_memory, "auto|BYTES",
          "of the hot memory, for indexes; auto is an eighth; with 0 no request is served by retrieval here", false},
-        {"kv-dtype", HD_FLAG_STRING, &options.kv_dtype, "auto|f32|bf16",
+        {"kv-dtype", HD_FLAG_STRING, &options.kv_dtype, "auto|f32|bf16|int8",
          "how keys and values are kept; auto: as the first worker says, else other workers are refused", false},
         {"threads", HD_FLAG_U64, &options.threads, "N", "compute threads (default: the CPUs this process may use)",
          false},
@@ -72,6 +72,10 @@ typedef struct {
     node_service control;
     rpc_server *server;
 } role;
+
+static hd_dtype kv_dtype_of(const char *name) {
+    return strcmp(name, "f32") == 0 ? HD_F32 : strcmp(name, "int8") == 0 ? HD_INT8 : HD_BF16;
+}
 
 static void close_role(role *r) {
     if (r->cluster.loop != NULL) cluster_leave(&r->cluster);
@@ -158,7 +162,7 @@ static hd_status open_service(role *r, hd_error *error) {
                                        .links_max = (uint32_t)options.max_workers,
                                        .orphan_ms = options.orphan_timeout};
     config.has_kv_dtype = strcmp(options.kv_dtype, "auto") != 0;
-    if (config.has_kv_dtype) config.kv_dtype = strcmp(options.kv_dtype, "f32") == 0 ? HD_F32 : HD_BF16;
+    if (config.has_kv_dtype) config.kv_dtype = kv_dtype_of(options.kv_dtype);
     hd_status status = plan_memory(&config, error);
     if (status == HD_OK) status = check_cold(error);
     if (status != HD_OK) return status;
@@ -226,8 +230,8 @@ static hd_status check_options(hd_error *error) {
     if ((options.cold_dir != NULL) != (options.cold_size > 0))
         return hd_error_set(error, HD_INVALID, "--cold-dir and --cold-size go together, and one of them is missing");
     const char *kv = options.kv_dtype;
-    if (strcmp(kv, "auto") != 0 && strcmp(kv, "f32") != 0 && strcmp(kv, "bf16") != 0)
-        return hd_error_set(error, HD_INVALID, "--kv-dtype: '%s' is none of auto, f32, bf16", kv);
+    if (strcmp(kv, "auto") != 0 && strcmp(kv, "f32") != 0 && strcmp(kv, "bf16") != 0 && strcmp(kv, "int8") != 0)
+        return hd_error_set(error, HD_INVALID, "--kv-dtype: '%s' is none of auto, f32, bf16, int8", kv);
     uint64_t bytes;
     const char *index = options.index_memory;
     if (strcmp(index, "auto") != 0 && hd_parse_size(index, &bytes) != HD_OK)

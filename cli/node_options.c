@@ -23,7 +23,7 @@ size_t node_options_flags(node_options *o, hd_flag *flags) {
          "directory for keys and values that memory does not hold; finished prompts are found there after a restart",
          false},
         {"cold-size", HD_FLAG_SIZE, &o->cold_size, "BYTES", "files in --cold-dir, taken at start", false},
-        {"kv-dtype", HD_FLAG_STRING, &o->kv_dtype, "f32|bf16", "how keys and values are kept", false},
+        {"kv-dtype", HD_FLAG_STRING, &o->kv_dtype, "f32|bf16|int8", "how keys and values are kept", false},
         {"selection", HD_FLAG_STRING, &o->selection, "NAME[,key=value...]",
          "which earlier tokens a query attends to: full, window, retrieval, or auto: full or retrieval", false},
         {"full-up-to", HD_FLAG_U64, &o->full_up_to, "N",
@@ -62,7 +62,8 @@ static hd_status choose_weights(const char *name, hd_dtype *dtype, hd_error *err
 static hd_status choose_kv(const char *name, hd_dtype *dtype, hd_error *error) {
     if (strcmp(name, "bf16") == 0) *dtype = HD_BF16;
     else if (strcmp(name, "f32") == 0) *dtype = HD_F32;
-    else return hd_error_set(error, HD_INVALID, "--kv-dtype: '%s' is none of f32, bf16", name);
+    else if (strcmp(name, "int8") == 0) *dtype = HD_INT8;
+    else return hd_error_set(error, HD_INVALID, "--kv-dtype: '%s' is none of f32, bf16, int8", name);
     return HD_OK;
 }
 

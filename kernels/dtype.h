@@ -20,6 +20,11 @@ static inline float hd_bf16_to_f32(uint16_t value) {
     return result;
 }
 
+/* Of queries, and of keys and values where they are not in pages: HD_F32, or HD_BF16 for all others. */
+static inline hd_dtype kernel_row_dtype(hd_dtype page_dtype) {
+    return page_dtype == HD_F32 ? HD_F32 : HD_BF16;
+}
+
 /* Round to nearest even; NaN stays NaN. */
 static inline uint16_t hd_f32_to_bf16(float value) {
     uint32_t bits;

@@ -45,19 +45,36 @@ typedef struct kernel_matmul {
     void *scratch;
 } kernel_matmul;
 
+/* A page's keys, and its values, are a packed matrix (matrix.h). In int8, 32 elements of a token share a power of two
+ * (MXINT8 of the OCP Microscaling formats, 2023), and the matrix is followed by these: uint16_t [groups of 32][128 tokens],
+ * the exponent in bf16's bits plus 112, 0 where all bytes are. An element, byte * 2^exponent, is a bf16 as it is, so whoever
+ * reads pages reads the same numbers. A token's bytes are a function of the token alone: a page that is being filled is
+ * read as it will always be. */
 typedef struct kernel_page_shape {
-    hd_dtype dtype;                /* HD_BF16 or HD_F32; queries, keys and values have the same type */
-    uint32_t key_dim, value_dim;   /* multiples of 16 */
+    hd_dtype dtype;                /* HD_F32, HD_BF16 or HD_INT8 */
+    uint32_t key_dim, value_dim;   /* multiples of 16; of int8 at most KERNEL_INT8_DIM_MAX */
 } kernel_page_shape;
+
+#define KERNEL_INT8_DIM_MAX 256u
+#define KERNEL_INT8_GROUP 32u /* elements that share an exponent */
+
+/* The same page as its elements are read. */
+static inline kernel_page_shape kernel_page_shape_read(const kernel_page_shape *shape) {
+    return (kernel_page_shape){kernel_row_dtype(shape->dtype), shape->key_dim, shape->value_dim};
+}
 
 size_t kernel_page_key_bytes(const kernel_page_shape *shape);
 size_t kernel_page_value_bytes(const kernel_page_shape *shape);
+
+/* Rows of bf16 become what is read back of a page that they were stored in; dim elements each, stride from row to row. */
+void kernel_page_round_rows(const kernel_page_shape *shape, const uint16_t *rows, size_t stride, uint32_t count,
+                            uint32_t dim, uint16_t *rounded);
 
 /* Tokens [first, first + count) of a page's keys or values as rows of bf16, one after another. */
 void kernel_page_rows(const kernel_page_shape *shape, const void *page, bool is_keys, uint32_t first, uint32_t count,
                       uint16_t *rows);
 
-/* Token `slot` of a page's keys or values to slot `to` of another page of the same shape; and a key from a row. */
+/* Token `slot` of a page's keys or values to slot `to` of a page of kernel_page_shape_read; and a key from a row. */
 void kernel_page_copy_key(const kernel_page_shape *shape, const void *keys, uint32_t slot, void *to_keys, uint32_t to);
 void kernel_page_copy_value(const kernel_page_shape *shape, const void *values, uint32_t slot, void *to_values,
                             uint32_t to);
@@ -91,8 +108,8 @@ typedef struct kernel_attend {
     float scale;               /* of q.k, usually 1 / sqrt(key_dim) */
     float soft_cap;            /* 0 for none; else s = soft_cap * tanh(s / soft_cap) */
     uint64_t window;           /* 0 for all; else a row at position p sees positions > p - window */
-    const void *queries;       /* [row_count, query_stride] in shape.dtype, 64-byte aligned, zero from key_dim to a
-                                * multiple of 32 */
+    const void *queries;       /* [row_count, query_stride] in kernel_row_dtype, 64-byte aligned, zero from key_dim to
+                                * a multiple of 32 */
     size_t query_stride;       /* elements */
     const uint64_t *positions; /* [row_count]: a row sees positions <= its own */
     uint32_t row_count;
@@ -120,11 +137,11 @@ typedef struct kernel_ops {
     void (*finish)(const kernel_partial *partial, uint32_t row_count, uint32_t value_dim, const float *sink_logits,
                    hd_dtype dtype, void *output, size_t output_stride, float *lse);
 
-    /* Puts tokens into slots [slot, slot + count) of a page. keys and values are rows in shape->dtype, strides in
+    /* Puts tokens into slots [slot, slot + count) of a page. keys and values are rows in kernel_row_dtype, strides in
      * elements. */
     void (*page_store)(const kernel_page_shape *shape, void *page_keys, void *page_values, uint32_t slot,
                        uint32_t count, const void *keys, size_t key_stride, const void *values, size_t value_stride);
-    /* Puts tokens into slots 0 .. count - 1 of a page of the shape that theirs have. */
+    /* Puts tokens into slots 0 .. count - 1 of a page of kernel_page_shape_read. */
     void (*gather)(const kernel_page_shape *shape, const kernel_token *tokens, uint32_t count, void *to_keys,
                    void *to_values);
 

@@ -73,7 +73,7 @@ static void fill_info(worker *w) {
     config->attention->ops->stats(config->attention, &stats);
     uint64_t context_max = model_context(model);
     if (config->context_max > 0) context_max = least(context_max, config->context_max);
-    hd_dtype kv_dtype = config->attention->ops->dtype(config->attention);
+    hd_dtype kv_dtype = config->attention->ops->kv_dtype(config->attention);
     w->info = (worker_info){
         .model_name = config->model_name,
         .kernels = config->kernels->name,

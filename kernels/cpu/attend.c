@@ -68,6 +68,24 @@ static const kernel_span *wanted_after(const row_tile *tile, const kernel_span *
     return span + 1 < tile->call->spans + tile->call->span_count ? span + 1 : tile->call->ahead;
 }
 
+static uint16_t *widened_at(const kernel_attend *call, size_t offset) {
+    return (uint16_t *)((char *)call->scratch + ATTEND_WIDENED + offset);
+}
+
+static const void *keys_of(const kernel_attend *call, const kernel_span *span) {
+    if (call->shape.dtype != HD_INT8) return span->keys;
+    uint16_t *widened = widened_at(call, 0);
+    widen_keys(&call->shape, span->keys, widened);
+    return widened;
+}
+
+static const void *values_of(const kernel_attend *call, const kernel_span *span) {
+    if (call->shape.dtype != HD_INT8) return span->values;
+    uint16_t *widened = widened_at(call, WIDENED_BYTES);
+    widen_values(&call->shape, span->values, widened);
+    return widened;
+}
+
 static tile_product start_keys(const row_tile *tile, const kernel_span *span, float *scores) {
     const kernel_attend *call = tile->call;
     const kernel_span *ahead = wanted_after(tile, span);
@@ -76,7 +94,7 @@ static tile_product start_keys(const row_tile *tile, const kernel_span *span, fl
         .a = (const char *)call->queries + tile->first * call->query_stride * element_bytes,
         .a_stride = call->query_stride,
         .rows = tile->rows,
-        .b = span->keys,
+        .b = keys_of(call, span),
         .panel_stride = (size_t)KERNEL_PANEL * HD_ALIGN_UP(call->shape.key_dim, KERNEL_K_ALIGN),
         .width = HD_BLOCK_TOKENS,
         .k = HD_ALIGN_UP(call->shape.key_dim, KERNEL_K_ALIGN),
@@ -85,7 +103,7 @@ static tile_product start_keys(const row_tile *tile, const kernel_span *span, fl
         .ahead = ahead != NULL ? ahead->keys : NULL,
         .ahead_bytes = tile->key_bytes,
     };
-    tile_start(&product, call->shape.dtype);
+    tile_start(&product, kernel_row_dtype(call->shape.dtype));
     return product;
 }
 
@@ -98,7 +116,7 @@ static tile_product start_values(const row_tile *tile, const kernel_span *span, 
         .a = weights,
         .a_stride = call->shape.dtype == HD_F32 ? HD_BLOCK_TOKENS : 2 * HD_BLOCK_TOKENS,
         .rows = tile->rows,
-        .b = span->values,
+        .b = values_of(call, span),
         .panel_stride = (size_t)KERNEL_PANEL * HD_BLOCK_TOKENS,
         .width = call->shape.value_dim,
         .k = HD_BLOCK_TOKENS,
@@ -108,7 +126,7 @@ static tile_product start_values(const row_tile *tile, const kernel_span *span, 
         .ahead = ahead != NULL ? ahead->values : NULL,
         .ahead_bytes = tile->value_bytes,
     };
-    tile_start(&product, call->shape.dtype);
+    tile_start(&product, kernel_row_dtype(call->shape.dtype));
     return product;
 }
 
@@ -239,8 +257,10 @@ static void attend_tile(row_tile *tile) {
 
 void table_attend(const kernel_attend *call) {
     assert(call->shape.key_dim % 16 == 0 && call->shape.value_dim % 16 == 0 && call->scale > 0.0f);
+    assert(call->shape.dtype != HD_INT8 ||
+           (call->shape.key_dim <= KERNEL_INT8_DIM_MAX && call->shape.value_dim <= KERNEL_INT8_DIM_MAX));
 #if defined(KERNEL_HAS_AMX)
-    if (call->shape.dtype == HD_BF16) {
+    if (call->shape.dtype != HD_F32) {
         attend_amx(call);
         return;
     }

@@ -4,8 +4,7 @@
 
 #include <math.h>
 
-#include "kernels/cpu/vector.h"
-#include "kernels/ops.h"
+#include "kernels/cpu/widen.h"
 
 enum {
     ATTEND_ROWS = 32,  /* rows that share one reading of a page from the second-level cache */
@@ -14,8 +13,9 @@ enum {
     ATTEND_PLAIN_SCRATCH_BYTES = (ATTEND_STAGES * ATTEND_STAGE_FLOATS + ATTEND_ROWS * VEC_LANES) * sizeof(float),
     ATTEND_AMX_ROWS = 256, /* rows that share one reading of a page from memory */
     ATTEND_AMX_SCRATCH_BYTES = 48 << 10,
-    ATTEND_SCRATCH_BYTES =
+    ATTEND_WIDENED = /* where a page of int8 is widened to: its keys, and behind them its values */
         ATTEND_PLAIN_SCRATCH_BYTES > ATTEND_AMX_SCRATCH_BYTES ? ATTEND_PLAIN_SCRATCH_BYTES : ATTEND_AMX_SCRATCH_BYTES,
+    ATTEND_SCRATCH_BYTES = ATTEND_WIDENED + 2 * WIDENED_BYTES,
 };
 
 /* count scores, a multiple of VEC_LANES: from q.k to cap * tanh(s / cap) in base 2, through e^(-2|s| / cap), which

@@ -93,7 +93,7 @@ static void begin_scores(pipeline *p, const unit *u, uint32_t block, float *scor
     const kernel_attend *call = p->rows.call;
     uint32_t panel = block * BLOCK / KERNEL_PANEL, column = block * BLOCK % KERNEL_PANEL;
     const size_t row_bytes = KERNEL_PANEL * 2 * sizeof(uint16_t);
-    const char *keys = (const char *)u->span->keys +
+    const char *keys = keys_of(&p->rows, u->span) +
                        ((size_t)panel * p->key_steps * TILE_K * KERNEL_PANEL + column * 2) * sizeof(uint16_t);
     p->at = (product){
         .a = (const char *)call->queries + u->tile->first * call->query_stride * sizeof(uint16_t),
@@ -121,7 +121,7 @@ static void begin_values(pipeline *p, uint32_t number) {
              left = call->shape.value_dim - panel, width = left < KERNEL_PANEL ? left : KERNEL_PANEL;
     size_t row_bytes = width * 2 * sizeof(uint16_t);
     const char *values =
-        (const char *)u->span->values + ((size_t)panel * HD_BLOCK_TOKENS + (column - panel) * 2) * sizeof(uint16_t);
+        values_of(&p->rows, u->span) + ((size_t)panel * HD_BLOCK_TOKENS + (column - panel) * 2) * sizeof(uint16_t);
     float *out = call->partial.out + u->tile->first * call->partial.out_stride + column;
     p->at = (product){
         .a = (const char *)weights_of_unit(p, u),
@@ -245,6 +245,7 @@ static void attend_row_again(pipeline *p, uint32_t row) {
     row_tile *tile = &p->rows.tiles[0];
     row_tile_begin(p->rows.call, tile, row, 1);
     p->rows.count = 1;
+    p->rows.widened_keys = p->rows.widened_values = NULL;
     set_reference(tile, 0, largest_score(p) * p->rows.scale);
     run(p);
     row_tile_finish(p->rows.call, tile, 0);
@@ -254,6 +255,7 @@ static void attend_rows(pipeline *p, uint32_t first, uint32_t rows, bool *is_who
     const kernel_attend *call = p->rows.call;
     row_tile *tiles = p->rows.tiles;
     p->rows.count = 0;
+    p->rows.widened_keys = p->rows.widened_values = NULL;
     for (uint32_t done = 0; done < rows; done += ROWS_MAX) {
         uint32_t left = rows - done;
         row_tile_begin(call, &tiles[p->rows.count++], first + done, left < ROWS_MAX ? left : ROWS_MAX);

@@ -46,7 +46,7 @@ static void begin_scores(pipeline *p, const unit *u, uint32_t block, float *scor
     const kernel_attend *call = p->rows.call;
     uint32_t panel = block * BLOCK / KERNEL_PANEL, column = block * BLOCK % KERNEL_PANEL;
     p->queries = (const char *)call->queries + u->tile->first * call->query_stride * sizeof(uint16_t);
-    p->keys = (const char *)u->span->keys +
+    p->keys = keys_of(&p->rows, u->span) +
               ((size_t)panel * p->key_steps * TILE_K * KERNEL_PANEL + column * 2) * sizeof(uint16_t);
     p->scores = scores;
     _tile_zero(SCORES_LOW);
@@ -73,7 +73,7 @@ static void end_scores(const pipeline *p) {
 static void begin_values(pipeline *p, const unit *u) {
     const kernel_attend *call = p->rows.call;
     size_t out_bytes = call->partial.out_stride * sizeof(float);
-    p->values = u->span->values;
+    p->values = values_of(&p->rows, u->span);
     p->out = call->partial.out + u->tile->first * call->partial.out_stride;
     if (u->tile->has_output) {
         _tile_loadd(0, p->out, out_bytes);

@@ -83,10 +83,15 @@ static bool have_rows(const kernel_token *tokens, uint32_t count) {
 void table_gather(const kernel_page_shape *shape, const kernel_token *tokens, uint32_t count, void *to_keys,
                   void *to_values) {
     uint32_t first = 0;
-    if (shape->dtype == HD_BF16) {
-        for (; first + LANES <= count && have_rows(tokens + first, LANES); first += LANES) {
-            put_keys(shape->key_dim / 2, tokens, first, to_keys);
-            for (uint32_t i = 0; i < LANES; i += 2) put_values(shape->value_dim, tokens, first + i, to_values);
+    for (; shape->dtype != HD_F32 && first + LANES <= count && have_rows(tokens + first, LANES); first += LANES) {
+        put_keys(shape->key_dim / 2, tokens, first, to_keys);
+        for (uint32_t i = first; i < first + LANES; i += 2) {
+            if (shape->dtype == HD_BF16) {
+                put_values(shape->value_dim, tokens, i, to_values);
+                continue;
+            }
+            kernel_page_copy_value(shape, tokens[i].values, tokens[i].slot, to_values, i);
+            kernel_page_copy_value(shape, tokens[i + 1].values, tokens[i + 1].slot, to_values, i + 1);
         }
     }
     for (; first < count; first++) page_gather_one(shape, &tokens[first], to_keys, to_values, first);

@@ -82,25 +82,16 @@ static void matmul(const kernel_matmul *call, uint32_t first_panel, uint32_t pan
     }
 }
 
-static float page_key(const kernel_attend *call, const kernel_span *span, uint32_t slot, uint32_t k) {
-    uint32_t k_padded = HD_ALIGN_UP(call->shape.key_dim, KERNEL_K_ALIGN);
-    size_t start = (size_t)(slot / KERNEL_PANEL) * KERNEL_PANEL * k_padded, column = slot % KERNEL_PANEL;
-    if (call->shape.dtype == HD_F32) return ((const float *)span->keys)[start + k * KERNEL_PANEL + column];
-    return hd_bf16_to_f32(((const uint16_t *)span->keys)[start + (k / 2) * KERNEL_PANEL * 2 + column * 2 + k % 2]);
-}
-
-static float page_value(const kernel_attend *call, const kernel_span *span, uint32_t slot, uint32_t n) {
-    uint32_t first = n / KERNEL_PANEL * KERNEL_PANEL, left = call->shape.value_dim - first;
-    uint32_t width = left < KERNEL_PANEL ? left : KERNEL_PANEL;
-    size_t start = (size_t)first * HD_BLOCK_TOKENS, column = n - first;
-    if (call->shape.dtype == HD_F32) return ((const float *)span->values)[start + slot * width + column];
-    return hd_bf16_to_f32(((const uint16_t *)span->values)[start + (slot / 2) * width * 2 + column * 2 + slot % 2]);
+static float page_element(const kernel_page_shape *shape, const void *page, bool is_keys, uint32_t slot, uint32_t i) {
+    if (shape->dtype == HD_INT8) return hd_bf16_to_f32(page_widened(shape, page, is_keys, slot, i));
+    return element(page, shape->dtype, page_place(shape, is_keys, slot, i));
 }
 
 static float score(const kernel_attend *call, const kernel_span *span, uint32_t row, uint32_t slot) {
     float sum = 0.0f;
     for (uint32_t k = 0; k < call->shape.key_dim; k++) {
-        sum += element(call->queries, call->shape.dtype, row * call->query_stride + k) * page_key(call, span, slot, k);
+        sum += element(call->queries, kernel_row_dtype(call->shape.dtype), row * call->query_stride + k) *
+               page_element(&call->shape, span->keys, true, slot, k);
     }
     sum *= call->scale;
     return call->soft_cap > 0.0f ? call->soft_cap * tanhf(sum / call->soft_cap) : sum;
@@ -127,8 +118,9 @@ static void attend_row(const kernel_attend *call, uint32_t row) {
         }
         for (uint32_t slot = slots.first; slot < slots.end; slot++) {
             float weight = expf(weights[slot] - max);
-            if (call->shape.dtype == HD_BF16) weight = hd_bf16_to_f32(hd_f32_to_bf16(weight));
-            for (uint32_t n = 0; n < call->shape.value_dim; n++) out[n] += weight * page_value(call, span, slot, n);
+            if (call->shape.dtype != HD_F32) weight = hd_bf16_to_f32(hd_f32_to_bf16(weight));
+            for (uint32_t n = 0; n < call->shape.value_dim; n++)
+                out[n] += weight * page_element(&call->shape, span->values, false, slot, n);
             sum += weight;
         }
     }

@@ -24,10 +24,10 @@
 enum { CHAINS = 10, BLOCKS_MAX = 24, FRAMES = 40, SLOTS = 96, PAGES = 48, BATCH = 16, UNITS = 2, TENANTS = 2 };
 
 /* Two units of 4 KiB a block. */
-static const attention_stream streams[] = {{0, 1, 32, HD_INT8, 1, 0}, {1, 1, 32, HD_INT8, 1, 0}};
+static const attention_stream streams[] = {{0, 1, 64, HD_INT4, 1, 0}, {1, 1, 64, HD_INT4, 1, 0}};
 static const attention_layer layers[] = {
-    {.key_stream = 0, .value_stream = 0, .value_is_key_prefix = true, .value_dim = 32, .query_heads = 1, .scale = 1},
-    {.key_stream = 1, .value_stream = 1, .value_is_key_prefix = true, .value_dim = 32, .query_heads = 1, .scale = 1}};
+    {.key_stream = 0, .value_stream = 0, .value_is_key_prefix = true, .value_dim = 64, .query_heads = 1, .scale = 1},
+    {.key_stream = 1, .value_stream = 1, .value_is_key_prefix = true, .value_dim = 64, .query_heads = 1, .scale = 1}};
 static const attention_layer_table table = {streams, 2, layers, 2};
 static const unsigned char fingerprint[16] = {4};
 
@@ -77,7 +77,7 @@ static bool is_right(const void *page, uint64_t hash, uint32_t unit) {
 
 static void open_store(world *w) {
     block_tiers tiers = {.frame_count = FRAMES, .slot_count = SLOTS, .page_count = PAGES};
-    tiers.cold = (cold_config){.directory = w->directory, .fingerprint = fingerprint, .kv_dtype = HD_INT8};
+    tiers.cold = (cold_config){.directory = w->directory, .fingerprint = fingerprint, .kv_dtype = HD_INT4};
     uint64_t block_bytes = attention_layer_table_block_bytes(&table);
     tiers.cold.size_bytes = 4096 + SLOTS * (block_bytes + cold_record_bytes(block_bytes));
     hd_error error = {.text = ""};
@@ -100,7 +100,7 @@ static void name_next(const world *w, const chain *c, uint32_t text, uint64_t *h
     for (int i = 0; i < 128; i++) tokens[i] = text;
     identity root;
     const unsigned char *key = w->store.cold.directory.key;
-    identity_of_root(key, fingerprint, HD_INT8, &c->scope, &root);
+    identity_of_root(key, fingerprint, HD_INT4, &c->scope, &root);
     identity_of_block(key, c->count > 0 ? &c->ids[c->count - 1] : &root, tokens, id);
     *hash = mix(c->count > 0 ? c->hashes[c->count - 1] : c->scope.salt[0], text);
 }

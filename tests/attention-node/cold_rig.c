@@ -8,11 +8,15 @@
 #include <time.h>
 #include <unistd.h>
 
-#define TABLES_BYTES (8u << 20) /* more than the engine takes besides blocks */
+#define TABLES_BYTES(dim) ((8u << 20) + (dim) * (128u << 10)) /* more than the engine takes besides blocks */
 
 void cold_rig_init(cold_rig *rig, uint64_t window, uint32_t frames, uint32_t slots) {
+    cold_rig_init_shape(rig, &(toy_shape){2, 2, 1, 16, 16, HD_F32, {0, window}, 0, false}, frames, slots);
+}
+
+void cold_rig_init_shape(cold_rig *rig, const toy_shape *shape, uint32_t frames, uint32_t slots) {
     memset(rig, 0, sizeof(*rig));
-    toy_init(&rig->toy, &(toy_shape){2, 2, 1, 16, 16, HD_F32, {0, window}, 0, false});
+    toy_init(&rig->toy, shape);
     snprintf(rig->directory, sizeof(rig->directory), "/tmp/hadal-cold-XXXXXX");
     assert_non_null(mkdtemp(rig->directory));
     engine_config *config = &rig->toy.config;
@@ -20,7 +24,7 @@ void cold_rig_init(cold_rig *rig, uint64_t window, uint32_t frames, uint32_t slo
     uint64_t block_bytes = attention_layer_table_block_bytes(&config->layers);
     config->step_rows_max = 256;
     config->sequences_max = 16;
-    config->hot_bytes = TABLES_BYTES + frames * block_bytes;
+    config->hot_bytes = TABLES_BYTES(shape->value_dim) + frames * block_bytes;
     config->warm_bytes = 5u << 20; /* little more than the least: 128 pages */
     config->cold_directory = rig->directory;
     config->cold_patience_ms = 60000; /* the machine may be busy with something else */

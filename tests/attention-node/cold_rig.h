@@ -13,6 +13,7 @@ typedef struct cold_rig {
 
 /* Two layers, f32; the second one sees `window` positions (0: all). Memory for about `frames` blocks, the cold tier for
  * `slots`. */
+void cold_rig_init_shape(cold_rig *rig, const toy_shape *shape, uint32_t frames, uint32_t slots);
 void cold_rig_init(cold_rig *rig, uint64_t window, uint32_t frames, uint32_t slots);
 void cold_rig_open(cold_rig *rig, unsigned threads);
 void cold_rig_close(cold_rig *rig); /* the engine; the directory stays */

@@ -32,9 +32,9 @@ static void attention_is_right_for_every_kernel_table(void **state) {
     size_t count = kernel_ops_list(&tables);
     for (size_t i = 0; i < count; i++) {
         if (!tables[i]->is_supported()) continue;
-        for (int type = 0; type < 2; type++) {
-            hd_dtype dtype = type == 0 ? HD_F32 : HD_BF16;
-            check_shape(&(toy_shape){1, 1, 3, 64, 64, dtype, {0}, 0, false}, tables[i], 1160, 290);
+        static const hd_dtype dtypes[] = {HD_F32, HD_BF16, HD_INT8};
+        for (int type = 0; type < 3; type++) {
+            check_shape(&(toy_shape){1, 1, 3, 64, 64, dtypes[type], {0}, 0, false}, tables[i], 1160, 290);
         }
     }
 }
@@ -56,6 +56,7 @@ static void windows_soft_cap_and_sinks_are_applied(void **state) {
 /* ---- Bits ---- */
 
 static const toy_shape two_layers = {2, 2, 2, 32, 16, HD_BF16, {0, 900}, 0, true};
+static const toy_shape two_layers_int8 = {2, 2, 2, 32, 16, HD_INT8, {0, 900}, 0, true};
 
 static float *outputs_of(const toy *t, uint64_t rows) {
     return calloc(t->shape.layer_count * rows * toy_row_floats(t), sizeof(float));
@@ -82,27 +83,32 @@ static void run_alone(const toy_shape *shape, const kernel_ops *kernels, unsigne
     toy_fini(&t);
 }
 
-static void bits_do_not_depend_on_chunks_and_threads(void **state) {
+static void check_chunks_and_threads(const toy_shape *shape, uint64_t length_max) {
     const uint64_t chunks[] = {1, 7, 64, 1000};
     const kernel_ops *const *tables;
     size_t table_count = kernel_ops_list(&tables);
     toy t;
-    toy_init(&t, &two_layers);
-    float *reference = outputs_of(&t, 3500), *outputs = outputs_of(&t, 3500);
+    toy_init(&t, shape);
+    float *reference = outputs_of(&t, length_max), *outputs = outputs_of(&t, length_max);
     for (size_t k = 0; k < table_count; k++) {
         if (!tables[k]->is_supported()) continue;
-        uint64_t length = tables[k] == kernel_ops_portable() ? 400 : 3500; /* the portable table takes its time */
-        run_alone(&two_layers, tables[k], 1, length, 500, reference);
+        uint64_t length = tables[k] == kernel_ops_portable() ? 400 : length_max; /* the portable table takes its time */
+        run_alone(shape, tables[k], 1, length, 500, reference);
         for (unsigned threads = 1; threads <= 4; threads++) {
             uint64_t chunk = chunks[threads - 1];
             memset(outputs, 0, output_bytes(&t, length));
-            run_alone(&two_layers, tables[k], threads, length, chunk, outputs);
+            run_alone(shape, tables[k], threads, length, chunk, outputs);
             assert_memory_equal(outputs, reference, output_bytes(&t, length));
         }
     }
     free(reference);
     free(outputs);
     toy_fini(&t);
+}
+
+static void bits_do_not_depend_on_chunks_and_threads(void **state) {
+    check_chunks_and_threads(&two_layers, 3500);
+    check_chunks_and_threads(&two_layers_int8, 1400);
 }
 
 /* Decoding alone, with many others, over a shared prefix, over a copy of it, and after a fork. */

@@ -8,6 +8,7 @@
 #include <time.h>
 
 static const toy_shape shape_f32 = {2, 2, 3, 64, 32, HD_F32, {0, 0}, 0, false};
+static const toy_shape shape_int8 = {2, 2, 3, 64, 32, HD_INT8, {0, 0}, 0, false};
 static const toy_shape shape_bf16 = {2, 2, 3, 64, 32, HD_BF16, {0, 0}, 0, false};
 
 static const kernel_ops *best(void) {
@@ -128,21 +129,26 @@ static void sinks_count_once_beside_an_estimate_of_the_rest(void **state) {
     toy_fini(&t);
 }
 
-static void bits_do_not_depend_on_chunks_and_threads(void **state) {
+static void check_chunks_and_threads(const toy_shape *shape) {
     enum { PROMPT = 2100, LENGTH = 3300 }; /* two extents, the second one built while decoding */
     toy t;
-    toy_init(&t, &shape_bf16);
+    toy_init(&t, shape);
     float *reference = outputs_of(&t, LENGTH - PROMPT), *outputs = outputs_of(&t, LENGTH - PROMPT);
     const char *text = "retrieval,index=exact,tokens=16";
-    run_alone(&shape_bf16, 1, 1, PROMPT, LENGTH, text, PROMPT, reference);
+    run_alone(shape, 1, 1, PROMPT, LENGTH, text, PROMPT, reference);
     const uint64_t chunks[] = {7, 1000};
     for (unsigned i = 0; i < 2; i++) {
-        run_alone(&shape_bf16, i + 2, chunks[i], PROMPT, LENGTH, text, PROMPT, outputs);
+        run_alone(shape, i + 2, chunks[i], PROMPT, LENGTH, text, PROMPT, outputs);
         assert_memory_equal(outputs, reference, floats(&t, LENGTH - PROMPT) * sizeof(float));
     }
     free(reference);
     free(outputs);
     toy_fini(&t);
+}
+
+static void bits_do_not_depend_on_chunks_and_threads(void **state) {
+    check_chunks_and_threads(&shape_bf16);
+    check_chunks_and_threads(&shape_int8);
 }
 
 static void a_cached_prompt_and_its_indexes_give_the_same_bits(void **state) {

@@ -116,7 +116,7 @@ static void tables_of_latents_and_compressed_records_keep_runs(void **state) {
     attention *a = o.attention;
     attention_stats stats;
     a->ops->stats(a, &stats);
-    assert_int_equal(stats.block_bytes, 128 * 576 * 2 + 32 * 512 * 2 + 512 * 2 + 128 * 128);
+    assert_int_equal(stats.block_bytes, 128 * 576 * 2 + 32 * 512 * 2 + 512 * 2 + 128 * (128 + 8));
     attention_sequence_params params = {.sequence = 1, .epoch = 1, .tokens_max = 1500};
     uint64_t cached;
     assert_int_equal(a->ops->sequence_open(a, &params, &cached, NULL), HD_OK);

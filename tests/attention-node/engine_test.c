@@ -114,9 +114,9 @@ static void bad_configurations_are_refused(void **state) {
     assert_int_equal(hd_pool_open(1, &t.pool), HD_OK);
     t.config.pool = t.pool;
     hd_error error;
-    t.config.kv_dtype = HD_INT8;
+    t.config.kv_dtype = HD_INT4;
     assert_int_equal(engine_open(&t.config, &t.attention, &error), HD_UNSUPPORTED);
-    assert_non_null(strstr(error.text, "int8"));
+    assert_non_null(strstr(error.text, "int4"));
     t.config.kv_dtype = HD_F32;
     t.config.sequences_max = 0;
     assert_int_equal(engine_open(&t.config, &t.attention, &error), HD_INVALID);

@@ -98,7 +98,7 @@ static void layers_may_share_an_earlier_layers_streams(void **state) {
 }
 
 static void compressed_records_and_states_are_counted_by_their_own_rule(void **state) {
-    /* One record for four tokens, one for 128, an index key a token in int8, and two states of a sequence. */
+    /* One record for four tokens, one for 128, an index key a token in int8 with its exponents, and two states of a sequence. */
     const attention_stream streams[] = {{0, 1, 512, HD_BF16, 4, 0}, {0, 1, 512, HD_BF16, 128, 0},
                                         {0, 1, 128, HD_INT8, 1, 0}, {0, 16, 16384, HD_F32, 0, 0},
                                         {7, 1, 3, HD_BF16, 0, 0},   {0, 1, 512, HD_BF16, 4, 0}};
@@ -106,7 +106,7 @@ static void compressed_records_and_states_are_counted_by_their_own_rule(void **s
         {.key_stream = 0, .value_stream = 5, .value_dim = 512, .query_heads = 8, .scale = 1}};
     attention_layer_table table = TABLE(streams, layers);
     assert_valid(&table);
-    uint64_t block = 2 * 32 * 512 * 2 + 512 * 2 + 128 * 128, states = 16 * 16384 * 4 + 64;
+    uint64_t block = 2 * 32 * 512 * 2 + 512 * 2 + 128 * (128 + 8), states = 16 * 16384 * 4 + 64;
     assert_int_equal(attention_layer_table_block_bytes(&table), block);
     assert_int_equal(attention_layer_table_state_bytes(&table), states);
     assert_int_equal(attention_layer_table_bytes(&table, 0), states);

@@ -66,6 +66,14 @@ static void every_wire_gives_the_bits_of_one_engine(void **state) {
     }
 }
 
+static void int8_pages_give_the_bits_of_one_engine(void **state) {
+    const toy_shape shape = {2, 4, 2, 32, 16, HD_INT8, {0, 1500}, 0, true};
+    cluster c;
+    cluster_open(&c, &shape, &(cluster_shape){2, 4, 1, 32 * MIB, 1024, CLUSTER_GRPC, 0});
+    run_mixed(&c);
+    cluster_close(&c);
+}
+
 static void another_worker_takes_over_and_the_old_one_is_refused(void **state) {
     cluster c;
     cluster_open(&c, &shape_plain, &(cluster_shape){2, 4, 1, 32 * MIB, 1024, CLUSTER_GRPC, 0});
@@ -326,6 +334,7 @@ static void what_does_not_fit_is_refused_by_name(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_wire_gives_the_bits_of_one_engine),
+        cmocka_unit_test(int8_pages_give_the_bits_of_one_engine),
         cmocka_unit_test(another_worker_takes_over_and_the_old_one_is_refused),
         cmocka_unit_test(a_killed_node_with_a_replica_is_noticed_and_not_missed),
         cmocka_unit_test(a_killed_node_without_a_replica_is_filled_again),

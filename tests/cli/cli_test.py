@@ -114,7 +114,7 @@ class Usage(Refusals):
 
     def test_what_an_attention_node_cannot_have_is_refused(self):
         for code, sentence, flags in (
-                (2, "--kv-dtype: 'int4' is none of auto, f32, bf16", ["--kv-dtype", "int4"]),
+                (2, "--kv-dtype: 'int4' is none of auto, f32, bf16, int8", ["--kv-dtype", "int4"]),
                 (2, "--index-memory: 'much' is neither auto nor a size such as 512M or 16G", ["--index-memory", "much"]),
                 (2, "--cold-dir and --cold-size go together, and one of them is missing", ["--cold-dir", "/tmp"]),
                 (1, "--hot-memory 1.0 PiB does not fit: this process may use", ["--hot-memory", "1P"]),
@@ -130,7 +130,7 @@ class Usage(Refusals):
                 ("--threads", "two", "--threads: 'two' is not a whole number"),
                 ("--threads", "1000000", "--threads: 1000000 is not between 0 and 1024"),
                 ("--hot-memory", "4X", "--hot-memory: '4X' is not a size such as 512M or 16G"),
-                ("--kv-dtype", "int4", "--kv-dtype: 'int4' is none of f32, bf16"),
+                ("--kv-dtype", "int4", "--kv-dtype: 'int4' is none of f32, bf16, int8"),
                 ("--weights", "fp4", "--weights: 'fp4' is none of auto, f32, bf16, int8"),
                 ("--selection", "best", "--selection: unknown selection 'best'"),
                 ("--kernels", "abacus", "--kernels: kernels 'abacus' are not known; this machine has"),

@@ -19,8 +19,8 @@ static void assert_right(const kernel_attend *call, const cases_context *context
         for (uint32_t token = 0; token < context->token_count; token++) {
             double s = 0.0;
             for (uint32_t k = 0; k < shape->key_dim; k++) {
-                s += (double)cases_get(call->queries, shape->dtype, row * call->query_stride + k) *
-                     cases_get(context->keys, shape->dtype, (size_t)token * shape->key_dim + k);
+                s += (double)cases_get(call->queries, kernel_row_dtype(shape->dtype), row * call->query_stride + k) *
+                     cases_get(context->keys, kernel_row_dtype(shape->dtype), (size_t)token * shape->key_dim + k);
             }
             s *= call->scale;
             if (call->soft_cap > 0.0f) s = call->soft_cap * tanh(s / call->soft_cap);
@@ -32,7 +32,7 @@ static void assert_right(const kernel_attend *call, const cases_context *context
             double weight = is_visible(call, row, token) ? exp(scores[token] - max) : 0.0;
             sum += weight;
             for (uint32_t n = 0; weight > 0.0 && n < shape->value_dim; n++) {
-                out[n] += weight * cases_get(context->values, shape->dtype, (size_t)token * shape->value_dim + n);
+                out[n] += weight * cases_get(context->values, kernel_row_dtype(shape->dtype), (size_t)token * shape->value_dim + n);
             }
         }
         const float *actual = call->partial.out + row * call->partial.out_stride;
@@ -49,15 +49,16 @@ static void assert_right(const kernel_attend *call, const cases_context *context
     }
 }
 
-static const hd_dtype dtypes[] = {HD_F32, HD_BF16};
+static const hd_dtype dtypes[] = {HD_F32, HD_BF16, HD_INT8};
 static const uint32_t dims[][2] = {{64, 64},   {80, 80}, {96, 96},   {128, 128},
                                    {256, 256}, {16, 16}, {192, 128}, {64, 272}};
 
 static void answers_are_right_for_every_head_size(void **state) {
     uint64_t seed = 1;
-    for (size_t t = 0; t < 2; t++) {
+    for (size_t t = 0; t < 3; t++) {
         for (size_t d = 0; d < sizeof(dims) / sizeof(dims[0]); d++) {
             kernel_page_shape shape = {dtypes[t], dims[d][0], dims[d][1]};
+            if (shape.dtype == HD_INT8 && shape.value_dim > KERNEL_INT8_DIM_MAX) continue;
             cases_context context = cases_make_context(&shape, 300 + (uint32_t)d, &seed);
             kernel_attend call = cases_attend(&context, 37, 1, &seed);
             table->attend(&call);
@@ -71,8 +72,8 @@ static void answers_are_right_for_every_group_size_window_cap_and_length(void **
     static const uint32_t rows[] = {1, 2, 3, 4, 7, 8, 16, 33, 70}, lengths[] = {1, 5, 127, 128, 129, 1024};
     static const uint64_t windows[] = {0, 1, 50, 128, 300};
     uint64_t seed = 2;
-    for (size_t t = 0; t < 2; t++) {
-        for (size_t r = 0; r < sizeof(rows) / sizeof(rows[0]); r++) {
+    for (size_t t = 0; t < 3; t++) {
+        for (size_t r = 0; r < sizeof(rows) / sizeof(rows[0]); r += dtypes[t] == HD_INT8 ? 3 : 1) {
             for (size_t l = 0; l < sizeof(lengths) / sizeof(lengths[0]); l++) {
                 kernel_page_shape shape = {dtypes[t], 64, 64};
                 cases_context context = cases_make_context(&shape, lengths[l], &seed);
@@ -89,7 +90,7 @@ static void answers_are_right_for_every_group_size_window_cap_and_length(void **
 
 static void spans_may_start_inside_a_page_and_leave_positions_out(void **state) {
     uint64_t seed = 3;
-    for (size_t t = 0; t < 2; t++) {
+    for (size_t t = 0; t < 3; t++) {
         kernel_page_shape shape = {dtypes[t], 64, 64};
         cases_context context = cases_make_context(&shape, 400, &seed);
         kernel_span parts[] = {
@@ -141,14 +142,14 @@ static void assert_same_rows(const kernel_attend *a, uint32_t first_a, const ker
 static kernel_attend rows_of(const kernel_attend *call, uint32_t first, uint32_t rows) {
     kernel_attend part = *call;
     part.row_count = rows;
-    part.queries = (const char *)call->queries + first * call->query_stride * (hd_dtype_bits(call->shape.dtype) / 8);
+    part.queries = (const char *)call->queries + first * call->query_stride * (hd_dtype_bits(kernel_row_dtype(call->shape.dtype)) / 8);
     part.positions = call->positions + first;
     return cases_attend_again(&part);
 }
 
 static void a_row_has_the_same_bits_alone_and_together(void **state) {
     uint64_t seed = 4;
-    for (size_t t = 0; t < 2; t++) {
+    for (size_t t = 0; t < 3; t++) {
         for (size_t d = 0; d < 5; d++) {
             kernel_page_shape shape = {dtypes[t], dims[d][0], dims[d][1]};
             cases_context context = cases_make_context(&shape, 700, &seed);
@@ -170,7 +171,7 @@ static void a_row_has_the_same_bits_alone_and_together(void **state) {
 /* A decoding row must not notice whether the rest of its page, and the pages after it, were there when it ran. */
 static void later_positions_leave_a_row_its_bits(void **state) {
     uint64_t seed = 5;
-    for (size_t t = 0; t < 2; t++) {
+    for (size_t t = 0; t < 3; t++) {
         for (uint32_t own = 0; own < 300; own += 23) {
             kernel_page_shape shape = {dtypes[t], 64, 80};
             cases_context context = cases_make_context(&shape, 512, &seed);
@@ -186,7 +187,7 @@ static void later_positions_leave_a_row_its_bits(void **state) {
             spans[own / HD_BLOCK_TOKENS].count = own % HD_BLOCK_TOKENS + 1;
             uint32_t slots_left = HD_BLOCK_TOKENS - 1 - own % HD_BLOCK_TOKENS;
             void *junk = cases_take(slots_left * 80 * sizeof(float));
-            cases_fill(junk, dtypes[t], slots_left * 80, 1000.0f, &seed);
+            cases_fill(junk, kernel_row_dtype(dtypes[t]), slots_left * 80, 1000.0f, &seed);
             table->page_store(&shape, (void *)spans[own / HD_BLOCK_TOKENS].keys,
                               (void *)spans[own / HD_BLOCK_TOKENS].values, own % HD_BLOCK_TOKENS + 1, slots_left, junk,
                               64, junk, 80);
@@ -199,7 +200,7 @@ static void later_positions_leave_a_row_its_bits(void **state) {
 
 static void spans_that_no_row_sees_change_nothing(void **state) {
     uint64_t seed = 6;
-    for (size_t t = 0; t < 2; t++) {
+    for (size_t t = 0; t < 3; t++) {
         kernel_page_shape shape = {dtypes[t], 96, 96};
         cases_context context = cases_make_context(&shape, 1000, &seed);
         kernel_attend all = cases_attend(&context, 4, 4, &seed), some = cases_attend_again(&all);
@@ -215,7 +216,7 @@ static void spans_that_no_row_sees_change_nothing(void **state) {
 
 static void a_row_that_sees_nothing_is_the_empty_partial(void **state) {
     uint64_t seed = 7;
-    for (size_t t = 0; t < 2; t++) {
+    for (size_t t = 0; t < 3; t++) {
         kernel_page_shape shape = {dtypes[t], 64, 64};
         cases_context context = cases_make_context(&shape, 200, &seed);
         kernel_attend call = cases_attend(&context, 9, 9, &seed), none = cases_attend_again(&call);
@@ -242,7 +243,7 @@ static void a_row_that_sees_nothing_is_the_empty_partial(void **state) {
 
 static void huge_scores_stay_finite_and_pick_the_largest(void **state) {
     uint64_t seed = 8;
-    for (size_t t = 0; t < 2; t++) {
+    for (size_t t = 0; t < 3; t++) {
         kernel_page_shape shape = {dtypes[t], 64, 64};
         cases_context context = cases_make_context(&shape, 500, &seed);
         kernel_attend call = cases_attend(&context, 6, 1, &seed);

@@ -97,20 +97,25 @@ kernel_matrix cases_matrix(hd_dtype dtype, uint32_t n, uint32_t k, uint64_t *see
 
 cases_context cases_make_context(const kernel_page_shape *shape, uint32_t token_count, uint64_t *seed) {
     cases_context context = {.shape = *shape, .token_count = token_count};
-    size_t bytes = hd_dtype_bits(shape->dtype) / 8;
+    hd_dtype rows = kernel_row_dtype(shape->dtype);
+    size_t bytes = hd_dtype_bits(rows) / 8;
     size_t key_count = (size_t)token_count * shape->key_dim, value_count = (size_t)token_count * shape->value_dim;
     context.keys = cases_take(key_count * bytes);
     context.values = cases_take(value_count * bytes);
     context.span_count = (token_count + HD_BLOCK_TOKENS - 1) / HD_BLOCK_TOKENS;
     context.spans = cases_take(context.span_count * sizeof(kernel_span));
-    cases_fill(context.keys, shape->dtype, key_count, 1.0f, seed);
-    cases_fill(context.values, shape->dtype, value_count, 1.0f, seed);
+    cases_fill(context.keys, rows, key_count, 1.0f, seed);
+    cases_fill(context.values, rows, value_count, 1.0f, seed);
     for (uint32_t i = 0; i < context.span_count; i++) {
         uint32_t first = i * HD_BLOCK_TOKENS, left = token_count - first;
         uint32_t count = left < HD_BLOCK_TOKENS ? left : HD_BLOCK_TOKENS;
         void *keys = cases_take(kernel_page_key_bytes(shape)), *values = cases_take(kernel_page_value_bytes(shape));
         table->page_store(shape, keys, values, 0, count, (char *)context.keys + first * shape->key_dim * bytes,
                           shape->key_dim, (char *)context.values + first * shape->value_dim * bytes, shape->value_dim);
+        if (shape->dtype == HD_INT8) { /* what is right is what the page says */
+            kernel_page_rows(shape, keys, true, 0, count, (uint16_t *)context.keys + first * shape->key_dim);
+            kernel_page_rows(shape, values, false, 0, count, (uint16_t *)context.values + first * shape->value_dim);
+        }
         context.spans[i] = (kernel_span){.keys = keys, .values = values, .count = count, .position = first};
     }
     return context;
@@ -119,13 +124,13 @@ cases_context cases_make_context(const kernel_page_shape *shape, uint32_t token_
 kernel_attend cases_attend(const cases_context *context, uint32_t row_count, uint32_t rows_at_position,
                            uint64_t *seed) {
     const kernel_page_shape *shape = &context->shape;
-    size_t stride = HD_ALIGN_UP(shape->key_dim, KERNEL_K_ALIGN), bytes = hd_dtype_bits(shape->dtype) / 8;
+    size_t stride = HD_ALIGN_UP(shape->key_dim, KERNEL_K_ALIGN), bytes = hd_dtype_bits(kernel_row_dtype(shape->dtype)) / 8;
     char *queries = cases_take(row_count * stride * bytes);
     uint64_t *positions = cases_take(row_count * sizeof(uint64_t));
     uint32_t position_count = (row_count + rows_at_position - 1) / rows_at_position;
     for (uint32_t row = 0; row < row_count; row++) {
         uint32_t back = position_count - 1 - row / rows_at_position;
-        cases_fill(queries + row * stride * bytes, shape->dtype, shape->key_dim, 1.0f, seed);
+        cases_fill(queries + row * stride * bytes, kernel_row_dtype(shape->dtype), shape->key_dim, 1.0f, seed);
         positions[row] = context->token_count > back ? context->token_count - 1 - back : 0;
     }
     kernel_attend call = {

@@ -33,11 +33,12 @@ float cases_get(const void *data, hd_dtype dtype, size_t index);
 /* A matrix of random numbers of variance 1 / k. */
 kernel_matrix cases_matrix(hd_dtype dtype, uint32_t n, uint32_t k, uint64_t *seed);
 
-/* A context: token_count tokens in pages, and its keys and values as they were before packing. */
+/* A context: token_count tokens in pages, and its keys and values as they were before packing; of int8, as they are
+ * read. */
 typedef struct cases_context {
     kernel_page_shape shape;
     uint32_t token_count, span_count;
-    void *keys, *values; /* [token_count, dim] in shape.dtype */
+    void *keys, *values; /* [token_count, dim] in kernel_row_dtype */
     kernel_span *spans;  /* one a page */
 } cases_context;
 cases_context cases_make_context(const kernel_page_shape *shape, uint32_t token_count, uint64_t *seed);
