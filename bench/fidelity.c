@@ -26,6 +26,7 @@ typedef struct bench {
     fidelity_source source;
     uint32_t *tokens;
     uint32_t vocabulary;
+    bool has_reference;                                 /* of another run */
     float *reference;                                   /* [steps][vocabulary] log-probabilities of full attention */
     double shares[TASK_COUNT][FIDELITY_SELECTIONS_MAX]; /* right of 100 */
     double divergences[FIDELITY_SELECTIONS_MAX];
@@ -100,6 +101,30 @@ static void keep_reference(bench *b, uint32_t step, const float *logits) {
     for (uint32_t i = 0; i < b->vocabulary; i++) row[i] = (float)(logits[i] - total);
 }
 
+/* The steps of one length that is measured; nothing is read where there is no file yet. */
+static hd_status read_reference(bench *b, hd_error *error) {
+    const char *path = b->config->reference_path;
+    FILE *file = path != NULL ? fopen(path, "rb") : NULL;
+    if (file == NULL) return HD_OK;
+    size_t count = (size_t)b->config->steps * b->vocabulary;
+    bool is_whole = fread(b->reference, sizeof(float), count, file) == count && fgetc(file) == EOF;
+    fclose(file);
+    b->has_reference = is_whole;
+    if (is_whole) return HD_OK;
+    return hd_error_set(error, HD_INVALID, "--reference %s is not of %u tokens and %u logits each", path, b->config->steps,
+                        b->vocabulary);
+}
+
+static hd_status write_reference(const bench *b, hd_error *error) {
+    const char *path = b->config->reference_path;
+    if (path == NULL || b->has_reference) return HD_OK;
+    FILE *file = fopen(path, "wb");
+    size_t count = (size_t)b->config->steps * b->vocabulary;
+    bool is_whole = file != NULL && fwrite(b->reference, sizeof(float), count, file) == count;
+    if (file != NULL && fclose(file) != 0) is_whole = false;
+    return is_whole ? HD_OK : hd_error_set(error, HD_IO, "cannot write --reference %s: %s", path, strerror(errno));
+}
+
 static hd_status measure_agreement(bench *b, size_t length, uint32_t selected, hd_error *error) {
     const fidelity_config *c = b->config;
     const float *logits;
@@ -111,14 +136,14 @@ static hd_status measure_agreement(bench *b, size_t length, uint32_t selected, h
         /* The prompt's own last row sees everything, so what counts begins with the first token told. */
         status = decoder_step(b->decoder, b->tokens[length + step], &logits, error);
         if (status != HD_OK) break;
-        if (selected == 0) keep_reference(b, step, logits);
+        if (selected == 0 && !b->has_reference) keep_reference(b, step, logits);
         const float *reference = b->reference + (size_t)step * b->vocabulary;
         same += likeliest(reference, b->vocabulary) == likeliest(logits, b->vocabulary);
         divergence_sum += divergence(reference, logits, b->vocabulary);
     }
     b->shares[AGREEMENT][selected] = 100.0 * same / c->steps;
     b->divergences[selected] = divergence_sum / c->steps;
-    return status;
+    return status == HD_OK && selected == 0 ? write_reference(b, error) : status;
 }
 
 /* ---- Questions ---- */
@@ -244,6 +269,7 @@ hd_status bench_fidelity_run(const fidelity_config *config, hd_error *error) {
         status = b.reference != NULL ? decoder_open(&config->decoder, &b.decoder) : HD_NO_MEMORY;
         if (status != HD_OK) hd_error_set(error, status, "no memory for a step and its logits");
     }
+    if (status == HD_OK) status = read_reference(&b, error);
     if (status == HD_OK) {
         json_t *report = bench_report_open("fidelity");
         json_object_set_new(report, "model", json_string(config->model_name));

@@ -24,6 +24,9 @@ typedef struct fidelity_config {
     const char *selections; /* separated by semicolons; full comes first, named or not */
     bench_list lengths;     /* tokens of the contexts */
     uint32_t trials, steps; /* questions of each kind; tokens told for agreement */
+    /* Where it is there, agreement is with the distributions in this file instead of this run's `full`; else they are
+     * written to it. For number formats: one run with the other flags first. */
+    const char *reference_path;
     const char *json_path, *chart_path;
 } fidelity_config;
 

@@ -7,7 +7,7 @@
 
 static struct {
     node_options node;
-    const char *text, *selections, *lengths, *json, *svg;
+    const char *text, *selections, *lengths, *reference, *json, *svg;
     uint64_t trials, steps;
 } options = {.node = NODE_OPTIONS_DEFAULTS,
              .selections = "window;retrieval,index=exact;retrieval,index=clusters",
@@ -23,6 +23,8 @@ static size_t fidelity_flags(hd_flag *flags) {
         {"lengths", HD_FLAG_STRING, &options.lengths, "LIST", "tokens of the contexts", false},
         {"trials", HD_FLAG_U64, &options.trials, "N", "questions of each kind, at most 16", false},
         {"steps", HD_FLAG_U64, &options.steps, "N", "tokens of the text told one by one for agreement", false},
+        {"reference", HD_FLAG_STRING, &options.reference, "FILE",
+         "agree with these distributions, of a run with other flags; written where the file is missing", false},
         {"json", HD_FLAG_STRING, &options.json, "FILE", "the figures as JSON; - is standard output", false},
         {"svg", HD_FLAG_STRING, &options.svg, "FILE", "a chart of the longest context", false},
     };
@@ -39,6 +41,8 @@ static hd_status check(fidelity_config *config, hd_error *error) {
         return hd_error_set(error, HD_INVALID, "--trials must be between 1 and 16");
     if (options.steps == 0 || options.steps > 4096)
         return hd_error_set(error, HD_INVALID, "--steps must be between 1 and 4096");
+    if (options.reference != NULL && config->lengths.count > 1)
+        return hd_error_set(error, HD_INVALID, "--reference goes with one of --lengths");
     for (size_t i = 0; i < config->lengths.count; i++)
         if (config->lengths.values[i] < 1024)
             return hd_error_set(error, HD_INVALID, "--lengths: contexts have at least 1024 tokens");
@@ -70,6 +74,7 @@ static cli_exit fidelity_run(const cli_command *command, const cli_arguments *ar
     config.selections = options.selections;
     config.trials = (uint32_t)options.trials;
     config.steps = (uint32_t)options.steps;
+    config.reference_path = options.reference;
     config.json_path = options.json;
     config.chart_path = options.svg;
     status = bench_fidelity_run(&config, &error);

@@ -75,6 +75,11 @@ static hd_dtype faulty_dtype(const attention *self) {
     return engine->ops->dtype(engine);
 }
 
+static hd_dtype faulty_kv_dtype(const attention *self) {
+    attention *engine = ((const faulty *)self)->engine;
+    return engine->ops->kv_dtype(engine);
+}
+
 static void bench_make_faulty(bench *b) {
     worker_close(b->worker, 0);
     the_faulty = (faulty){.engine = b->rig.attention, .ops = *b->rig.attention->ops, .held_from = UINT64_MAX};
@@ -95,6 +100,7 @@ static void bench_make_faulty(bench *b) {
     ops->cache_reset = faulty_reset;
     ops->stats = faulty_stats;
     ops->dtype = faulty_dtype;
+    ops->kv_dtype = faulty_kv_dtype;
     the_faulty.base.ops = ops;
     b->config.attention = &the_faulty.base;
     bench_reopen(b);
