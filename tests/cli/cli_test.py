@@ -161,7 +161,7 @@ class Usage(Refusals):
         self.assert_refused(2, "HADAL_THREADS: 'two' is not a whole number", "serve", MODEL, environment={"HADAL_THREADS": "two"})
 
     def test_the_command_line_goes_before_the_environment(self):
-        self.assert_refused(2, "--kv-dtype: 'int8'", "serve", MODEL, "--kv-dtype", "int8", environment={"HADAL_KV_DTYPE": "bf16"})
+        self.assert_refused(2, "--kv-dtype: 'int4'", "serve", MODEL, "--kv-dtype", "int4", environment={"HADAL_KV_DTYPE": "bf16"})
 
 
 class ModelDirectories(Refusals):
