@@ -15,7 +15,7 @@
 enum {
     GRAPH_LINKS = 24,
     GRAPH_CLUSTER_KEYS = 128, /* of a cluster, on average */
-    GRAPH_CODE_DIM = 48,      /* coordinates of a code, at most */
+    GRAPH_CODE_DIM = 60,      /* coordinates of a code, at most: a row is then half a cache line */
 };
 
 typedef struct graph_header {

@@ -1,6 +1,7 @@
 """`hadal bench index` beside FAISS (IVF, HNSW), hnswlib and usearch: the same data, the same machine, the same run.
 
     index_peers.py HADAL DIR... [--recall 0.95] [--indexes clusters,graph] [--libraries ivf,hnsw,hnswlib,usearch] [--json FILE]
+                           [--svg FILE]
 
 Each DIR is a data set of tools/index_data.py. Every library is tried with several parameters of its making and as much
 searching as it takes to reach the recall of the true best 100; a row is the fastest way of one library that does, or the
@@ -214,6 +215,40 @@ def compare(arguments, directory):
     return result
 
 
+# ---- the rows as points: recall upwards, queries a second to the right ----
+
+LEAST, MOST, WIDTH, HEIGHT = 2, 4.3, 330, 260  # of the axis, as powers of ten; of a panel
+COLOURS = {"clusters": "#b03a2e", "graph": "#d98880", "ivf": "#1f618d", "hnsw": "#5499c7", "hnswlib": "#117864", "usearch": "#7d6608"}
+
+
+def point(rate, recall):
+    x = 40 + (np.log10(np.clip(rate, 10**LEAST, 10**MOST)) - LEAST) / (MOST - LEAST) * (WIDTH - 60)
+    return x, HEIGHT - 40 - max(recall, 0) * (HEIGHT - 70)
+
+
+def panel(result):
+    yield f'<text x="40" y="18">{result["keys"]} keys of {result["key_dim"]}: {os.path.basename(result["data"])}</text>'
+    for recall in (0, 0.5, 0.95):
+        y = point(1, recall)[1]
+        yield f'<path d="M40 {y:.0f}H{WIDTH - 20}" stroke="#ccc"/><text x="8" y="{y + 4:.0f}">{recall}</text>'
+    for rate in (100, 1000, 10000):
+        yield f'<text x="{point(rate, 0)[0] - 12:.0f}" y="{HEIGHT - 22}">{rate}</text>'
+    yield f'<text x="110" y="{HEIGHT - 6}">queries/s of a thread</text>'
+    for name, row in [(row["index"], row) for row in result["hadal"]] + list(result["libraries"].items()):
+        x, y = point(row["queries_per_second"], row["recall_100"])
+        yield f'<circle cx="{x:.0f}" cy="{y:.0f}" r="5" fill="{COLOURS.get(name, "#555")}"/>'
+        yield f'<text x="{x - 14:.0f}" y="{y + (18 if name in COLOURS and name in LIBRARIES else -9):.0f}">{name}</text>'
+
+
+def draw(results, path):
+    with open(path, "w") as file:
+        file.write(f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH * len(results)}" height="{HEIGHT}" '
+                   'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="#fff"/>\n')
+        for i, result in enumerate(results):
+            file.write(f'<g transform="translate({i * WIDTH} 0)">' + "\n".join(panel(result)) + "</g>\n")
+        file.write("</svg>\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("hadal")
@@ -221,7 +256,8 @@ def main():
     parser.add_argument("--recall", type=float, default=0.95)
     parser.add_argument("--indexes", default="clusters,graph")
     parser.add_argument("--libraries", default=",".join(LIBRARIES))
-    parser.add_argument("--json")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--svg", metavar="FILE", help="the rows as a chart")
     arguments = parser.parse_args()
     for name in arguments.libraries.split(","):
         if name not in LIBRARIES:
@@ -234,6 +270,8 @@ def main():
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(results, file, indent=1)
+    if arguments.svg:
+        draw(results, arguments.svg)
 
 
 if __name__ == "__main__":
