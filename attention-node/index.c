@@ -78,6 +78,7 @@ bool index_kind_has_rest(const index_kind *kind) {
 /* ---- plans ---- */
 
 static bool is_planned(uint32_t level, uint64_t first, const index_extent *extent) {
+    assert(level < INDEX_LEVELS);
     uint64_t tokens = level_tokens[level], end = first + tokens;
     if (first % tokens != 0 || end > extent->covered) return false;
     return level == 0 || end <= extent->settled || end + tokens / 8 <= extent->covered;
@@ -88,7 +89,7 @@ uint32_t index_plan(const index_extent *extent, index_range *plan, uint32_t plan
     assert(extent->covered % INDEX_GRAIN == 0);
     for (uint64_t first = 0; first < extent->covered;) {
         uint32_t level = INDEX_LEVELS - 1;
-        while (!is_planned(level, first, extent)) level--;
+        while (level > 0 && !is_planned(level, first, extent)) level--; /* the finest fits anywhere */
         assert(count < plan_max);
         plan[count++] = (index_range){.first = first, .level = level, .count = level_tokens[level]};
         first += level_tokens[level];

@@ -46,8 +46,8 @@ void router_watch_node(router *r, const membership_node *node) {
         rpc_channel_open(&(rpc_channel_config){.address = node->address, .tls = r->config.tls}, &n->channel, &error);
 }
 
-static void free_node(watched_node *n) {
-    watched_node **at = &n->router->nodes;
+static void free_node(router *r, watched_node *n) {
+    watched_node **at = &r->nodes;
     while (*at != n) at = &(*at)->next;
     *at = n->next;
     hang_up(n);
@@ -60,18 +60,18 @@ void router_unwatch_node(router *r, const char *id) {
     if (n == NULL) return;
     n->is_known = false;
     n->node.state = NODE_GONE;
-    if (n->channel == NULL) free_node(n);
+    if (n->channel == NULL) free_node(r, n);
 }
 
 void router_close_nodes(router *r) {
-    while (r->nodes != NULL) free_node(r->nodes);
+    while (r->nodes != NULL) free_node(r, r->nodes);
 }
 
 static void on_status(void *context, const ProtobufCMessage *message, const rpc_end *end) {
     watched_node *n = context;
     const Hadal__NodeStatus *status = (const Hadal__NodeStatus *)message;
     n->asking = NULL;
-    if (end->status != HD_OK && !n->is_known) free_node(n);
+    if (end->status != HD_OK && !n->is_known) free_node(n->router, n);
     if (end->status != HD_OK) return;
     n->kv_bytes = status->kv_bytes;
     n->kv_capacity = status->kv_capacity;

@@ -148,8 +148,7 @@ bool router_link_takes(const worker_link *link) {
     return is_announced_ready(link) || is_last_resort(link);
 }
 
-static void free_link(worker_link *link) {
-    router *r = link->router;
+static void free_link(router *r, worker_link *link) {
     worker_link **at = &r->links;
     while (*at != link) at = &(*at)->next;
     *at = link->next;
@@ -170,7 +169,7 @@ static void on_lost(void *context, hd_status status, const char *reason) {
     link->remote = NULL;
     if (link->model != NULL) update_model_load(link->model);
     if (!link->is_known) {
-        free_link(link);
+        free_link(link->router, link);
         return;
     }
     uint64_t delay = RETRY_FIRST_MS << (link->failures < 5 ? link->failures : 5);
@@ -240,7 +239,7 @@ static worker_link *find_link(router *r, const char *id) {
 static void on_worker(router *r, const membership_node *node) {
     worker_link *link = find_link(r, node->id);
     if (link != NULL && strcmp(link->node.address, node->address) != 0) {
-        free_link(link); /* another process under its name; requests of the former go on elsewhere */
+        free_link(r, link); /* another process under its name; requests of the former go on elsewhere */
         link = NULL;
     }
     if (link != NULL) {
@@ -285,9 +284,9 @@ void router_on_gone(void *context, const char *id) {
     link->has_drained = link->node.state != NODE_READY;
     link->node.state = NODE_GONE;
     /* What runs there goes on while its connection stands. */
-    if (!link->is_connected) free_link(link);
+    if (!link->is_connected) free_link(r, link);
 }
 
 void router_close_links(router *r) {
-    while (r->links != NULL) free_link(r->links);
+    while (r->links != NULL) free_link(r, r->links);
 }

@@ -14,6 +14,7 @@
 #ifndef KERNELS_CPU_ATTEND_AMX_H
 #define KERNELS_CPU_ATTEND_AMX_H
 
+#include <assert.h>
 #include <immintrin.h>
 #include <math.h>
 #include <string.h>
@@ -179,6 +180,7 @@ static inline unit unit_first(const row_tiles *rows) {
  * fetch from a block on, where that is something new. */
 static inline void unit_fetch(const row_tiles *rows, const unit *u, uint32_t block, tile_fetch *fetch) {
     const kernel_attend *call = rows->call;
+    assert(rows->count > 0 && u->tile->rows > 0);
     const kernel_span *next = u->span_index + 1 < call->span_count ? u->span + 1 : call->ahead;
     bool is_keys = block < PAGE_BLOCKS / 2;
     if (block % (PAGE_BLOCKS / 2) != 0) return;

@@ -44,6 +44,7 @@ static uint32_t chunk_count(const part *p) {
 }
 
 static chunk chunk_of(const part *p, uint32_t number) {
+    assert(p->panels > 0);
     const kernel_matrix *weights = p->call->weights;
     uint32_t k = number / p->panels * p->depth, panel = number % p->panels;
     return (chunk){

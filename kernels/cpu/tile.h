@@ -10,6 +10,7 @@
 #ifndef KERNELS_CPU_TILE_H
 #define KERNELS_CPU_TILE_H
 
+#include <assert.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -24,6 +25,7 @@ typedef struct tile_fetch {
 } tile_fetch;
 
 static inline tile_fetch tile_fetch_start(const void *memory, size_t bytes, size_t steps) {
+    assert(steps > 0);
     return (tile_fetch){memory, memory != NULL ? (const char *)memory + bytes : NULL, (bytes / steps + 63) / 64 * 64};
 }
 

@@ -172,8 +172,9 @@ SIMT_FUNCTION void ATTEND_NAME(attend_node_write)(const attend_arguments *a, con
             float *to = a->partials.out + (partial_row + row) * ATTEND_DIM + simt_lane() % 4 * 2;
             SIMT_UNROLL
             for (uint32_t n = 0; n < ATTEND_VALUE_TILES; n++) {
-                to[n * 8] = node->out[n][half * 2];
-                to[n * 8 + 1] = node->out[n][half * 2 + 1];
+                /* An item has at least one group, and its last node stays here. */
+                to[n * 8] = node->out[n][half * 2];         // NOLINT(clang-analyzer-core.uninitialized.Assign)
+                to[n * 8 + 1] = node->out[n][half * 2 + 1]; // NOLINT(clang-analyzer-core.uninitialized.Assign)
             }
             if (simt_lane() % 4 == 0) {
                 a->partials.max[partial_row + row] = node->max[half];

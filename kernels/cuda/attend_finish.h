@@ -26,7 +26,8 @@ SIMT_FUNCTION void attend_row_put(const attend_row_tree *t, uint32_t level, cons
     SIMT_UNROLL
     for (uint32_t c = 0; c < ATTEND_FINISH_COLUMNS; c++) {
         uint32_t column = simt_lane() + c * SIMT_WARP;
-        if (column < t->dim) to[column] = row->out[c];
+        /* Every subtree that a warp takes has a node, which was read whole. */
+        if (column < t->dim) to[column] = row->out[c]; // NOLINT(clang-analyzer-core.uninitialized.Assign)
     }
     simt_sync_warp();
     if (simt_lane() == 0) {

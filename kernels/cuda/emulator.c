@@ -101,6 +101,7 @@ static void run_fiber(void);
 /* Goes on with another fiber; `from` may be NULL. A saved place is cheaper than a context, but the address sanitizer
  * has to know about stacks. */
 static void go_to(fiber *from, uint32_t thread) {
+    assert(grid.fibers != NULL);
     fiber *to = &grid.fibers[thread];
     emulated_thread = thread;
 #ifdef __SANITIZE_ADDRESS__
