@@ -159,7 +159,7 @@ static bool place_ranges(placing *p, placement *map, uint64_t size) {
 static uint64_t range_size(const placement_request *request, placement_heads lane) {
     uint64_t size = request->range_min, nodes = nodes_of_lane(request, lane);
     if (nodes == 0) return size; /* all of them have gone: nothing will fit, whatever the size */
-    while (size * 2 <= request->tokens_max / nodes) size *= 2;
+    while (size <= request->tokens_max / nodes / 2) size *= 2;
     while ((nodes == 1 || request->is_whole_only) && size < request->tokens_max) size *= 2;
     return size;
 }
@@ -179,8 +179,9 @@ static bool place_lane(const placement_request *request, placement_heads lane, b
 
 bool placement_inherit(placement *map, const placement_request *request, placement_heads heads, const uint32_t *nodes,
                        uint32_t node_count, uint64_t tokens) {
-    uint64_t first = placement_lane_end(map, heads), size = range_size(request, heads);
-    if (first >= request->tokens_max) return false;
+    uint64_t first = placement_lane_end(map, heads);
+    if (first >= request->tokens_max || request->tokens_max > PLACEMENT_TOKENS_MAX) return false;
+    uint64_t size = range_size(request, heads);
     while (first % size != 0) size /= 2;
     while (size < tokens) size *= 2;
     bool is_whole = first == 0 && size >= request->tokens_max;
@@ -234,6 +235,7 @@ hd_status placement_place(placement *map, const placement_request *request, hd_e
     uint32_t lane_count;
     hd_status status = placement_lanes(request, lanes, &lane_count, error);
     if (status != HD_OK) return status;
+    if (request->tokens_max > PLACEMENT_TOKENS_MAX) return explain(request, false, error);
     placement attempt = *map;
     if (place_lanes(request, lanes, lane_count, false, &attempt)) {
         *map = attempt;

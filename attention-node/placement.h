@@ -23,6 +23,7 @@
 #define PLACEMENT_ROWS_MAX 64u
 #define PLACEMENT_REPLICAS_MAX 3u
 #define PLACEMENT_SHARE_MAX 4u
+#define PLACEMENT_TOKENS_MAX ((uint64_t)1 << 62) /* the end of a range that holds so many is a number still */
 
 typedef struct placement_heads {
     uint32_t first, count; /* of KV heads */
@@ -55,15 +56,15 @@ typedef struct placement_request {
     const placement_node *nodes;
     uint32_t node_count;
     uint32_t kv_heads;
-    uint64_t tokens_max;
-    uint64_t range_min; /* positions: sequences up to so many lie whole where a node has the room. A power of two */
-    uint32_t replicas;  /* of each row, at least 1; fewer where a lane has not so many nodes */
-    bool is_whole_only; /* it cannot be split by positions */
+    uint64_t tokens_max; /* more than PLACEMENT_TOKENS_MAX never fit */
+    uint64_t range_min;  /* positions: sequences up to so many lie whole where a node has the room. A power of two */
+    uint32_t replicas;   /* of each row, at least 1; fewer where a lane has not so many nodes */
+    bool is_whole_only;  /* it cannot be split by positions */
 } placement_request;
 
 /* Completes a map, empty or with rows that stay as they are, until every lane has tokens_max positions. HD_FULL: no
- * room now, or no node for a head. HD_INVALID: there would be none if everything were empty, or the nodes do not have every head. Both change
- * nothing and say the numbers. */
+ * room now, or no node for a head. HD_INVALID: there would be none if everything were empty, or the nodes do not have
+ * every head. Both change nothing and say the numbers. */
 hd_status placement_place(placement *map, const placement_request *request, hd_error *error);
 
 /* One more row of that lane, on nodes that have the next `tokens` tokens of a prefix: the range that place would make

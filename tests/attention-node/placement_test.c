@@ -186,6 +186,25 @@ static void replicas_are_on_different_nodes_and_replace_each_other(void **state)
     assert_int_equal(placement_place(&map, &request, NULL), HD_INVALID); /* two would have to */
 }
 
+static void more_tokens_than_a_range_can_end_at_never_fit(void **state) {
+    placement_node nodes[2] = {node_of(0, 4, UINT64_MAX), node_of(0, 4, UINT64_MAX)};
+    static const uint64_t tokens[] = {PLACEMENT_TOKENS_MAX + 1, UINT64_MAX / 2 + 2, UINT64_MAX};
+    for (uint32_t count = 1; count <= 2; count++) {
+        for (size_t i = 0; i < sizeof(tokens) / sizeof(tokens[0]); i++) {
+            placement_request request = request_of(nodes, count, tokens[i], 1024, 1);
+            placement map = {.version = 0};
+            hd_error error;
+            assert_int_equal(placement_place(&map, &request, &error), HD_INVALID);
+            assert_int_equal(map.row_count, 0);
+        }
+        placement_request request = request_of(nodes, count, PLACEMENT_TOKENS_MAX, 1024, 1);
+        placement map = {.version = 0};
+        hd_error error;
+        assert_int_equal(placement_place(&map, &request, &error), HD_OK);
+        check_map(&map, &request);
+    }
+}
+
 static void random_requests_are_covered(void **state) {
     srand(5);
     uint32_t placed = 0;
@@ -222,6 +241,7 @@ int main(void) {
         cmocka_unit_test(what_cannot_be_split_lies_whole_or_not_at_all),
         cmocka_unit_test(found_rows_make_the_map_again),
         cmocka_unit_test(replicas_are_on_different_nodes_and_replace_each_other),
+        cmocka_unit_test(more_tokens_than_a_range_can_end_at_never_fit),
         cmocka_unit_test(random_requests_are_covered),
     };
     return cmocka_run_group_tests_name("placement", tests, NULL, NULL);
