@@ -33,6 +33,32 @@ static hd_status timed_sequence_length(const attention *self, uint64_t sequence,
     return inner->ops->sequence_length(inner, sequence, length);
 }
 
+static bool timed_sequence_is_ready(attention *self, uint64_t sequence, uint64_t position) {
+    attention *inner = of(self)->inner;
+    return inner->ops->sequence_is_ready(inner, sequence, position);
+}
+
+static void timed_idle(attention *self) {
+    attention *inner = of(self)->inner;
+    inner->ops->idle(inner);
+}
+
+static hd_status timed_sequence_find(attention *self, uint64_t sequence, attention_found *found, uint32_t found_max,
+                                     uint32_t *found_count) {
+    attention *inner = of(self)->inner;
+    return inner->ops->sequence_find(inner, sequence, found, found_max, found_count);
+}
+
+static hd_status timed_sequence_pull(attention *self, const attention_pull *pull, uint64_t *tokens, hd_error *error) {
+    attention *inner = of(self)->inner;
+    return inner->ops->sequence_pull(inner, pull, tokens, error);
+}
+
+static hd_status timed_prefix_find(attention *self, const attention_sequence_params *params, uint64_t *cached_tokens) {
+    attention *inner = of(self)->inner;
+    return inner->ops->prefix_find(inner, params, cached_tokens);
+}
+
 static hd_status timed_state_save(attention *self, uint64_t sequence, uint64_t epoch, uint64_t position,
                                   uint32_t stream, const void *bytes) {
     attention *inner = of(self)->inner;
@@ -109,6 +135,22 @@ static hd_status timed_step_finish(attention *self) {
     return status;
 }
 
+static hd_status timed_step_lost(attention *self, uint32_t span) {
+    attention *inner = of(self)->inner;
+    return inner->ops->step_lost(inner, span);
+}
+
+static void timed_step_lose(attention *self, uint32_t span, hd_status why) {
+    attention *inner = of(self)->inner;
+    inner->ops->step_lose(inner, span, why);
+}
+
+/* Its steps are not timed. */
+static hd_status timed_attach(attention *self, uint32_t rows_max, attention **view, hd_error *error) {
+    attention *inner = of(self)->inner;
+    return inner->ops->attach(inner, rows_max, view, error);
+}
+
 static void timed_cache_reset(attention *self) {
     attention *inner = of(self)->inner;
     inner->ops->cache_reset(inner);
@@ -136,6 +178,11 @@ static const attention_ops timed_ops = {
     .fork = timed_fork,
     .truncate = timed_truncate,
     .sequence_length = timed_sequence_length,
+    .sequence_is_ready = timed_sequence_is_ready,
+    .idle = timed_idle,
+    .sequence_find = timed_sequence_find,
+    .sequence_pull = timed_sequence_pull,
+    .prefix_find = timed_prefix_find,
     .state_save = timed_state_save,
     .state_load = timed_state_load,
     .sequence_close = timed_sequence_close,
@@ -146,6 +193,9 @@ static const attention_ops timed_ops = {
     .step_begin_post = timed_step_begin_post,
     .step_end_post = timed_step_end_post,
     .step_finish = timed_step_finish,
+    .step_lost = timed_step_lost,
+    .step_lose = timed_step_lose,
+    .attach = timed_attach,
     .cache_reset = timed_cache_reset,
     .stats = timed_stats,
     .dtype = timed_dtype,
@@ -153,5 +203,10 @@ static const attention_ops timed_ops = {
 };
 
 void timed_attention_init(timed_attention *timed, attention *inner) {
-    *timed = (timed_attention){.base = {.ops = &timed_ops}, .inner = inner};
+    *timed = (timed_attention){.base = {.ops = &timed->ops}, .ops = timed_ops, .inner = inner};
+    /* What an attention need not have, this one has where the inner one does. */
+    if (inner->ops->sequence_is_ready == NULL) timed->ops.sequence_is_ready = NULL;
+    if (inner->ops->idle == NULL) timed->ops.idle = NULL;
+    if (inner->ops->sequence_pull == NULL) timed->ops.sequence_pull = NULL;
+    if (inner->ops->attach == NULL) timed->ops.attach = NULL;
 }

@@ -8,14 +8,15 @@
 
 typedef struct timed_attention {
     attention base; /* what the forward pass is given */
+    attention_ops ops;
     attention *inner;
-    uint64_t attend_ns; /* submit and wait, since it was last set to 0 */
-    uint64_t begin_ns;  /* step_begin and step_end */
+    uint64_t attend_ns;                   /* submit and wait, since it was last set to 0 */
+    uint64_t begin_ns;                    /* step_begin and step_end */
     void (*before_submit)(void *context); /* or NULL; what it does is not counted */
     void *context;
 } timed_attention;
 
-/* The caller's memory; inner is lent and stays the caller's: close does nothing. */
+/* The caller's memory, which stays where it is; inner is lent and stays the caller's: close does nothing. */
 void timed_attention_init(timed_attention *timed, attention *inner);
 
 #endif
