@@ -9,9 +9,10 @@
 #define NS_PER_MS 1e6
 #define MIXED_STEP_NS (250 * NS_PER_MS) /* what a token of others may wait for, where prefill can be cut that small */
 #define PREFILL_STEP_NS (2000 * NS_PER_MS) /* nobody decodes: what a newcomer and a cancellation wait for */
+/* Of the time for prefill, for the oldest prompt while shorter ones go first: it takes four times as long at most. */
 #define OLDEST_SHARE 0.25
-#define FIRST_GUESS_OPERATIONS_PER_NS 200.0 /* of one thread; the first step corrects it */
-#define NEW_WEIGHT 0.3                      /* of the newest step in what is learnt */
+#define FIRST_GUESS_OPERATIONS_PER_NS 200.0 /* of one thread, as with vdpbf16ps; the first step corrects it */
+#define NEW_WEIGHT 0.3 /* of the newest step in what is learnt: a sixth of it is older than five steps */
 
 void schedule_init(schedule *s, const model_config *model, unsigned thread_count) {
     double query_width = (double)model->query_heads * model->head_dim,
