@@ -21,13 +21,14 @@
 
 int __real_clock_gettime(clockid_t clock, struct timespec *now);
 
-static uint64_t takeovers; /* that routers have logged */
+static uint64_t takeovers, moves; /* that routers and workers have logged */
 
 /* The product's own lines join the story. */
 void hd_log_set_level(hd_log_level minimum) {}
 
 void hd_log(hd_log_level level, const char *event, const char *pairs_format, ...) {
     takeovers += strcmp(event, "takeover") == 0;
+    moves += strcmp(event, "row_moved") == 0 || strcmp(event, "row_replicated") == 0;
     if (!the_machine.is_verbose) return;
     char pairs[1024];
     va_list arguments;
@@ -64,6 +65,7 @@ static void run_one(uint64_t seed, unsigned job) {
     alarm(SEED_SECONDS);
     scene_run(seed, false, &counts);
     counts.takeovers = takeovers;
+    counts.moves = moves;
     snprintf(shared->failures[job], sizeof(shared->failures[job]), "%s", the_machine.failure);
     const uint64_t *values = (const uint64_t *)&counts;
     for (size_t i = 0; i < sizeof(counts) / sizeof(uint64_t); i++) atomic_fetch_add(&shared->sums[i], values[i]);
@@ -115,10 +117,10 @@ static int run_seeds(const char *program, uint64_t first, uint64_t count, unsign
     printf("%" PRIu64 " seeds in %.1f s, %.1f ms of CPU each: %" PRIu64 " requests, %" PRIu64 " tokens, %" PRIu64
            " steps of nodes, %" PRIu64 " messages, %.0f simulated seconds\n"
            "%" PRIu64 " kills, %" PRIu64 " partitions, %" PRIu64 " freezes, %" PRIu64 " drains; %" PRIu64
-           " takeovers, %" PRIu64 " calls of older epochs refused\n",
+           " takeovers, %" PRIu64 " rows moved or copied, %" PRIu64 " calls of older epochs refused\n",
            shared->done, seconds() - begin, 1000 * used / (double)(shared->done + (shared->done == 0)), sums->requests,
            sums->tokens, sums->steps, sums->messages, (double)sums->simulated_ns / 1e9, sums->kills, sums->cuts,
-           sums->freezes, sums->drains, sums->takeovers, sums->refused);
+           sums->freezes, sums->drains, sums->takeovers, sums->moves, sums->refused);
     if (shared->failed == 0) return must_fail;
     printf("seed %" PRIu64 " FAILED: %s\nreplay: %s --seed %" PRIu64 "\n", shared->failed_seed, shared->failure, program,
            shared->failed_seed);

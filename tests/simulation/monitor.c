@@ -76,6 +76,15 @@ static hd_status on_close(attention *self, uint64_t sequence, uint64_t epoch, bo
     return status;
 }
 
+/* Whoever owns all of them is told of no other owner, and of no gap: what the placement names has what it says. */
+static void check_refusal(const attention_rows *rows, uint32_t count, hd_status status, const hd_error *error) {
+    if (status != HD_STALE && status != HD_INVALID) return;
+    for (uint32_t i = 0; i < count; i++) {
+        if (rows[i].epoch < find(rows[i].sequence)->epoch) return;
+    }
+    machine_fail("node %s refused a step of the owner: %s", machine_current()->name, error != NULL ? error->text : "");
+}
+
 static hd_status on_begin(attention *self, const attention_rows *rows, uint32_t count, hd_error *error) {
     hd_status status = watched.real->step_begin(self, rows, count, error);
     for (uint32_t i = 0; i < count; i++) {
@@ -84,6 +93,7 @@ static hd_status on_begin(attention *self, const attention_rows *rows, uint32_t 
                      hd_status_name(status));
         look(rows[i].sequence, rows[i].epoch, status, "step");
     }
+    check_refusal(rows, count, status, error);
     watched.counts.steps++;
     return status;
 }

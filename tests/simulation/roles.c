@@ -94,7 +94,9 @@ static void node_usage_now(void *context, node_usage *usage) {
     *usage =
         (node_usage){.kv_bytes = (state.stats.blocks_sequences + state.stats.blocks_reserved) * state.stats.block_bytes,
                      .kv_capacity = r->node.kv_capacity,
-                     .sequences = state.stats.sequences};
+                     .sequences = state.stats.sequences,
+                     .knows_safety = true,
+                     .is_safe = state.is_drained};
 }
 
 static void drain_node(void *context, bool is_draining) {
@@ -113,12 +115,15 @@ static void *node_main(void *context) {
                                        .kernels = hash_kernels()};
     must(hd_pool_open(1, &r->pool), &error);
     config.pool = r->pool;
-    must(attention_service_open(&config, &r->service), &error);
     must(transport_grpc_open(NULL, &r->transport), &error);
+    must(transport_grpc_open(NULL, &r->pages), &error);
+    config.pages = r->pages;
+    must(attention_service_open(&config, &r->service), &error);
     r->node.kv_capacity = config.hot_bytes;
-    rpc_method methods[1 + NODE_SERVICE_METHODS];
+    rpc_method methods[2 + NODE_SERVICE_METHODS];
     must(transport_grpc_listen(r->transport, "step", attention_service_accept, r->service, &methods[0]), &error);
-    serve(r, methods, 1, node_usage_now, drain_node);
+    must(transport_grpc_listen(r->pages, "pages", attention_service_accept_pages, r->service, &methods[1]), &error);
+    serve(r, methods, 2, node_usage_now, drain_node);
     must(attention_service_start(r->service, r->transport), &error);
     join(r);
     await_stop(r);
@@ -127,13 +132,14 @@ static void *node_main(void *context) {
     uint64_t until = the_machine.now_ns + DRAIN_NS;
     for (attention_service_state state; the_machine.now_ns < until; sleep_ns(5 * LOOK_NS)) {
         attention_service_state_read(r->service, &state);
-        if (state.stats.sequences == 0) break;
+        if (state.is_drained) break;
     }
     rpc_loop_call(r->loop, close_membership, r);
     attention_service_close(r->service);
     r->service = NULL;
     rpc_server_close(r->server);
     r->transport->ops->close(r->transport);
+    r->pages->ops->close(r->pages);
     rpc_loop_close(r->loop);
     hd_pool_close(r->pool);
     r->has_ended = true;

@@ -34,7 +34,7 @@ typedef struct role {
     rpc_server *server;
     node_service control;
     hd_pool *pool;
-    transport *transport;
+    transport *transport, *pages; /* pages: an attention node's */
     attention_service *service; /* an attention node's */
     node_set *set;              /* a worker's */
     struct worker *worker;

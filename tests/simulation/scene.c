@@ -160,7 +160,7 @@ static void strike(void *context) {
     seat *any = dice_one_in(&s.dice, 4) ? front : dice_one_in(&s.dice, 2) ? middle : back;
     process *registry = membership_simulated_etcd();
     seat *other = dice_one_in(&s.dice, 2) ? middle : back;
-    uint64_t kind = dice_below(&s.dice, 14);
+    uint64_t kind = dice_below(&s.dice, 16);
     bool is_whole = is_there(any) && is_there(middle) && is_there(back) && is_there(front);
     if (!is_whole) { /* one at a time at each place */
         undone();
@@ -179,7 +179,9 @@ static void strike(void *context) {
     case 9: cut(registry, role_of(any)->process); break;
     case 10: freeze(role_of(any)->process); break;
     case 11: slow(role_of(any)->process); break;
-    case 12: drain_seat(other); break;
+    case 12: drain_seat(middle); break;
+    case 13:
+    case 14: drain_seat(back); break;
     default:
         machine_tell("every lease expires");
         membership_simulated_expire();

@@ -11,7 +11,7 @@
 #include "tests/simulation/roles.h"
 
 typedef struct scene_counts {
-    uint64_t requests, tokens, messages, steps, takeovers, refused, kills, cuts, freezes, drains, simulated_ns;
+    uint64_t requests, tokens, messages, steps, takeovers, moves, refused, kills, cuts, freezes, drains, simulated_ns;
 } scene_counts;
 
 extern const cluster_shape scene_widest; /* what every scene's shape is within */
