@@ -1,7 +1,8 @@
 /* scene.h - one seed: a cluster, requests, faults, and what has to be true at the end.
  *
  *   1. Every request that was accepted ends exactly once, with exactly the tokens of a single process.
- *   2. No attention node lets an epoch in that has been followed by a newer one (monitor.h).
+ *   2. No attention node lets an epoch in that has been followed by a newer one, or refuses the owner's step as not its
+ *      own or as one with a gap (monitor.h).
  *   3. When all have ended, no node holds or promises a page for anybody, and no worker has a request.
  *   4. Every process that is asked to end does.
  * Threads: the runner. */
