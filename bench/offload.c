@@ -197,20 +197,23 @@ static void echo_once(void *context) {
 
 static void report_turns(bench *b, FILE *table, json_t *json) {
     const bench_offload_config *c = b->config;
-    const offload_turns *t = &b->turns;
-    sample_summary near = sample_summarise((sample *)&t->near.round_ms),
-                   far = sample_summarise((sample *)&t->far.round_ms);
-    sample_summary whole = sample_summarise((sample *)&t->whole_ms), after = sample_summarise((sample *)&t->after_ms);
+    offload_turns *t = &b->turns;
+    sample_summary near = sample_summarise(&t->near.round_ms), far = sample_summarise(&t->far.round_ms);
+    sample_summary whole = sample_summarise(&t->whole_ms), after = sample_summarise(&t->after_ms);
+    double near_waited = sample_summarise(&t->near.waited_ms).median;
+    double far_waited = sample_summarise(&t->far.waited_ms).median;
     double unhidden = 2.0 * 2.0 * b->layers.layer_count * (double)c->delay_ms;
     fprintf(table, "two micro-batches of %u in turns, the same bits each way\n", c->batch);
-    fprintf(table,
-            "  a round %.2f ms; behind %llu ms each way %.2f ms: grows by %.2f of the %.0f ms that delay would add\n",
+    fprintf(table, "  a round             straight %11.2f ms   behind %llu ms each way %7.2f ms   %+.2f of %.0f ms\n",
             near.median, (unsigned long long)c->delay_ms, far.median, far.median - near.median, unhidden);
-    fprintf(table, "  behind the delay one after the other %.2f ms; without it as one step of %u %.2f ms\n",
-            after.median, 2 * c->batch, whole.median);
+    fprintf(table, "  of it waited for    straight %11.2f ms   behind the delay %10.2f ms   %+.2f ms\n", near_waited,
+            far_waited, far_waited - near_waited);
+    fprintf(table, "  one after the other behind the delay %.2f ms; one step of %u, straight %.2f ms\n", after.median,
+            2 * c->batch, whole.median);
     json_object_set_new(json, "turns",
-                        json_pack("{s:I, s:f, s:f, s:f, s:f, s:f}", "delay_ms", (json_int_t)c->delay_ms, "round_ms",
-                                  near.median, "round_delayed_ms", far.median, "unhidden_ms", unhidden,
+                        json_pack("{s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "delay_ms", (json_int_t)c->delay_ms,
+                                  "round_ms", near.median, "round_delayed_ms", far.median, "round_waited_ms",
+                                  near_waited, "round_delayed_waited_ms", far_waited, "unhidden_ms", unhidden,
                                   "one_after_the_other_delayed_ms", after.median, "one_step_ms", whole.median));
 }
 

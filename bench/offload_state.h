@@ -33,7 +33,7 @@ typedef struct echo {     /* frames of a layer's sizes, there and back */
 typedef struct offload_pair {
     attention *attentions[2]; /* the second is a view of the first */
     forward *forwards[2];
-    sample round_ms; /* in turns */
+    sample round_ms, waited_ms; /* in turns; how much of that both have waited for the node */
 } offload_pair;
 
 typedef struct offload_turns {

@@ -73,10 +73,17 @@ static hd_status take_logits(bench *b, forward *f, uint32_t first, uint32_t coun
 
 typedef enum { IN_TURNS, ONE_AFTER_THE_OTHER } order;
 
+static double waited_ms(const offload_pair *p) {
+    remote_traffic traffic[2];
+    for (uint32_t i = 0; i < 2; i++) remote_traffic_read(p->attentions[i], &traffic[i]);
+    return (double)(traffic[0].waited_ns + traffic[1].waited_ns) * 1e-6;
+}
+
 static hd_status run_pair(bench *b, offload_pair *p, order how, sample *ms, bool is_first_way, uint32_t *next,
                           hd_error *error) {
     const bench_offload_config *c = b->config;
     forward_batch batches[2];
+    double waited = waited_ms(p);
     for (uint32_t i = 0; i < 2; i++)
         batches[i] =
             (forward_batch){.forward = p->forwards[i], .spans = b->turns.spans + i * c->batch, .span_count = c->batch};
@@ -88,6 +95,7 @@ static hd_status run_pair(bench *b, offload_pair *p, order how, sample *ms, bool
         if (batches[i].status != HD_OK) return hd_error_set(error, batches[i].status, "%s", batches[i].error.text);
     }
     hd_status status = ms != NULL ? sample_add(ms, round_ms) : HD_OK;
+    if (status == HD_OK && ms == &p->round_ms) status = sample_add(&p->waited_ms, waited_ms(p) - waited);
     for (uint32_t i = 0; i < 2 && status == HD_OK; i++)
         status = take_logits(b, p->forwards[i], i * c->batch, c->batch, is_first_way, next, error);
     return status;
@@ -130,6 +138,8 @@ hd_status offload_turns_run(bench *b, const void *rows, hd_error *error) {
     offload_turns *t = &b->turns;
     sample_init(&t->near.round_ms);
     sample_init(&t->far.round_ms);
+    sample_init(&t->near.waited_ms);
+    sample_init(&t->far.waited_ms);
     sample_init(&t->whole_ms);
     sample_init(&t->after_ms);
     hd_status status = open_turns(b, rows, error);
@@ -147,6 +157,7 @@ static void close_pair(offload_pair *p) {
     for (uint32_t i = 0; i < 2; i++) forward_close(p->forwards[i]);
     if (p->attentions[1] != NULL) p->attentions[1]->ops->close(p->attentions[1]);
     sample_fini(&p->round_ms);
+    sample_fini(&p->waited_ms);
 }
 
 void offload_turns_close(bench *b) {

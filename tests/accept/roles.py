@@ -106,6 +106,8 @@ def offload(options):
     grows = turns["round_delayed_ms"] - turns["round_ms"]
     report.line("4", f"a round of two micro-batches of {options.batch}: {turns['round_ms']:.1f} ms, behind {turns['delay_ms']} ms each way "
                 f"{turns['round_delayed_ms']:.1f} ms: grows by {grows:.1f} ms", f"at most 20 of {turns['unhidden_ms']:.0f} ms", grows <= 20)
+    print(f"     of a round {turns['round_waited_ms']:.1f} ms are waited for the node, behind the delay "
+          f"{turns['round_delayed_waited_ms']:.1f} ms")
     print(f"     one after the other behind the delay {turns['one_after_the_other_delayed_ms']:.1f} ms; without it as one step of "
           f"{2 * options.batch} {turns['one_step_ms']:.1f} ms; every way gave the same bits")
 
