@@ -54,7 +54,7 @@ static size_t attention_node_flags(hd_flag *flags) {
          false},
         {"kernels", HD_FLAG_STRING, &options.kernels, "NAME",
          "the table of kernels (default: the best that this CPU runs)", false},
-        {"max-workers", HD_FLAG_U64, &options.max_workers, "N", "links of workers at once; a worker has as many as it cuts steps into micro-batches, mostly two", false},
+        {"max-workers", HD_FLAG_U64, &options.max_workers, "N", "links of workers at once: one for each micro-batch, so a worker mostly has two", false},
         {"orphan-timeout", HD_FLAG_DURATION, &options.orphan_timeout, "TIME",
          "how long a lost worker's sequences wait for another one", false},
         {"log-level", HD_FLAG_STRING, &options.log_level, "debug|info|warn|error", "what is logged", false},

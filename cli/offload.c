@@ -21,10 +21,9 @@ size_t offload_options_flags(offload_options *o, hd_flag *flags) {
         {"kv-range", HD_FLAG_U64, &o->range_tokens, "TOKENS",
          "a context up to so long lies on one attention node where it fits; a power of two", false},
         {"micro-batches", HD_FLAG_STRING, &o->micro_batches, "auto|N",
-         "parts of a step that take turns between attention nodes and matrix products, 1 to 4; auto measures", false},
+         "parts of a step that take turns at attention nodes and products, 1 to 4; auto measures", false},
         {"prefill-at", HD_FLAG_STRING, &o->prefill_at, "worker|nodes|auto",
-         "where prompts attend: here, as far as --hot-memory goes, while nodes keep what is made; or on the nodes; auto: "
-         "here where --hot-memory is given and this process computes with more threads than a prompt's nodes", false},
+         "where prompts attend; auto: here where --hot-memory is given and nodes compute less", false},
         {"attention-timeout", HD_FLAG_DURATION, &o->answer_timeout, "TIME",
          "an attention node that has not answered after so long is lost", false},
         {"attention-wait", HD_FLAG_DURATION, &o->wait, "TIME", "for attention nodes at start", false},
