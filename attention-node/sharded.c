@@ -360,6 +360,7 @@ static void read_stats(const attention *self, attention_stats *stats) {
 static void idle(attention *self) {
     sharded *s = sharded_of(self);
     if (s->config.tend != NULL) s->config.tend(s->config.tend_context, self);
+    sharded_tend_handovers(s);
 }
 
 static hd_dtype dtype_of(const attention *self) {

@@ -238,6 +238,38 @@ static void another_owner_finds_the_ranges_and_goes_on(void **state) {
     cluster_close(&c);
 }
 
+static void a_sequence_that_outgrows_its_nodes_gets_a_further_one(void **state) {
+    cluster c;
+    cluster_open(&c, &shape_plain, &(cluster_shape){1, 2, 1, 8 * MIB, 1024, CLUSTER_ENGINES, 0});
+    toy_sequence s;
+    uint64_t node = stats_of(c.nodes[0]).blocks_total * HD_BLOCK_TOKENS, first = 2 * node / 1024 * 1024 - 1024;
+    toy_sequence_init(&s, 7, 1, 3 * node);
+    toy_sequence_push_text(&s, 3, first + 1500);
+    s.length = first - 200;
+    s.tokens_max = first;
+    assert_int_equal(cluster_sequence_open(&c, &s, 0), 0);
+    cluster_run(&c, &s, 0, first - 200, 900);
+    uint32_t rows = sharded_placement(c.many.attention, 7)->row_count;
+    uint64_t version = sharded_placement(c.many.attention, 7)->version;
+    /* More than both have; with a third node, what is there stays where it is. */
+    s.epoch = 2;
+    s.tokens_max = first + 1500;
+    s.length = first - 199;
+    uint64_t cached = 0;
+    hd_error error;
+    assert_int_not_equal(toy_sequence_open(&c.many, &s, UINT64_MAX, &cached, &error), HD_OK);
+    cluster_add_node(&c, 0, 8 * MIB);
+    s.epoch = 3;
+    assert_int_equal(cluster_sequence_open(&c, &s, UINT64_MAX), first - 200);
+    const placement *map = sharded_placement(c.many.attention, 7);
+    assert_true(map->row_count > rows && map->version > version);
+    assert_true(placement_row_has(&map->rows[map->row_count - 1], 2));
+    s.length = first + 1500;
+    cluster_run(&c, &s, first - 200, 1700, 300);
+    toy_sequence_fini(&s);
+    cluster_close(&c);
+}
+
 static void a_lost_node_with_a_replica_costs_nothing(void **state) {
     cluster c;
     cluster_open(&c, &shape_plain, &(cluster_shape){1, 3, 2, 32 * MIB, 1024, CLUSTER_ENGINES, 0});
@@ -375,6 +407,7 @@ int main(void) {
         cmocka_unit_test(a_context_several_times_any_nodes_memory_works),
         cmocka_unit_test(a_node_that_refuses_leaves_nothing_reserved),
         cmocka_unit_test(another_owner_finds_the_ranges_and_goes_on),
+        cmocka_unit_test(a_sequence_that_outgrows_its_nodes_gets_a_further_one),
         cmocka_unit_test(a_lost_node_with_a_replica_costs_nothing),
         cmocka_unit_test(a_lost_node_without_a_replica_is_filled_again),
         cmocka_unit_test(a_prefix_is_found_on_the_nodes_that_have_it),
