@@ -71,6 +71,18 @@ class Offload(unittest.TestCase):
             self.check(Streams(api, self.requests[:2]), self.expected[:2])
             self.assertGreaterEqual(self.takeovers(cluster), 2)
 
+    def test_prompts_staged_in_workers_and_micro_batches_bear_the_same(self):
+        with self.cluster() as cluster:
+            api = self.begin(cluster, 3, 2, "--prefill-at", "worker", "--micro-batches", "2")
+            streams = Streams(api, self.requests)
+            streams.wait_tokens(1)  # some prompts are still being made
+            cluster.processes["worker-1"].kill()
+            self.check(streams)
+            streams = Streams(api, self.requests[::-1])
+            streams.wait_tokens(60)
+            cluster.processes["attention-2"].kill()
+            self.check(streams, self.expected[::-1])
+
     def test_with_replicas_a_killed_attention_node_moves_nothing(self):
         with self.cluster() as cluster:
             api = self.begin(cluster, 2, 1, "--kv-replicas", "2")
