@@ -21,7 +21,9 @@
 static const char *const kind_names[] = {"coordinator", "worker", "attention-node"};
 
 static void must(hd_status status, const hd_error *error) {
-    if (status != HD_OK) machine_fail("a role does not start: %s (%s)", error->text, hd_status_name(status));
+    if (status == HD_OK) return;
+    machine_fail("a role does not start: %s (%s)", error->text, hd_status_name(status));
+    machine_wait(error, MACHINE_NEVER); /* the machine stops here */
 }
 
 /* ---- What all of them do ---- */
@@ -110,7 +112,7 @@ static void *node_main(void *context) {
     hd_error error = {.text = ""};
     open_cluster(r);
     attention_service_config config = {.hot_bytes = r->shape->node_bytes,
-                                       .links_max = 8,
+                                       .links_max = 16,
                                        .orphan_ms = r->shape->orphan_ms,
                                        .kernels = hash_kernels()};
     must(hd_pool_open(1, &r->pool), &error);
@@ -180,6 +182,7 @@ static void open_nodes(role *r) {
                                           .kernels = hash_kernels(),
                                           .pool = r->pool},
                               .lanes = shape->lanes,
+                              .stage_bytes = shape->stage_bytes,
                               .transport = r->transport,
                               .model_name = TINY_NAME,
                               .answer_ms = shape->answer_ms,
@@ -201,7 +204,8 @@ static worker_config worker_config_of(const cluster_shape *shape, hd_pool *pool,
                            .attention = keeper,
                            .batch_tokens_max = shape->batch_tokens,
                            .requests_max = shape->requests_max,
-                           .running_max = shape->running_max};
+                           .running_max = shape->running_max,
+                           .micro_batches = shape->micro_batches};
 }
 
 static void worker_usage_now(void *context, node_usage *usage) {

@@ -210,7 +210,9 @@ static void plan(void) {
     add_seats(ROLE_COORDINATOR, dice_one_in(d, 4) ? 2 : 1);
     add_seats(ROLE_WORKER, (unsigned)dice_between(d, 1, WORKERS_MAX));
     add_seats(ROLE_NODE, (unsigned)dice_between(d, s.shape.lanes, NODES_MAX));
+    s.shape.micro_batches = (uint32_t)dice_between(d, 0, 3);
     if (dice_one_in(d, 4)) s.shape.node_bytes = 9u << 20;
+    if (dice_one_in(d, 3)) s.shape.stage_bytes = 6u << 20;
     network_init(d);
     for (unsigned i = 0; i < s.seat_count; i++) sit(&s.seats[i]);
 
