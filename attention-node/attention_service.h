@@ -24,6 +24,7 @@ typedef struct attention_service attention_service;
 typedef struct attention_service_config {
     /* As engine_config's. hot_bytes, warm_bytes and index_bytes add up. */
     uint64_t hot_bytes, warm_bytes, index_bytes;
+    bool index_is_optional; /* where index_bytes are too few for any search they are hot_bytes, and nothing is indexed */
     const char *cold_directory;
     uint64_t cold_bytes;
     uint32_t cold_patience_ms;

@@ -142,6 +142,10 @@ static hd_status open_engine(attention_service *s, const wire_hello *hello, cons
                                 .pool = s->config.pool};
         memcpy(config.fingerprint, hello->fingerprint, sizeof(config.fingerprint));
         memcpy(config.key, s->config.key, sizeof(config.key));
+        if (s->config.index_is_optional && engine_index_bytes(&config, "retrieval", 1) >= config.index_bytes) {
+            config.hot_bytes += config.index_bytes;
+            config.index_bytes = 0;
+        }
         status = engine_open(&config, &s->engine, error);
     }
     if (status != HD_OK) {

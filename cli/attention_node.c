@@ -122,6 +122,7 @@ static hd_status plan_memory(attention_service_config *config, hd_error *error) 
     memory_plan plan;
     hd_status status = memory_plan_make(&request, &plan, error);
     if (status != HD_OK) return status;
+    config->index_is_optional = is_auto;
     config->index_bytes = is_auto ? plan.hot_bytes / INDEX_SHARE : index_bytes;
     config->hot_bytes = plan.hot_bytes - config->index_bytes;
     config->warm_bytes = plan.warm_bytes;

@@ -94,7 +94,7 @@ class Offload(unittest.TestCase):
 
     def test_contexts_grow_with_the_nodes_that_join(self):
         with self.cluster() as cluster:
-            small = ("--hot-memory", "3M", "--index-memory", "0")
+            small = ("--hot-memory", "3M")  # too little for indexes: it is all for keys and values
             cluster.start_etcd()
             cluster.start_attention_node("attention-1", *small)
             cluster.start_worker("worker-1", self.model, "--attention", "nodes", "--kv-range", "1024", "--max-requests", "4")
