@@ -3,13 +3,19 @@
  *   n  a node's record in etcd, JSON
  *   s  a coordinator's order to a worker, a Submit
  *   r  a worker's Report: events and load
- *   d  a worker's Description */
+ *   d  a worker's Description
+ *   o  an Order, whatever it is
+ *   g  etcd's answer to a read, and
+ *   w  what its watch says: the records of nodes in them
+ *   t  a node's NodeStatus */
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/etcd.h"
 #include "proto/membership.h"
+#include "proto/node.pb-c.h"
 #include "proto/worker_messages.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -58,6 +64,7 @@ static void check_submit(const Hadal__Submit *message) {
     for (uint32_t i = 0; request.answers != NULL && i < request.choices; i++)
         read_bytes(request.answers[i].token_ids, request.answers[i].token_count * sizeof(uint32_t));
     require(request.selection == NULL || request.selection[0] != '\0');
+    require(strlen(request.trace_id) == 0 || strlen(request.trace_id) == HD_TRACE_DIGITS);
     worker_submit_fini(&request);
 }
 
@@ -94,6 +101,26 @@ static void check_description(const Hadal__Description *message) {
     require(info.model_name != NULL && info.kernels != NULL && info.selection != NULL);
 }
 
+static void check_pair(const Etcdserverpb__KeyValue *pair) {
+    if (pair == NULL) return;
+    read_bytes(pair->key.data, pair->key.len);
+    check_node((const char *)pair->value.data, pair->value.len);
+}
+
+static void check_read(const Etcdserverpb__RangeResponse *message) {
+    for (size_t i = 0; i < message->n_kvs; i++) check_pair(message->kvs[i]);
+}
+
+static void check_watch(const Etcdserverpb__WatchResponse *message) {
+    for (size_t i = 0; i < message->n_events; i++) check_pair(message->events[i]->kv);
+}
+
+static void check_status(const Hadal__NodeStatus *message) {
+    read_bytes(message->id, strlen(message->id));
+    read_bytes(message->role, strlen(message->role));
+    read_bytes(message->state, strlen(message->state));
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size == 0) return 0;
     const uint8_t *bytes = data + 1;
@@ -113,6 +140,26 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         Hadal__Description *message = hadal__description__unpack(NULL, count, bytes);
         if (message != NULL) check_description(message);
         if (message != NULL) hadal__description__free_unpacked(message, NULL);
+    }
+    if (data[0] == 'o') {
+        Hadal__Order *message = hadal__order__unpack(NULL, count, bytes);
+        if (message != NULL && message->submit != NULL) check_submit(message->submit);
+        if (message != NULL) hadal__order__free_unpacked(message, NULL);
+    }
+    if (data[0] == 'g') {
+        Etcdserverpb__RangeResponse *message = etcdserverpb__range_response__unpack(NULL, count, bytes);
+        if (message != NULL) check_read(message);
+        if (message != NULL) etcdserverpb__range_response__free_unpacked(message, NULL);
+    }
+    if (data[0] == 'w') {
+        Etcdserverpb__WatchResponse *message = etcdserverpb__watch_response__unpack(NULL, count, bytes);
+        if (message != NULL) check_watch(message);
+        if (message != NULL) etcdserverpb__watch_response__free_unpacked(message, NULL);
+    }
+    if (data[0] == 't') {
+        Hadal__NodeStatus *message = hadal__node_status__unpack(NULL, count, bytes);
+        if (message != NULL) check_status(message);
+        if (message != NULL) hadal__node_status__free_unpacked(message, NULL);
     }
     return 0;
 }
