@@ -13,6 +13,8 @@
 size_t cluster_options_flags(cluster_options *o, hd_flag *flags) {
     const hd_flag all[] = {
         {"etcd", HD_FLAG_STRING, &o->etcd, "URL[,URL]", "where the cluster's nodes find each other", false},
+        {"nodes", HD_FLAG_STRING, &o->nodes, "[NAME=]ROLE@HOST:PORT[,...]",
+         "without etcd: the cluster's nodes, the same list for all of them", false},
         {"etcd-user", HD_FLAG_STRING, &o->etcd_user, "NAME", "where etcd asks for one", false},
         {"etcd-password", HD_FLAG_STRING, &o->etcd_password, "TEXT", "better given as HADAL_ETCD_PASSWORD", false},
         {"cluster", HD_FLAG_STRING, &o->cluster, "NAME", "which cluster, where several share an etcd", false},
@@ -29,8 +31,15 @@ size_t cluster_options_flags(cluster_options *o, hd_flag *flags) {
 }
 
 hd_status cluster_options_check(const cluster_options *o, hd_error *error) {
-    if (o->etcd == NULL || o->etcd[0] == '\0')
+    membership_node nodes[MEMBERSHIP_STATIC_MAX];
+    uint32_t count;
+    bool has_etcd = o->etcd != NULL && o->etcd[0] != '\0';
+    if (!has_etcd && o->nodes == NULL)
         return hd_error_set(error, HD_INVALID, "--etcd is missing: URL[,URL], for example http://127.0.0.1:2379");
+    if (has_etcd && o->nodes != NULL)
+        return hd_error_set(error, HD_INVALID, "--etcd and --nodes say the same in two ways: give one of them");
+    if (o->nodes != NULL && membership_static_read(o->nodes, nodes, MEMBERSHIP_STATIC_MAX, &count, error) != HD_OK)
+        return HD_INVALID;
     if (o->node_id != NULL && (o->node_id[0] == '\0' || strlen(o->node_id) >= MEMBERSHIP_NAME_BYTES ||
                                strpbrk(o->node_id, "/ \t\n\"\\") != NULL))
         return hd_error_set(error, HD_INVALID,
@@ -44,12 +53,27 @@ hd_status cluster_options_check(const cluster_options *o, hd_error *error) {
 
 typedef struct opening {
     cluster *cluster;
+    const cluster_options *options;
     hd_status status;
     hd_error *error;
 } opening;
 
+/* The list, checked before; a node of it that is this process is told by its address when it joins. */
+static hd_status open_list(const opening *o) {
+    membership_node nodes[MEMBERSHIP_STATIC_MAX];
+    uint32_t count = 0;
+    hd_status status = membership_static_read(o->options->nodes, nodes, MEMBERSHIP_STATIC_MAX, &count, o->error);
+    if (status == HD_OK) status = membership_hub_open(&o->cluster->listed);
+    for (uint32_t i = 0; status == HD_OK && i < count; i++) membership_hub_put(o->cluster->listed, &nodes[i]);
+    return status == HD_OK ? membership_inproc_open(o->cluster->listed, &o->cluster->membership) : status;
+}
+
 static void open_membership(void *context) {
     opening *o = context;
+    if (o->options->nodes != NULL) {
+        o->status = open_list(o);
+        return;
+    }
     o->status =
         membership_etcd_open(&o->cluster->config, rpc_loop_queue(o->cluster->loop), &o->cluster->membership, o->error);
 }
@@ -67,7 +91,7 @@ hd_status cluster_open(const cluster_options *o, const char *role, cluster *c, h
     if (status == HD_OK && rpc_loop_open("control", &c->loop) != HD_OK)
         status = hd_error_set(error, HD_NO_MEMORY, "no memory for the control loop");
     if (status == HD_OK) {
-        opening attempt = {c, HD_OK, error};
+        opening attempt = {c, o, HD_OK, error};
         rpc_loop_call(c->loop, open_membership, &attempt);
         status = attempt.status;
     }
@@ -91,6 +115,14 @@ static void choose_id(cluster *c, const cluster_options *o) {
     char host[64] = "host";
     gethostname(host, sizeof(host) - 1);
     const char *colon = strrchr(c->node.address, ':');
+    membership_node nodes[MEMBERSHIP_STATIC_MAX];
+    uint32_t count = 0;
+    if (o->nodes != NULL) (void)membership_static_read(o->nodes, nodes, MEMBERSHIP_STATIC_MAX, &count, NULL);
+    for (uint32_t i = 0; i < count; i++) {
+        if (strcmp(nodes[i].address, c->node.address) != 0) continue;
+        snprintf(c->node.id, sizeof(c->node.id), "%s", nodes[i].id);
+        return;
+    }
     if (o->node_id != NULL) snprintf(c->node.id, sizeof(c->node.id), "%s", o->node_id);
     else
         snprintf(c->node.id, sizeof(c->node.id), "%s-%.60s-%.20s", c->node.role, host, colon != NULL ? colon + 1 : "0");
@@ -106,7 +138,7 @@ hd_status cluster_join(cluster *c, const cluster_options *o, const char *bound, 
     if (status != HD_OK) return status;
     choose_id(c, o);
     hd_log_set_origin(c->node.id);
-    status = membership_check_join(&c->config, &c->node, JOIN_DEADLINE_MS, error);
+    if (c->listed == NULL) status = membership_check_join(&c->config, &c->node, JOIN_DEADLINE_MS, error);
     if (status != HD_OK) return status;
     rpc_loop_call(c->loop, announce, c);
     hd_log(HD_LOG_INFO, "joined", "cluster=%s node=%s role=%s address=%s", c->config.cluster, c->node.id, c->node.role,
@@ -129,7 +161,7 @@ static void close_membership(void *context) {
 void cluster_leave(cluster *c) {
     if (c->membership == NULL) return;
     rpc_loop_call(c->loop, close_membership, c);
-    if (c->node.id[0] == '\0') return;
+    if (c->node.id[0] == '\0' || c->listed != NULL) return;
     char key[256];
     snprintf(key, sizeof(key), "/hadal/%s/nodes/%s", c->config.cluster, c->node.id);
     Etcdserverpb__DeleteRangeRequest request = ETCDSERVERPB__DELETE_RANGE_REQUEST__INIT;
@@ -146,6 +178,8 @@ void cluster_close(cluster *c) {
         cluster_leave(c);
         rpc_loop_close(c->loop);
     }
+    membership_hub_close(c->listed);
+    c->listed = NULL;
     rpc_tls_close(c->tls);
     c->loop = NULL;
     c->tls = NULL;

@@ -12,7 +12,7 @@
 #define CLUSTER_DRAIN_MS 60000u
 
 typedef struct cluster_options {
-    const char *etcd, *etcd_user, *etcd_password, *cluster, *node_id, *advertise;
+    const char *etcd, *nodes, *etcd_user, *etcd_password, *cluster, *node_id, *advertise;
     const char *tls_cert, *tls_key, *tls_ca;
     uint64_t drain_timeout; /* milliseconds */
 } cluster_options;
@@ -28,6 +28,7 @@ typedef struct cluster {
     membership_etcd_config config;
     rpc_loop *loop;
     membership *membership;
+    membership_hub *listed; /* of --nodes; NULL: etcd */
     rpc_tls *tls; /* NULL: plain */
     membership_node node;
 } cluster;

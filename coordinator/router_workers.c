@@ -199,6 +199,10 @@ static void on_ready(void *context, const Hadal__Description *description) {
     }
     hd_log(HD_LOG_INFO, "worker_connected", "node=%s address=%s model=%s", link->node.id, link->node.address,
            description->model_name);
+    if (link->node.model[0] == '\0') { /* of a list, which says nothing about it */
+        snprintf(link->node.model, sizeof(link->node.model), "%s", description->model_name);
+        link->node.kv_capacity = description->kv_bytes;
+    }
     link->model = model;
     link->is_connected = true;
     link->failures = 0;
@@ -206,9 +210,18 @@ static void on_ready(void *context, const Hadal__Description *description) {
     router_run_waiting(r);
 }
 
+/* A worker says it itself as well: where there is no etcd, or none that answers, nobody else does. */
+static void hear_draining(worker_link *link, bool is_draining) {
+    if (!link->is_known || link->has_said_draining == is_draining) return;
+    link->has_said_draining = is_draining;
+    link->node.state = is_draining ? NODE_DRAINING : NODE_READY;
+    if (is_draining && link->is_connected) router_move_from(link->router, link);
+}
+
 static void on_load(void *context, const worker_load *load) {
     worker_link *link = context;
     link->load = *load;
+    hear_draining(link, load->is_draining != 0);
     link->is_full = false;
     if (link->model == NULL) return;
     update_model_load(link->model);

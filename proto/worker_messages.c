@@ -242,6 +242,7 @@ void worker_load_encode(const worker_load *load, Hadal__Load *m) {
     m->dense_us = load->dense_us;
     m->wire_us = load->wire_us;
     m->attention_us = load->attention_us;
+    m->is_draining = load->is_draining;
 }
 
 void worker_load_decode(const Hadal__Load *m, worker_load *load) {
@@ -259,5 +260,6 @@ void worker_load_decode(const Hadal__Load *m, worker_load *load) {
                           .step_rows = m->step_rows,
                           .dense_us = m->dense_us,
                           .wire_us = m->wire_us,
-                          .attention_us = m->attention_us};
+                          .attention_us = m->attention_us,
+                          .is_draining = m->is_draining};
 }

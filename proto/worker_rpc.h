@@ -129,6 +129,7 @@ typedef struct worker_load {
     uint32_t running, waiting; /* requests */
     uint64_t blocks_total, blocks_sequences, blocks_reserved, blocks_cached; /* of KV */
     uint64_t prefix_query_tokens, prefix_hit_tokens, preemptions;
+    uint64_t is_draining; /* 1: it takes nothing new. A word: loads are compared as bytes */
     uint64_t context_max; /* as worker_info's, which it outgrows when attention nodes join; 0: that one */
     /* Totals since the start, of steps: their rows, and where their time went, which is the three together. wire is what
      * steps waited for attention nodes beyond the time that these worked. */

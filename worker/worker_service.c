@@ -159,6 +159,7 @@ static void report_load(session *s) {
     worker_rpc *worker = s->service->config.worker;
     worker_load load;
     worker->ops->load(worker, &load);
+    load.is_draining = atomic_load(&s->service->is_draining);
     if (memcmp(&load, &s->last_load, sizeof(load)) == 0) return;
     Hadal__Load message;
     worker_load_encode(&load, &message);

@@ -145,6 +145,7 @@ class Cluster:
         self.binary, self.directory, self.cable = binary, directory, cable
         self.processes, self.ports, self.hosts = {}, {}, {}
         self.etcd_url = None
+        self.membership = None  # flags that say where the nodes find each other
         self.key = secrets.token_hex(16) if cable is not None else None  # hosts can be reached from others
 
     def __enter__(self):
@@ -178,6 +179,7 @@ class Cluster:
         peers = {name: "http://" + self.listen(name, 2380) for name in members}
         for name in members:
             self.start_member(name, peers)
+        self.membership = ["--etcd", self.etcd_url]
         # Nodes that join wait for it a few seconds only.
         self.wait("etcd", lambda: all(self.etcd_health(name) for name in members))
 
@@ -193,12 +195,12 @@ class Cluster:
         return Api(port, address).request("GET", "/health", timeout=5)[1]["health"] == "true"
 
     def start_attention_node(self, name, *flags):
-        self.start(name, [self.binary, "attention-node", "--etcd", self.etcd_url, "--listen", self.listen(name), "--node-id", name,
+        self.start(name, [self.binary, "attention-node", *self.membership, "--listen", self.listen(name), "--node-id", name,
                           "--threads", "1", "--hot-memory", "96M", "--drain-timeout", "20s", *flags])
         self.wait(f"{name} joined", lambda: "event=joined" in self.processes[name].text())
 
     def start_worker(self, name, model, *flags):
-        return self.start(name, [self.binary, "worker", "--etcd", self.etcd_url, "--model", model, "--listen", self.listen(name),
+        return self.start(name, [self.binary, "worker", *self.membership, "--model", model, "--listen", self.listen(name),
                                  "--node-id", name, "--threads", "1", "--hot-memory", "64M", "--max-batch-tokens", "64",
                                  "--drain-timeout", "60s", *flags])
 
@@ -209,7 +211,7 @@ class Cluster:
             with open(keys, "w") as file:
                 file.write(f"{self.key} admin\n")
             flags = ("--api-keys", keys, *flags)
-        self.start(name, [self.binary, "coordinator", "--etcd", self.etcd_url, "--listen", f"{address}:{port}",
+        self.start(name, [self.binary, "coordinator", *self.membership, "--listen", f"{address}:{port}",
                           "--node-id", name, "--drain-timeout", "60s", *flags])
         return Api(port, address, self.key)
 

@@ -128,6 +128,34 @@ class Offload(unittest.TestCase):
                 self.assertEqual(api.metrics()[f'hadal:node_step_microseconds_total{{node="worker-1",part="{name}"}}'], steps[part])
             cluster.wait("the nodes' totals", lambda: self.appended(api) == tokens)
 
+    def test_without_etcd_a_list_says_who_is_there(self):
+        with self.cluster() as cluster:
+            roles = {"attention-1": "attention-node", "worker-1": "worker", "worker-2": "worker"}
+            members = ",".join(f"{name}={role}@{cluster.listen(name)}" for name, role in roles.items())
+            cluster.membership = ["--nodes", members]
+            for name in ("attention-1", "worker-1", "worker-2"):
+                if name.startswith("worker"):
+                    cluster.start_worker(name, self.model, "--attention", "nodes", "--kv-range", "1024")
+                else:
+                    cluster.start_attention_node(name)
+            api = cluster.start_coordinator("coordinator-1")
+            cluster.wait_ready(api)
+            cluster.wait("both workers", lambda: all(cluster.nodes(api)[name]["model"] == "golden" for name in ("worker-1", "worker-2")))
+            streams = Streams(api, self.requests)
+            streams.wait_tokens(60)
+            cluster.processes["worker-1"].kill()
+            self.check(streams)
+            cluster.start_worker("worker-1", self.model, "--attention", "nodes", "--kv-range", "1024")
+            connected = "event=worker_connected node=worker-1 "
+            cluster.wait("it is back", lambda: cluster.processes["coordinator-1"].text().count(connected) == 2)
+            # A drain is told by the worker itself.
+            streams = Streams(api, self.requests)
+            streams.wait_tokens(60)
+            code, _, err = cluster.run("drain", "worker-2", "--wait", api=api)
+            self.assertEqual((code, err), (0, ""))
+            cluster.processes["worker-2"].kill()
+            self.check(streams)
+
     def test_a_trace_is_named_in_the_logs_of_all_roles(self):
         trace = "4bf92f3577b34da6a3ce929d0e0e4736"
         with self.cluster() as cluster:

@@ -180,6 +180,45 @@ static void nodes_come_change_stay_without_etcd_and_go(void **state) {
     etcd_server_stop(&server);
 }
 
+static void a_list_names_nodes_by_role_and_address(void **state) {
+    membership_node nodes[4];
+    uint32_t count;
+    hd_error error = {{0}};
+    assert_int_equal(membership_static_read("w1=worker@10.0.0.7:7000,attention-node@[fd00::8]:7001", nodes, 4, &count, &error),
+                     HD_OK);
+    assert_int_equal(count, 2);
+    assert_string_equal(nodes[0].id, "w1");
+    assert_string_equal(nodes[0].role, "worker");
+    assert_string_equal(nodes[0].address, "10.0.0.7:7000");
+    assert_int_equal(nodes[0].state, NODE_READY);
+    assert_int_equal(membership_version(&nodes[0], &nodes[0]), MEMBERSHIP_VERSION_MAX);
+    assert_string_equal(nodes[1].id, "[fd00::8]:7001");
+    assert_string_equal(nodes[1].role, "attention-node");
+}
+
+static void a_list_with_something_wrong_says_what(void **state) {
+    static const struct {
+        const char *list, *says;
+    } cases[] = {{"", "'' is not"},
+                 {"worker@h:1,", "'' is not"},
+                 {"worker", "'worker' is not"},
+                 {"walker@h:1", "'walker@h:1' is not"},
+                 {"worker@h", "'worker@h' is not"},
+                 {"worker@:1", "'worker@:1' is not"},
+                 {"=worker@h:1", "'=worker@h:1' is not"},
+                 {"a b=worker@h:1", "'a b=worker@h:1' is not"},
+                 {"a=worker@h:1,a=worker@h:2", "two nodes are named 'a'"},
+                 {"worker@h:1,worker@h:2,worker@h:3", "more than 2 nodes"}};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        membership_node nodes[2];
+        uint32_t count = 77;
+        hd_error error = {{0}};
+        assert_int_equal(membership_static_read(cases[i].list, nodes, 2, &count, &error), HD_INVALID);
+        assert_int_equal(count, 77);
+        if (strstr(error.text, cases[i].says) == NULL) fail_msg("'%s' instead of '%s'", error.text, cases[i].says);
+    }
+}
+
 int main(void) {
     hd_log_set_level(HD_LOG_ERROR);
     const struct CMUnitTest tests[] = {
@@ -188,6 +227,8 @@ int main(void) {
         cmocka_unit_test(the_highest_common_version_is_used),
         cmocka_unit_test(another_model_under_the_same_name_does_not_fit),
         cmocka_unit_test(members_of_one_process_see_each_other),
+        cmocka_unit_test(a_list_names_nodes_by_role_and_address),
+        cmocka_unit_test(a_list_with_something_wrong_says_what),
         cmocka_unit_test(nodes_come_change_stay_without_etcd_and_go),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
