@@ -143,6 +143,7 @@ typedef struct attention_stats {
     uint64_t searched_tokens;                   /* that were found and attended to */
     uint64_t search_bytes, search_rest_bytes;   /* that searches read, and only estimates read */
     uint64_t search_ns, found_ns;               /* searching; attending to what was found */
+    uint64_t fetch_ns;                          /* of found_ns: putting found tokens together */
     uint64_t index_waits, index_wait_ns;        /* of steps, for what was not built yet */
     uint64_t index_bytes, index_budget_bytes;   /* accounted for open and retained indexes */
     uint64_t index_lag_tokens;                  /* that are due to be indexed and not in every index yet */

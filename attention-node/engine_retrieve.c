@@ -158,6 +158,7 @@ void engine_retrieve_publish(engine *e) {
         sum.bytes_scanned += counts->bytes_scanned;
         sum.bytes_rest += counts->bytes_rest;
         sum.search_ns += counts->search_ns;
+        sum.fetch_ns += counts->fetch_ns;
         sum.attend_ns += counts->attend_ns;
     }
     atomic_store_explicit(&e->published.searches, sum.searches, memory_order_relaxed);
@@ -165,6 +166,7 @@ void engine_retrieve_publish(engine *e) {
     atomic_store_explicit(&e->published.search_bytes, sum.bytes_scanned, memory_order_relaxed);
     atomic_store_explicit(&e->published.search_rest_bytes, sum.bytes_rest, memory_order_relaxed);
     atomic_store_explicit(&e->published.search_ns, sum.search_ns, memory_order_relaxed);
+    atomic_store_explicit(&e->published.fetch_ns, sum.fetch_ns, memory_order_relaxed);
     atomic_store_explicit(&e->published.found_ns, sum.attend_ns, memory_order_relaxed);
 }
 
@@ -177,6 +179,7 @@ void engine_retrieve_stats(const engine *e, attention_stats *stats) {
     stats->search_bytes = atomic_load_explicit(&e->published.search_bytes, memory_order_relaxed);
     stats->search_rest_bytes = atomic_load_explicit(&e->published.search_rest_bytes, memory_order_relaxed);
     stats->search_ns = atomic_load_explicit(&e->published.search_ns, memory_order_relaxed);
+    stats->fetch_ns = atomic_load_explicit(&e->published.fetch_ns, memory_order_relaxed);
     stats->found_ns = atomic_load_explicit(&e->published.found_ns, memory_order_relaxed);
     stats->index_waits = indexes.waits;
     stats->index_wait_ns = indexes.wait_ns;
@@ -372,6 +375,7 @@ void engine_attend_found(engine *e, const engine_layer *layer, unsigned thread, 
     uint32_t next = 0;
     for (uint32_t done = 0, page = 0, count; done < found->count; done += count, page++) {
         uint32_t left = found->count - done;
+        uint64_t fetch_start = hd_now_ns();
         if (is_alone) {
             count = left < HD_BLOCK_TOKENS ? left : HD_BLOCK_TOKENS;
             engine_pin_tokens_alone(e, layer, row, found->first + done, count, head);
@@ -381,6 +385,7 @@ void engine_attend_found(engine *e, const engine_layer *layer, unsigned thread, 
             next = place_page(e, layer, s, head, found->first + done + count, left - count, places[(page + 1) % 2]);
         }
         e->kernels->gather(&layer->shape, places[page % 2], count, finder->keys, finder->values);
+        e->threads[thread].searched.fetch_ns += hd_now_ns() - fetch_start;
         call->spans = &(kernel_span){.keys = finder->keys, .values = finder->values, .count = count};
         e->kernels->attend(call);
         e->kernels->merge(result, &call->partial, group_size, value_dim);

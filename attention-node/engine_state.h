@@ -36,7 +36,7 @@ typedef struct engine_sparse_row {
 } engine_sparse_row;
 
 typedef struct engine_search_counts {
-    uint64_t searches, tokens_found, bytes_scanned, bytes_rest, search_ns, attend_ns;
+    uint64_t searches, tokens_found, bytes_scanned, bytes_rest, search_ns, fetch_ns, attend_ns;
 } engine_search_counts;
 
 /* What a thread of the pool works with. */
@@ -140,7 +140,8 @@ typedef struct engine {
         _Atomic uint64_t blocks_sequences, blocks_reserved, blocks_cached, sequences, evicted_blocks;
         _Atomic uint64_t hot_blocks, warm_pages, cold_blocks;
         _Atomic uint64_t prefix_queries_tokens, prefix_hits_tokens, appended_tokens;
-        _Atomic uint64_t searches, searched_tokens, search_bytes, search_rest_bytes, search_ns, found_ns, layer_work_ns;
+        _Atomic uint64_t searches, searched_tokens, search_bytes, search_rest_bytes, search_ns, fetch_ns, found_ns,
+            layer_work_ns;
     } published;
 } engine;
 

@@ -18,6 +18,7 @@
 #include "bench/random.h"
 #include "bench/report.h"
 #include "bench/statistics.h"
+#include "bench/synthetic_steps.h"
 #include "bench/timed_attention.h"
 #include "worker/forward.h"
 
@@ -42,6 +43,8 @@ typedef struct bench {
     uint32_t *tokens;    /* of the chunk in hand */
     uint64_t next_name;
     bench_random random;
+    synthetic_steps synthetic; /* opened when a depth is filled with made-up keys and values */
+    bool has_synthetic;        /* the sequences are filled from it */
     void *region;     /* [REGION_BYTES] */
     double bandwidth; /* bytes a second, at the start of the run */
     FILE *table;
@@ -186,15 +189,22 @@ static hd_status decode_step(bench *b, hd_error *error) {
     return HD_OK;
 }
 
+static void ask(bench *b, bool is_checked) {
+    if (b->has_synthetic)
+        synthetic_steps_next(&b->synthetic, &b->attention, b->config->batch, b->sequences[0].length, is_checked);
+}
+
 static hd_status time_steps(bench *b, step_times *times, hd_error *error) {
     const attention *a = b->config->attention;
     uint64_t fill_start = hd_now_ns();
+    ask(b, false);
     hd_status status = decode_step(b, error); /* the first step finds the caches cold, and waits for indexes */
     times->ready_s = milliseconds_since(fill_start) * 1e-3;
     a->ops->stats(a, &times->before);
     uint64_t start = hd_now_ns();
     for (uint32_t i = 0; i < b->config->steps && status == HD_OK; i++) {
         if (i >= STEPS_MIN && hd_now_ns() - start > SERIES_NS) break;
+        ask(b, false);
         uint64_t step_start = hd_now_ns();
         b->attention.attend_ns = b->attention.begin_ns = 0;
         status = decode_step(b, error);
@@ -217,32 +227,39 @@ static attention_stats searches_of(const bench *b, const step_times *times) {
     now.search_bytes -= before.search_bytes;
     now.search_rest_bytes -= before.search_rest_bytes;
     now.search_ns -= before.search_ns;
+    now.fetch_ns -= before.fetch_ns;
     now.found_ns -= before.found_ns;
     return now;
 }
 
-static void print_searches(bench *b, const step_times *times, size_t steps) {
+/* Times of all threads become a step's: what each of them took on average. */
+static double step_ms(const bench *b, uint64_t ns, size_t steps) {
+    return (double)ns * 1e-6 / (double)steps / hd_pool_thread_count(b->config->pool);
+}
+
+static void print_searches(bench *b, const step_times *times, size_t steps, double total_ms, double attention_ms) {
     attention_stats found = searches_of(b, times);
-    unsigned threads = hd_pool_thread_count(b->config->pool);
     if (found.searches == 0) return;
-    double each = 1.0 / (double)found.searches, per_step_ms = 1e-6 / (double)steps / threads;
+    double each = 1.0 / (double)found.searches, search_ms = step_ms(b, found.search_ns, steps),
+           fetch_ms = step_ms(b, found.fetch_ns, steps);
+    fprintf(b->table, "%16s  a step of %.2f ms: search %.2f, fetch %.2f, attention %.2f, other %.2f\n", "", total_ms,
+            search_ms, fetch_ms, attention_ms - search_ms - fetch_ms, total_ms - attention_ms);
     fprintf(b->table,
-            "%16s  a step: search %.2f ms, tokens found %.2f ms on each thread; a search: %.0f tokens, %.1f KiB read and "
-            "%.1f KiB for the rest; indexes %.1f MiB, filled and built in %.1f s\n",
-            "", (double)found.search_ns * per_step_ms, (double)found.found_ns * per_step_ms,
-            (double)found.searched_tokens * each, (double)found.search_bytes * each / 1024,
+            "%16s  a search: %.0f tokens found, %.1f KiB read and %.1f KiB for the rest; indexes %.1f MiB, filled and built "
+            "in %.1f s\n",
+            "", (double)found.searched_tokens * each, (double)found.search_bytes * each / 1024,
             (double)found.search_rest_bytes * each / 1024, (double)found.index_bytes / (1 << 20), times->ready_s);
 }
 
 static json_t *searches_json(const bench *b, const step_times *times, size_t steps) {
     attention_stats found = searches_of(b, times);
-    unsigned threads = hd_pool_thread_count(b->config->pool);
     if (found.searches == 0) return json_null();
-    double each = 1.0 / (double)found.searches, per_step_ms = 1e-6 / (double)steps / threads;
-    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:I, s:f}", "search_ms", (double)found.search_ns * per_step_ms,
-                     "found_ms", (double)found.found_ns * per_step_ms, "tokens", (double)found.searched_tokens * each,
-                     "bytes", (double)found.search_bytes * each, "rest_bytes", (double)found.search_rest_bytes * each,
-                     "index_bytes", (json_int_t)found.index_bytes, "ready_s", times->ready_s);
+    double each = 1.0 / (double)found.searches;
+    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:f}", "search_ms", step_ms(b, found.search_ns, steps),
+                     "fetch_ms", step_ms(b, found.fetch_ns, steps), "found_ms", step_ms(b, found.found_ns, steps),
+                     "tokens", (double)found.searched_tokens * each, "bytes", (double)found.search_bytes * each,
+                     "rest_bytes", (double)found.search_rest_bytes * each, "index_bytes",
+                     (json_int_t)found.index_bytes, "ready_s", times->ready_s);
 }
 
 /* What came from the cold tier in the timed steps, and what of its pages was in memory. */
@@ -296,7 +313,7 @@ static void report_decode(bench *b, uint64_t depth, bool is_synthetic, step_time
             (unsigned long long)depth, c->batch, is_synthetic ? "synthetic" : "prefilled", total.median, total.min,
             total.p90, 1e3 * c->batch / total.median, attention_ms.median, begin_ms.median, other_ms, rate * 1e-9,
             kv_rate * 1e-9, bandwidth.median * 1e-9, 100 * share);
-    print_searches(b, times, total.count);
+    print_searches(b, times, total.count, total.median, attention_ms.median);
     tier_figures tiers = tiers_of(b, times, total.count, attention_ms.median);
     print_tiers(b, &tiers);
     fflush(b->table);
@@ -315,11 +332,39 @@ static void report_decode(bench *b, uint64_t depth, bool is_synthetic, step_time
     json_array_append_new(b->decode, row);
 }
 
+/* One more step, whose output is held against exact attention; goes into the row of the depth. */
+static hd_status check_output(bench *b, hd_error *error) {
+    if (!b->has_synthetic) return HD_OK;
+    ask(b, true);
+    hd_status status = decode_step(b, error);
+    synthetic_steps_end(&b->attention);
+    if (status == HD_OK && b->synthetic.status != HD_OK)
+        status = hd_error_set(error, b->synthetic.status, "no memory to check the output");
+    if (status != HD_OK) return status;
+    sample_summary errors = sample_summarise(&b->synthetic.errors);
+    fprintf(b->table, "%16s  output against exact attention, of %zu queries: error %.4f median, %.4f p99\n", "",
+            errors.count, errors.median, errors.p99);
+    json_t *row = json_array_get(b->decode, json_array_size(b->decode) - 1);
+    json_object_set_new(row, "output_error_median", json_real(errors.median));
+    json_object_set_new(row, "output_error_p99", json_real(errors.p99));
+    return HD_OK;
+}
+
+/* What fills the depth: heads like a trained model's, or where there are none of that size random numbers. */
+static hd_status open_synthetic(bench *b, hd_error *error) {
+    synthetic_steps_close(&b->synthetic);
+    hd_status status = synthetic_steps_open(&b->synthetic, b->config->model, b->config->kernels);
+    b->has_synthetic = status == HD_OK;
+    if (status == HD_OK || status == HD_UNSUPPORTED) return HD_OK;
+    return hd_error_set(error, status, "no memory for made-up keys and values");
+}
+
 static hd_status fill(bench *b, sequence *s, uint64_t depth, bool is_synthetic, hd_error *error) {
     if (depth == 0) return HD_OK;
     if (!is_synthetic) return prefill(b, s, depth, error);
-    hd_status status =
-        engine_fill_synthetic(b->config->attention, s->name, depth, b->config->model->vocabulary_size, s->name);
+    engine_fill_source source = synthetic_steps_source(&b->synthetic);
+    hd_status status = engine_fill_synthetic(b->config->attention, s->name, depth, b->config->model->vocabulary_size,
+                                             s->name, b->has_synthetic ? &source : NULL);
     s->length = depth;
     return status == HD_OK ? HD_OK
                            : hd_error_set(error, status, "cannot fill %llu tokens: %s", (unsigned long long)depth,
@@ -359,10 +404,11 @@ static hd_status time_chunk(bench *b, uint64_t depth, hd_error *error) {
 static hd_status bench_depth(bench *b, uint64_t depth, hd_error *error) {
     const bench_decode_config *c = b->config;
     bool is_synthetic = depth * c->batch > c->prefill_up_to;
-    uint64_t tokens_max = depth + c->chunk + c->steps + 1;
+    uint64_t tokens_max = depth + c->chunk + c->steps + 2;
     rope_table_init(b->rope, &c->model->rope, tokens_max);
     step_times times = {.ready_s = 0};
-    hd_status status = HD_OK;
+    hd_status status = is_synthetic ? open_synthetic(b, error) : HD_OK;
+    b->has_synthetic = b->has_synthetic && is_synthetic;
     uint32_t opened = 0;
     for (; opened < c->batch && status == HD_OK; opened += status == HD_OK)
         status = sequence_begin(b, &b->sequences[opened], depth, tokens_max, error);
@@ -370,6 +416,7 @@ static hd_status bench_depth(bench *b, uint64_t depth, hd_error *error) {
         status = fill(b, &b->sequences[i], depth, is_synthetic, error);
     if (status == HD_OK) status = time_steps(b, &times, error);
     if (status == HD_OK) report_decode(b, depth, is_synthetic, &times);
+    if (status == HD_OK) status = check_output(b, error);
     if (status == HD_OK && c->chunk > 0 && depth > 0) status = time_chunk(b, depth, error);
     for (uint32_t i = 0; i < opened; i++) sequence_end(b, &b->sequences[i]);
     sample_fini(&times.total_ms);
@@ -471,6 +518,7 @@ hd_status bench_decode_run(const bench_decode_config *config, hd_error *error) {
         else json_decref(report);
     }
     forward_close(b.forward);
+    synthetic_steps_close(&b.synthetic);
     hd_region_unmap(b.region, REGION_BYTES);
     free(b.rope);
     free(b.sequences);

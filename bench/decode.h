@@ -2,8 +2,9 @@
  *
  * For every depth: sequences are opened and filled to it, then a batch of one row each is decoded, then one chunk of a
  * prompt is run at that depth. Depths up to prefill_up_to tokens (of all sequences together) are filled by real
- * prefill; deeper ones with synthetic keys and values, because prefill is quadratic; what attention reads and computes
- * is the same, and the report says which it was. Times are split into attention and the rest by a timer around the
+ * prefill; deeper ones with synthetic keys and values, because prefill is quadratic; the report says which it was. Where
+ * they are synthetic, steps ask heads like a trained model's (synthetic_steps.h), and the report says how far the output
+ * is from exact attention. Times are split into attention and the rest by a timer around the
  * attention interface.
  * Threads: runs on the calling thread as the step thread; the pool must be free. */
 #ifndef BENCH_DECODE_H

@@ -193,6 +193,10 @@ static void echo_once(void *context) {
     if (e->round_us != NULL && !e->is_lost) (void)sample_add(e->round_us, (double)(hd_now_ns() - start) * 1e-3);
 }
 
+static void echo_between(void *context, const attention_layer_call *call) {
+    echo_once(context);
+}
+
 /* ---- The run ---- */
 
 static void report_turns(bench *b, FILE *table, json_t *json) {
@@ -271,7 +275,7 @@ static hd_status run(bench *b, const void *rows, json_t *json, hd_error *error) 
     for (uint64_t i = 0; i <= c->steps && status == HD_OK; i++) {
         status = step(b, &b->here, 2 * i, i > 0, error);
         b->echo.round_us = i > 0 ? &b->between_us : NULL;
-        b->here.attention.before_submit = echo_once;
+        b->here.attention.before_submit = echo_between;
         if (status == HD_OK) status = step(b, &b->here, 2 * i + 1, false, error);
         b->here.attention.before_submit = NULL;
         if (i == 1) attention_service_reset_busy(b->service);

@@ -87,7 +87,8 @@ static hd_status timed_step_begin(attention *self, const attention_rows *rows, u
 
 static hd_status timed_submit(attention *self, const attention_layer_call *call) {
     timed_attention *timed = of(self);
-    if (timed->before_submit != NULL) timed->before_submit(timed->context);
+    timed->call = *call;
+    if (timed->before_submit != NULL) timed->before_submit(timed->context, call);
     uint64_t start = hd_now_ns();
     hd_status status = timed->inner->ops->submit(timed->inner, call);
     timed->attend_ns += hd_now_ns() - start;
@@ -99,6 +100,7 @@ static hd_status timed_wait(attention *self, uint32_t layer) {
     uint64_t start = hd_now_ns();
     hd_status status = timed->inner->ops->wait(timed->inner, layer);
     timed->attend_ns += hd_now_ns() - start;
+    if (timed->after_wait != NULL && status == HD_OK) timed->after_wait(timed->context, &timed->call);
     return status;
 }
 

@@ -10,10 +10,13 @@ typedef struct timed_attention {
     attention base; /* what the forward pass is given */
     attention_ops ops;
     attention *inner;
-    uint64_t attend_ns;                   /* submit and wait, since it was last set to 0 */
-    uint64_t begin_ns;                    /* step_begin and step_end */
-    void (*before_submit)(void *context); /* or NULL; what it does is not counted */
+    uint64_t attend_ns; /* submit and wait, since it was last set to 0 */
+    uint64_t begin_ns;  /* step_begin and step_end */
+    /* What is done with a layer's call before it is submitted, and with its output; not counted. NULL: nothing. */
+    void (*before_submit)(void *context, const attention_layer_call *call);
+    void (*after_wait)(void *context, const attention_layer_call *call);
     void *context;
+    attention_layer_call call; /* the last one */
 } timed_attention;
 
 /* The caller's memory, which stays where it is; inner is lent and stays the caller's: close does nothing. */

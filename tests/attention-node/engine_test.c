@@ -77,7 +77,7 @@ static void the_budget_is_filled_and_never_exceeded(void **state) {
                 break;
             }
             assert_int_equal(status, HD_OK);
-            assert_int_equal(engine_fill_synthetic(t.attention, opened, each, 1000, opened), HD_OK);
+            assert_int_equal(engine_fill_synthetic(t.attention, opened, each, 1000, opened, NULL), HD_OK);
         }
         assert_int_equal(opened, stats.blocks_total / 8);
         assert_int_equal(stats_of(&t).blocks_sequences, opened * 8);
@@ -619,10 +619,10 @@ static void synthetic_depth_is_there_and_nobodys_prefix(void **state) {
     toy_sequence_init(&s, 1, 1, 2000);
     uint64_t cached;
     assert_int_equal(toy_sequence_open(&t, &s, 0, &cached, NULL), HD_OK);
-    assert_int_equal(engine_fill_synthetic(t.attention, 1, 2001, 1000, 5), HD_INVALID);
-    assert_int_equal(engine_fill_synthetic(t.attention, 2, 100, 1000, 5), HD_NOT_FOUND);
-    assert_int_equal(engine_fill_synthetic(t.attention, 1, 1500, 1000, 5), HD_OK);
-    assert_int_equal(engine_fill_synthetic(t.attention, 1, 100, 1000, 5), HD_INVALID);
+    assert_int_equal(engine_fill_synthetic(t.attention, 1, 2001, 1000, 5, NULL), HD_INVALID);
+    assert_int_equal(engine_fill_synthetic(t.attention, 2, 100, 1000, 5, NULL), HD_NOT_FOUND);
+    assert_int_equal(engine_fill_synthetic(t.attention, 1, 1500, 1000, 5, NULL), HD_OK);
+    assert_int_equal(engine_fill_synthetic(t.attention, 1, 100, 1000, 5, NULL), HD_INVALID);
     assert_int_equal(length_of(&t, 1), 1500);
     const engine *e = (const engine *)t.attention;
     const sequence *inner = sequence_table_find(&e->sequences, 1);
