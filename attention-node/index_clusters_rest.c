@@ -3,9 +3,9 @@
  * Each of them weighs what is best known of it: by its fine score if it was among the survivors, by its coarse score if
  * its list was read, else with its whole cluster by the centre's. A score that is known up to an error of variance v
  * weighs exp(v / 2) more on average than its mean says (RetroInfer's estimate leaves that out, and is a lower bound).
- * Values are their cluster's mean, and move with a key's residual along the gradients: for a key that was read, the
- * residual that its sketch tells; beyond that, the one that weighing by exp(score) prefers, which is variance times
- * query. Weights of clusters and weighted residuals of all queries are the rows of one product with a segment's mean
+ * Values are their cluster's mean, and move with a key's residual along the gradients: for a survivor, the residual that
+ * its fine sketch tells; beyond that, the one that weighing by exp(score) prefers, which is variance times query. (What
+ * coarse sketches tell of the lists' other keys was tried, and is not worth the time.) Weights of clusters and weighted residuals of all queries are the rows of one product with a segment's mean
  * values and gradients. */
 #include <math.h>
 #include <string.h>
@@ -18,8 +18,7 @@ typedef struct estimate { /* of one query before one segment */
     const clusters_place *place;
     clusters_query *q;
     const segment_query *asked;
-    const sketch_tables *tables;
-    float moments[SKETCH_DIM_MAX]; /* residuals of all tokens, by weight */
+    float moments[SKETCH_DIM_MAX]; /* residuals of survivors, by weight */
     float whole, read, fine;       /* squared spreads by weight: of clusters as wholes, lists and survivors */
 } estimate;
 
@@ -87,37 +86,27 @@ static void weigh_clusters(estimate *e) {
     e->whole = sums[0] + sums[1] + sums[2] + sums[3];
 }
 
-/* The keys of a list but the survivors and those that were found; what their sketches say of the weighted residuals goes
- * to sums. */
-static void weigh_list(estimate *e, const clusters_list *list, float coarse, float *sums) {
+/* The keys of a list but the survivors and those that were found. */
+static void weigh_list(estimate *e, const clusters_list *list, float coarse) {
     clusters_search_state *s = e->s;
     const clusters_segment *at = &e->place->at;
-    const kernel_scan *scan = s->view->params->kernels->scan;
-    uint32_t first_block = at->first_blocks[list->cluster];
-    const uint16_t *masks = s->found_masks + e->place->first_slot / SCAN_BLOCK + first_block;
-    float *scores = e->q->scores + list->first, spread = at->spreads[list->cluster], largest;
+    const uint16_t *masks = s->found_masks + e->place->first_slot / SCAN_BLOCK + at->first_blocks[list->cluster];
+    float *scores = e->q->scores + list->first, spread = at->spreads[list->cluster], unused;
     for (uint32_t b = 0; b < list->blocks; b++)
         for (uint32_t mask = masks[b]; mask != 0; mask &= mask - 1)
             scores[b * SCAN_BLOCK + (uint32_t)__builtin_ctz(mask)] = -INFINITY;
-    float sum = scan->exponentials(scores, list->blocks * SCAN_BLOCK, s->search->scale,
-                                   coarse * spread * spread - e->q->max, &largest);
+    float sum = s->view->params->kernels->scan->exponentials(scores, list->blocks * SCAN_BLOCK, s->search->scale,
+                                                             coarse * spread * spread - e->q->max, &unused);
     s->weights[list->cluster] = sum;
     e->read += spread * spread * sum;
-    if (!(largest > 1e-30f)) return;
-    int32_t whole[SKETCH_TABLES_MAX];
-    scan->nibble_moments(e->tables->entries, e->tables->count, at->blocks + (size_t)first_block * SCAN_BLOCK_BYTES,
-                         list->blocks, scores, SCAN_WEIGHT / largest, whole);
-    float factor = spread * largest / SCAN_WEIGHT;
-    for (uint32_t t = 0; t < e->tables->count; t++) sums[t] += factor * (float)whole[t];
 }
 
 static void weigh_lists(estimate *e) {
     clusters_query *q = e->q;
-    float sums[SKETCH_TABLES_MAX] = {0}, coarse = half_variance(e, e->place->at.header->plan.coarse_error);
+    float coarse = half_variance(e, e->place->at.header->plan.coarse_error);
     uint32_t segment = (uint32_t)(e->place - e->s->places);
     for (; q->list_next < q->list_count && q->lists[q->list_next].segment == segment; q->list_next++)
-        weigh_list(e, &q->lists[q->list_next], coarse, sums);
-    for (uint32_t t = 0; t < e->tables->count; t++) e->moments[e->tables->coordinates[t]] += e->tables->units[t] * sums[t];
+        weigh_list(e, &q->lists[q->list_next], coarse);
 }
 
 static void add_survivors(estimate *e, uint32_t first, uint32_t end, float largest) {
@@ -179,13 +168,13 @@ static float weigh_segment(estimate *e, uint16_t *row) {
     return sums[0] + sums[1] + sums[2] + sums[3];
 }
 
-static void add_segment(clusters_search_state *s, uint32_t n, const sketch_tables *tables) {
+static void add_segment(clusters_search_state *s, uint32_t n) {
     const index_params *params = s->view->params;
     const clusters_place *place = &s->places[n];
     uint32_t query_count = s->search->query_count;
     for (uint32_t i = 0; i < query_count; i++) {
         clusters_query *q = &s->queries[i];
-        estimate e = {.s = s, .place = place, .q = q, .asked = &q->segments[n], .tables = tables};
+        estimate e = {.s = s, .place = place, .q = q, .asked = &q->segments[n]};
         s->search->rest->sum[i] += weigh_segment(&e, s->weight_rows + i * s->weight_stride);
     }
     kernel_matmul product = {.weights = &place->at.values,
@@ -203,17 +192,13 @@ static void add_segment(clusters_search_state *s, uint32_t n, const sketch_table
 void clusters_estimate(clusters_search_state *s) {
     const kernel_partial *rest = s->search->rest;
     uint32_t value_dim = s->view->params->value_dim, query_count = s->search->query_count;
-    sketch_tables tables;
     mark_found(s);
     memset(s->out, 0, (size_t)query_count * value_dim * sizeof(*s->out));
     for (uint32_t i = 0; i < query_count; i++) {
         begin_query(s, &s->queries[i]);
         rest->sum[i] = 0.0f;
     }
-    for (uint32_t n = 0; n < s->segment_count; n++) {
-        sketch_tables_make(&s->places[n].at.header->plan, &tables);
-        add_segment(s, n, &tables);
-    }
+    for (uint32_t n = 0; n < s->segment_count; n++) add_segment(s, n);
     for (uint32_t i = 0; i < query_count; i++) {
         memcpy(rest->out + i * rest->out_stride, s->out + (size_t)i * value_dim, value_dim * sizeof(*s->out));
         rest->max[i] = rest->sum[i] > 0.0f ? s->queries[i].max : -INFINITY;

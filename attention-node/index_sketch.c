@@ -109,22 +109,18 @@ void sketch_encode_fine(const sketch_plan *plan, const float *residual, uint8_t 
     }
 }
 
-void sketch_tables_make(const sketch_plan *plan, sketch_tables *tables) {
-    memset(tables, 0, sizeof(*tables));
-    for (uint32_t n = 0; n < SCAN_NIBBLES; n++) {
-        for (uint32_t p = 0; p < SKETCH_PARTS; p++) {
-            const sketch_part *part = &plan->parts[n][p];
-            uint32_t table = p * SCAN_NIBBLES + scan_table(n), most = (1u << part->bits) - 1u;
-            if (part->bits == 0) continue;
-            for (uint32_t level = 0; level < 16; level++) { /* codes are evenly spaced from least to -least */
-                float code = 2.0f * (float)(level >> part->shift & most) / (float)most - 1.0f;
-                tables->entries[table * 16 + level] = (int8_t)lrintf(code * SCAN_WEIGHT);
-            }
-            tables->units[table] = -part->least / SCAN_WEIGHT;
-            tables->coordinates[table] = part->coordinate;
-            if (tables->count < (p + 1) * SCAN_NIBBLES) tables->count = (p + 1) * SCAN_NIBBLES;
-        }
+/* What each nibble adds to a score: every bit doubles the levels that are known. */
+static void nibble_values(const sketch_part *parts, const float *z, float values[16]) {
+    uint32_t known = 1;
+    values[0] = 0.0f;
+    for (uint32_t p = 0; p < SKETCH_PARTS && parts[p].bits > 0; p++) values[0] += z[parts[p].coordinate] * parts[p].least;
+    for (uint32_t p = 0; p < SKETCH_PARTS && parts[p].bits > 0; p++) {
+        float step = z[parts[p].coordinate] * parts[p].step;
+        for (uint32_t bit = 0; bit < parts[p].bits; bit++, known *= 2, step *= 2.0f)
+            for (uint32_t level = 0; level < known; level++) values[known + level] = values[level] + step;
     }
+    for (; known < 16; known *= 2)
+        for (uint32_t level = 0; level < known; level++) values[known + level] = values[level];
 }
 
 void sketch_coarse_ask(const sketch_plan *plan, const float *z, sketch_coarse_query *query) {
@@ -133,14 +129,9 @@ void sketch_coarse_ask(const sketch_plan *plan, const float *z, sketch_coarse_qu
     for (uint32_t n = 0; n < SCAN_NIBBLES; n++) {
         float greatest = -INFINITY;
         least[n] = INFINITY;
+        nibble_values(plan->parts[n], z, values[n]);
         for (uint32_t level = 0; level < 16; level++) {
-            float sum = 0.0f;
-            for (uint32_t p = 0; p < SKETCH_PARTS; p++) {
-                const sketch_part *part = &plan->parts[n][p];
-                uint32_t code = level >> part->shift & ((1u << part->bits) - 1u);
-                sum += z[part->coordinate] * (part->least + part->step * (float)code);
-            }
-            values[n][level] = sum;
+            float sum = values[n][level];
             least[n] = sum < least[n] ? sum : least[n];
             greatest = sum > greatest ? sum : greatest;
         }

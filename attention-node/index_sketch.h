@@ -16,7 +16,6 @@
 enum {
     SKETCH_DIM_MAX = 64,    /* coordinates that sketches see */
     SKETCH_PARTS = 4,       /* coordinates that share a nibble, at most */
-    SKETCH_TABLES_MAX = SKETCH_PARTS * SCAN_NIBBLES,
 };
 
 typedef struct sketch_part {
@@ -49,16 +48,6 @@ typedef struct sketch_fine_query {
     int8_t weights[2 * SCAN_ROW_BYTES]; /* as nibble_dots takes them */
     float bias, step;
 } sketch_fine_query;
-/* The coarse code as nibble_moments takes it: part p of each nibble is in the p-th SCAN_NIBBLES tables. An entry times
- * the table's unit is what a nibble says of the table's coordinate; units of tables without a part are 0. */
-typedef struct sketch_tables {
-    int8_t entries[SKETCH_TABLES_MAX * 16];
-    float units[SKETCH_TABLES_MAX];
-    uint16_t coordinates[SKETCH_TABLES_MAX];
-    uint32_t count; /* a multiple of SCAN_NIBBLES */
-} sketch_tables;
-void sketch_tables_make(const sketch_plan *plan, sketch_tables *tables);
-
 void sketch_coarse_ask(const sketch_plan *plan, const float *z, sketch_coarse_query *query);
 void sketch_fine_ask(const sketch_plan *plan, const float *z, sketch_fine_query *query);
 

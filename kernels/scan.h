@@ -39,14 +39,9 @@ typedef struct kernel_scan {
     /* dots[c] = sum over k of query[k] * B[k, c] for every column of a packed int8 matrix, scales left out; |query| at
      * most 32767, and zero from k to k_padded */
     void (*byte_dots)(const int16_t *query, const struct kernel_matrix *matrix, int32_t *dots);
-    /* sums[t] = the sum over the keys of the blocks of round(weights[key] * per_weight) * tables[t * 16 + nibble], where
-     * table t of each SCAN_NIBBLES is looked up by the nibble n with scan_table(n) = t % SCAN_NIBBLES. Whole weights are
-     * 0 to SCAN_WEIGHT, entries -SCAN_WEIGHT to SCAN_WEIGHT; at most 2^17 keys. */
-    void (*nibble_moments)(const int8_t *tables, uint32_t table_count, const uint8_t *blocks, uint32_t block_count,
-                           const float *weights, float per_weight, int32_t *sums);
     /* sums[b] += the sum over i of round(weights[i] * per_weight) * (the low half of codes[rows[i] * row_bytes + b]), and
-     * sums[SCAN_ROW_BYTES + b] the high half's, for every b below SCAN_ROW_BYTES; weights and keys as nibble_moments',
-     * and SCAN_ROW_BYTES can be read at every row. Returns the sum of the whole weights. */
+     * sums[SCAN_ROW_BYTES + b] the high half's, for every b below SCAN_ROW_BYTES. Whole weights are 0 to SCAN_WEIGHT;
+     * SCAN_ROW_BYTES can be read at every row. Returns the sum of the whole weights. */
     int32_t (*nibble_row_sums)(const uint8_t *codes, uint32_t row_bytes, const uint32_t *rows, uint32_t count,
                                const float *weights, float per_weight, int32_t sums[2 * SCAN_ROW_BYTES]);
     /* x = exp(factor * x + term), 0 at minus infinity; exponents at most 87. Returns the sum. */

@@ -154,72 +154,6 @@ static inline __m128i whole_weights(const float *weights, float per_weight) {
 }
 #endif
 
-/* A shuffle looks up what the nibbles mean, a product with the weights adds up neighbouring keys; each lane of 128 bits
- * has a byte of the same 16 keys and a table of its own, as in block_sums. */
-#if defined(__AVX512F__)
-static inline __m512i weighed(__m512i sums, __m512i weights, __m512i table, __m512i nibbles) {
-    __m512i products = _mm512_maddubs_epi16(weights, _mm512_shuffle_epi8(table, nibbles));
-    return _mm512_add_epi32(sums, _mm512_madd_epi16(products, _mm512_set1_epi16(1)));
-}
-
-static void layer_moments(const int8_t *tables, const uint8_t *blocks, uint32_t block_count, const float *weights,
-                          float per_weight, int32_t *sums) {
-    const __m512i nibbles = _mm512_set1_epi8(15);
-    __m512i table[4], sum[4];
-    for (int i = 0; i < 4; i++) {
-        table[i] = _mm512_loadu_si512(tables + i * 64);
-        sum[i] = _mm512_setzero_si512();
-    }
-    for (uint32_t b = 0; b < block_count; b++) {
-        __m512i weight = _mm512_broadcast_i32x4(whole_weights(weights + b * SCAN_BLOCK, per_weight));
-        __m512i first = _mm512_loadu_si512(blocks + (size_t)b * SCAN_BLOCK_BYTES);
-        __m512i second = _mm512_loadu_si512(blocks + (size_t)b * SCAN_BLOCK_BYTES + 64);
-        sum[0] = weighed(sum[0], weight, table[0], _mm512_and_si512(first, nibbles));
-        sum[1] = weighed(sum[1], weight, table[1], _mm512_and_si512(_mm512_srli_epi16(first, 4), nibbles));
-        sum[2] = weighed(sum[2], weight, table[2], _mm512_and_si512(second, nibbles));
-        sum[3] = weighed(sum[3], weight, table[3], _mm512_and_si512(_mm512_srli_epi16(second, 4), nibbles));
-    }
-    for (int i = 0; i < 4; i++) {
-        int32_t lanes[16];
-        _mm512_storeu_si512(lanes, sum[i]);
-        for (int t = 0; t < 4; t++)
-            sums[i * 4 + t] = lanes[t * 4] + lanes[t * 4 + 1] + lanes[t * 4 + 2] + lanes[t * 4 + 3];
-    }
-}
-#else
-static inline __m256i weighed(__m256i sums, __m256i weights, __m256i table, __m256i nibbles) {
-    __m256i products = _mm256_maddubs_epi16(weights, _mm256_shuffle_epi8(table, nibbles));
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
-}
-
-static void layer_moments(const int8_t *tables, const uint8_t *blocks, uint32_t block_count, const float *weights,
-                          float per_weight, int32_t *sums) {
-    const __m256i nibbles = _mm256_set1_epi8(15);
-    for (int pair = 0; pair < 4; pair++) { /* two bytes of the eight */
-        int low_table = pair / 2 * 8 + pair % 2 * 2;
-        __m256i table = _mm256_loadu_si256((const void *)(tables + low_table * 16)), low = _mm256_setzero_si256();
-        __m256i high_table = _mm256_loadu_si256((const void *)(tables + (low_table + 4) * 16)), high = low;
-        for (uint32_t b = 0; b < block_count; b++) {
-            __m256i weight = _mm256_broadcastsi128_si256(whole_weights(weights + b * SCAN_BLOCK, per_weight));
-            __m256i bytes = _mm256_loadu_si256((const void *)(blocks + (size_t)b * SCAN_BLOCK_BYTES + pair * 32));
-            low = weighed(low, weight, table, _mm256_and_si256(bytes, nibbles));
-            high = weighed(high, weight, high_table, _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibbles));
-        }
-        int32_t lanes[16];
-        _mm256_storeu_si256((void *)lanes, low);
-        _mm256_storeu_si256((void *)(lanes + 8), high);
-        for (int t = 0; t < 4; t++)
-            sums[low_table + t / 2 * 4 + t % 2] = lanes[t * 4] + lanes[t * 4 + 1] + lanes[t * 4 + 2] + lanes[t * 4 + 3];
-    }
-}
-#endif
-
-static void nibble_moments(const int8_t *tables, uint32_t table_count, const uint8_t *blocks, uint32_t block_count,
-                           const float *weights, float per_weight, int32_t *sums) {
-    for (uint32_t t = 0; t < table_count; t += SCAN_NIBBLES)
-        layer_moments(tables + t * 16, blocks, block_count, weights, per_weight, sums + t);
-}
-
 /* Rows by twos, byte beside byte, so that one product adds both: at most 2 * 15 * 127 in 16 bits, for eight of which
  * there is room before they are widened. */
 static int32_t nibble_row_sums(const uint8_t *codes, uint32_t row_bytes, const uint32_t *rows, uint32_t count,
@@ -325,7 +259,6 @@ const kernel_scan table_scan = {
     .nibble_scores = nibble_scores,
     .nibble_dots = nibble_dots,
     .byte_dots = byte_dots,
-    .nibble_moments = nibble_moments,
     .nibble_row_sums = nibble_row_sums,
     .exponentials = exponentials,
     .count_from = count_from,

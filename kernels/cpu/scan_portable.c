@@ -62,21 +62,6 @@ static uint32_t collect_from(const float *scores, uint32_t count, float limit, u
     return found;
 }
 
-static void nibble_moments(const int8_t *tables, uint32_t table_count, const uint8_t *blocks, uint32_t block_count,
-                           const float *weights, float per_weight, int32_t *sums) {
-    for (uint32_t t = 0; t < table_count; t++) sums[t] = 0;
-    for (uint32_t i = 0; i < block_count * SCAN_BLOCK; i++) {
-        const uint8_t *block = blocks + (size_t)(i / SCAN_BLOCK) * SCAN_BLOCK_BYTES;
-        int32_t weight = (int32_t)lrintf(weights[i] * per_weight);
-        for (uint32_t first = 0; first < table_count; first += SCAN_NIBBLES) {
-            for (uint32_t n = 0; n < SCAN_NIBBLES; n++) {
-                uint32_t byte = block[n / 2 * SCAN_BLOCK + i % SCAN_BLOCK], t = first + scan_table(n);
-                sums[t] += weight * tables[t * 16 + (byte >> n % 2 * 4 & 15)];
-            }
-        }
-    }
-}
-
 static int32_t nibble_row_sums(const uint8_t *codes, uint32_t row_bytes, const uint32_t *rows, uint32_t count,
                                const float *weights, float per_weight, int32_t sums[2 * SCAN_ROW_BYTES]) {
     int32_t total = 0;
@@ -107,7 +92,6 @@ const kernel_scan kernel_scan_portable = {
     .nibble_scores = nibble_scores,
     .nibble_dots = nibble_dots,
     .byte_dots = byte_dots,
-    .nibble_moments = nibble_moments,
     .nibble_row_sums = nibble_row_sums,
     .exponentials = exponentials,
     .count_from = count_from,

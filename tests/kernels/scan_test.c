@@ -122,32 +122,6 @@ static void scores_from_a_limit_on_are_counted_and_collected(void **state) {
     }
 }
 
-static void weighted_moments_of_nibbles_are_exact(void **state) {
-    enum { BLOCKS = 5, TABLES = 3 * SCAN_NIBBLES };
-    uint64_t seed = 6;
-    uint8_t *blocks = cases_take(BLOCKS * SCAN_BLOCK_BYTES);
-    int8_t *tables = cases_take(TABLES * 16);
-    float *weights = cases_take(BLOCKS * SCAN_BLOCK * sizeof(float));
-    for (uint32_t round = 0; round < 3; round++) {
-        int32_t sums[TABLES], right[TABLES] = {0};
-        fill_bytes(blocks, BLOCKS * SCAN_BLOCK_BYTES, &seed);
-        for (uint32_t i = 0; i < TABLES * 16; i++) tables[i] = (int8_t)((int)cases_random_below(&seed, 255) - 127);
-        for (uint32_t i = 0; i < BLOCKS * SCAN_BLOCK; i++) weights[i] = round == 0 ? 1.0f : (float)cases_random_below(&seed, 1001) * 0.001f;
-        if (round == 0) memset(tables, 127, TABLES * 16);
-        table->scan->nibble_moments(tables, TABLES, blocks, BLOCKS, weights, 127.0f, sums);
-        for (uint32_t i = 0; i < BLOCKS * SCAN_BLOCK; i++) {
-            for (uint32_t first = 0; first < TABLES; first += SCAN_NIBBLES) {
-                for (uint32_t n = 0; n < SCAN_NIBBLES; n++) {
-                    uint8_t byte = blocks[i / SCAN_BLOCK * SCAN_BLOCK_BYTES + n / 2 * SCAN_BLOCK + i % SCAN_BLOCK];
-                    uint32_t t = first + scan_table(n);
-                    right[t] += (int32_t)lrintf(weights[i] * 127.0f) * tables[t * 16 + (n % 2 == 0 ? byte % 16 : byte / 16)];
-                }
-            }
-        }
-        assert_memory_equal(sums, right, sizeof(sums));
-    }
-}
-
 static void weighted_sums_of_rows_of_nibbles_are_exact(void **state) {
     enum { ROWS = 60, ASKED = 53, ROW_BYTES = 24 };
     uint64_t seed = 8;
@@ -231,7 +205,6 @@ int main(void) {
         cmocka_unit_test_teardown(sums_of_looked_up_nibbles_become_scores, cases_teardown),
         cmocka_unit_test(every_nibble_has_a_table_of_its_own),
         cmocka_unit_test_teardown(products_with_nibbles_are_exact, cases_teardown),
-        cmocka_unit_test_teardown(weighted_moments_of_nibbles_are_exact, cases_teardown),
         cmocka_unit_test_teardown(weighted_sums_of_rows_of_nibbles_are_exact, cases_teardown),
         cmocka_unit_test_teardown(exponentials_agree_and_vanish_at_minus_infinity, cases_teardown),
         cmocka_unit_test_teardown(gathered_tokens_are_copies, cases_teardown),
