@@ -9,12 +9,10 @@
 #include <sys/file.h>
 #include <sys/random.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "attention-node/cold_pages.h"
 #include "base/fault.h"
-#include "base/flags.h"
-#include "base/log.h"
 
 #define FORMAT 2u
 #define HEADER_BYTES 4096u
@@ -141,44 +139,6 @@ static hd_status open_index(cold_directory *d, const cold_config *config, const 
     return HD_OK;
 }
 
-/* ---- Pages ---- */
-
-#define DIRECT_BYTES 4096u /* that every disk with O_DIRECT reads at any multiple of */
-
-/* Whether the disk reads and writes chunks where they lie; most count in sectors of 512 bytes. */
-static bool takes_chunks(int pages) {
-    _Alignas(COLD_CHUNK_BYTES) unsigned char chunk[2 * COLD_CHUNK_BYTES];
-    return pread(pages, chunk + COLD_CHUNK_BYTES, COLD_CHUNK_BYTES, COLD_CHUNK_BYTES) >= 0 || errno != EINVAL;
-}
-
-static hd_status open_pages(cold_directory *d, hd_error *error) {
-    d->pages = openat(d->directory, "pages", O_RDWR | O_CREAT | O_CLOEXEC | O_DIRECT, 0600);
-    if (d->pages >= 0 && d->block_bytes % DIRECT_BYTES != 0 && !takes_chunks(d->pages)) {
-        close(d->pages);
-        d->pages = -1;
-        errno = EINVAL;
-    }
-    if (d->pages < 0 && errno == EINVAL) {
-        char path[600];
-        hd_log(HD_LOG_WARN, "cold_without_o_direct", "directory=%s", hd_log_quote(d->path, path, sizeof(path)));
-        d->pages = openat(d->directory, "pages", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    }
-    if (d->pages < 0) return fail(d, error, HD_IO, "cannot open the file 'pages'");
-    off_t bytes = (off_t)(d->slot_count * d->block_bytes);
-    struct statvfs disk;
-    /* Taken now: a disk that fills up later takes nothing away from us. */
-    if (ftruncate(d->pages, bytes) != 0) return fail(d, error, HD_IO, "cannot size the file 'pages'");
-    int problem = posix_fallocate(d->pages, 0, bytes);
-    if (problem == 0 || problem == EOPNOTSUPP || problem == EINVAL) return HD_OK;
-    errno = problem;
-    if (problem != ENOSPC || fstatvfs(d->pages, &disk) != 0) return fail(d, error, HD_IO, "cannot take the room");
-    char wanted[32], there[32];
-    return hd_error_set(error, HD_FULL,
-                        "--cold-size: %s do not fit on the disk of %s, which has %s left; lower --cold-size",
-                        hd_format_size((uint64_t)bytes, wanted, sizeof(wanted)), d->path,
-                        hd_format_size((uint64_t)disk.f_bavail * disk.f_frsize, there, sizeof(there)));
-}
-
 hd_status cold_directory_open(cold_directory *d, const cold_config *config, const attention_layer_table *table,
                               const block_layout *layout, hd_error *error) {
     *d = (cold_directory){.directory = -1, .index = -1, .pages = -1};
@@ -197,7 +157,8 @@ hd_status cold_directory_open(cold_directory *d, const cold_config *config, cons
     }
     hd_status status = read_key(d, error);
     if (status == HD_OK) status = open_index(d, config, table, error);
-    if (status == HD_OK) status = open_pages(d, error);
+    if (status == HD_OK)
+        status = cold_pages_open(d->directory, d->path, d->block_bytes, d->slot_count, &d->pages, error);
     return status;
 }
 
