@@ -147,10 +147,6 @@ void text_buffer_json_text(text_buffer *buffer, const char *text) {
     else text_buffer_json(buffer, text, strlen(text));
 }
 
-void text_buffer_json_bool(text_buffer *buffer, bool value) {
-    text_buffer_text(buffer, value ? "true" : "false");
-}
-
 void text_buffer_json_logprob(text_buffer *buffer, float logprob) {
     /* NaN compares false and becomes the floor as well. Nine digits bring a float back exactly. */
     if (!(logprob > -9999.0f)) text_buffer_text(buffer, "-9999.0");

@@ -28,7 +28,6 @@ void text_buffer_format(text_buffer *buffer, const char *format, ...) __attribut
 /* A JSON string with its quotes. Bytes that are not UTF-8 become U+FFFD, so that the answer is always JSON. */
 void text_buffer_json(text_buffer *buffer, const char *bytes, size_t count);
 void text_buffer_json_text(text_buffer *buffer, const char *text); /* NULL is null */
-void text_buffer_json_bool(text_buffer *buffer, bool value);
 /* Log-probabilities: JSON has no infinity, so what is below -9999 is written as -9999. */
 void text_buffer_json_logprob(text_buffer *buffer, float logprob);
 

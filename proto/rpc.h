@@ -168,8 +168,6 @@ void rpc_stream_pause(rpc_stream *stream);
 void rpc_stream_resume(rpc_stream *stream);
 size_t rpc_stream_queued_bytes(rpc_stream *stream); /* any thread */
 const char *rpc_stream_method(const rpc_stream *stream);
-/* What the client sent along under that key, into the buffer; NULL where it is missing or too long. Server only. */
-const char *rpc_stream_metadata(const rpc_stream *stream, const char *key, char *buffer, size_t buffer_bytes);
 /* "ipv4:10.0.0.7:41000" into the buffer. */
 const char *rpc_stream_peer(rpc_stream *stream, char *buffer, size_t buffer_bytes);
 /* Server, in on_open: who handles it. */

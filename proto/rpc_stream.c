@@ -431,19 +431,6 @@ const char *rpc_stream_method(const rpc_stream *s) {
     return s->method;
 }
 
-const char *rpc_stream_metadata(const rpc_stream *s, const char *key, char *buffer, size_t buffer_bytes) {
-    for (size_t i = 0; i < s->head.count; i++) {
-        grpc_metadata *pair = &s->head.metadata[i];
-        if (grpc_slice_str_cmp(pair->key, key) != 0) continue;
-        size_t count = GRPC_SLICE_LENGTH(pair->value);
-        if (count >= buffer_bytes) return NULL;
-        memcpy(buffer, GRPC_SLICE_START_PTR(pair->value), count);
-        buffer[count] = '\0';
-        return buffer;
-    }
-    return NULL;
-}
-
 const char *rpc_stream_peer(rpc_stream *s, char *buffer, size_t buffer_bytes) {
     char *peer = grpc_call_get_peer(s->call);
     strncpy(buffer, peer, buffer_bytes - 1);

@@ -68,8 +68,6 @@ hd_status transport_grpc_open(const rpc_tls *tls, transport **out);
 const char *transport_grpc_path(const char *channel); /* NULL: not a channel. "step" is "/hadal.Attention/Step" */
 hd_status transport_grpc_listen(transport *self, const char *channel, transport_accept *accept, void *listener,
                                 rpc_method *method);
-/* The transport's queue, for control streams that the same thread wants to drive. */
-rpc_queue *transport_grpc_queue(transport *self);
 
 /* inproc: transports of one process find each other by name in a hub. */
 typedef struct inproc_hub inproc_hub;

@@ -193,10 +193,6 @@ hd_status transport_grpc_open(const rpc_tls *tls, transport **out) {
     return status;
 }
 
-rpc_queue *transport_grpc_queue(transport *self) {
-    return ((grpc_transport *)self)->queue;
-}
-
 hd_status transport_grpc_listen(transport *self, const char *channel, transport_accept *accept, void *listener,
                                 rpc_method *method) {
     grpc_transport *t = (grpc_transport *)self;

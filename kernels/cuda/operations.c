@@ -93,10 +93,6 @@ static const attend_kernels *kernels_of(uint32_t dim) {
     return NULL;
 }
 
-bool device_attend_has_dim(uint32_t dim) {
-    return kernels_of(dim) != NULL;
-}
-
 /* As attend_common.h lays it out. */
 static size_t row_bytes(uint32_t dim) {
     return (size_t)dim * 2 + 16;

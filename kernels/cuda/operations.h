@@ -38,7 +38,6 @@ typedef struct device_attend {
 
 /* HD_UNSUPPORTED: a head size that no kernel has. */
 hd_status device_attend_run(kernel_queue *queue, const device_attend *call);
-bool device_attend_has_dim(uint32_t dim);
 /* Bytes of arguments.stacks, for this device. */
 size_t device_attend_stack_bytes(const kernel_device_facts *facts, uint32_t dim, uint32_t stack_levels);
 
