@@ -265,7 +265,10 @@ static json_t *searches_json(const bench *b, const step_times *times, size_t ste
 /* What came from the cold tier in the timed steps, and what of its pages was in memory. */
 typedef struct {
     double hit_rate, read_bytes, read_rate; /* bytes a step, and a second of attention */
+    double misses;                          /* pages a step */
+    double missed_bytes; /* a step: of tokens that were found, the share that the missed pages are of all asked for */
     double hot_bytes, warm_bytes, cold_bytes;
+    double resident_bytes; /* of the process, without the region that the bandwidth is measured with */
     bool is_there;
 } tier_figures;
 
@@ -276,13 +279,20 @@ static tier_figures tiers_of(const bench *b, const step_times *times, size_t ste
     if (now.cold_bytes == 0) return (tier_figures){.is_there = false};
     uint64_t hits = now.page_hits - times->before.page_hits, misses = now.page_misses - times->before.page_misses;
     double read = (double)(now.cold_read_bytes - times->before.cold_read_bytes) / (double)steps;
+    double pages = (double)(hits + misses), tokens = (double)(now.searched_tokens - times->before.searched_tokens);
+    const bench_decode_config *c = b->config;
+    double token_bytes = (double)model_kv_bytes_per_token(c->model, a->ops->kv_dtype(a)) /
+                         ((double)c->model->layer_count * c->model->kv_heads);
     return (tier_figures){.is_there = true,
+                          .misses = (double)misses / (double)steps,
+                          .missed_bytes = pages > 0 ? tokens / (double)steps * token_bytes * (double)misses / pages : 0.0,
                           .hit_rate = hits + misses > 0 ? (double)hits / (double)(hits + misses) : 1.0,
                           .read_bytes = read,
                           .read_rate = read / (attention_ms * 1e-3),
                           .hot_bytes = (double)now.hot_used_bytes,
                           .warm_bytes = (double)now.warm_used_bytes,
-                          .cold_bytes = (double)now.cold_used_bytes};
+                          .cold_bytes = (double)now.cold_used_bytes,
+                          .resident_bytes = (double)(hd_memory_resident_bytes() - REGION_BYTES)};
 }
 
 static void print_tiers(bench *b, const tier_figures *t) {
@@ -291,14 +301,18 @@ static void print_tiers(bench *b, const tier_figures *t) {
             "%16s  a step: %.1f MiB read from disk at %.2f GB/s; of the pages of cold blocks %.1f %% were in memory; hot "
             "%.0f MiB, warm %.0f MiB, cold %.0f MiB; resident %.0f MiB\n",
             "", t->read_bytes / (1 << 20), t->read_rate * 1e-9, 100 * t->hit_rate, t->hot_bytes / (1 << 20),
-            t->warm_bytes / (1 << 20), t->cold_bytes / (1 << 20), (double)hd_memory_resident_bytes() / (1 << 20));
+            t->warm_bytes / (1 << 20), t->cold_bytes / (1 << 20), t->resident_bytes / (1 << 20));
+    if (t->missed_bytes == 0.0) return;
+    fprintf(b->table, "%16s  that is %.1f times the %.2f MiB of the tokens found and not in memory\n", "",
+            t->read_bytes / t->missed_bytes, t->missed_bytes / (1 << 20));
 }
 
 static json_t *tiers_json(const tier_figures *t) {
     if (!t->is_there) return json_null();
-    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "page_hit_rate", t->hit_rate, "read_bytes", t->read_bytes,
+    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "page_hit_rate", t->hit_rate, "read_bytes",
+                     t->read_bytes, "page_misses", t->misses, "missed_token_bytes", t->missed_bytes,
                      "read_bytes_per_s", t->read_rate, "hot_bytes", t->hot_bytes, "warm_bytes", t->warm_bytes,
-                     "cold_bytes", t->cold_bytes, "resident_bytes", (double)hd_memory_resident_bytes());
+                     "cold_bytes", t->cold_bytes, "resident_bytes", t->resident_bytes);
 }
 
 static void report_decode(bench *b, uint64_t depth, bool is_synthetic, step_times *times) {

@@ -2,6 +2,7 @@
 """Write a model of the Llama-3.2-1B shape with random weights, for every engine the same numbers.
 
 Usage: models.py hf DIR            a Hugging Face directory: config.json, model.safetensors (bf16), tokenizer.json
+       models.py small DIR         the same in the shape of Qwen2.5-0.5B, for two million positions
        models.py gguf DIR FILE TYPE  the weights of DIR as a GGUF file; TYPE is bf16 or q8_0
 
 Speed depends on shapes and types, not on values, so weights are normal numbers of deviation 0.02 from a fixed seed and the
@@ -18,6 +19,9 @@ LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, WIDTH, VOCABULARY = 16, 2048, 32, 8, 
 POSITIONS, THETA, EPSILON = 131072, 500000.0, 1e-5
 ROPE = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192}
+if sys.argv[1:2] == ["small"]:
+    LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, WIDTH, VOCABULARY = 24, 896, 14, 2, 64, 4864, 151936
+    POSITIONS, THETA, EPSILON, ROPE = 2097152, 1000000.0, 1e-6, None
 BEGIN, END = VOCABULARY - 2, VOCABULARY - 1
 
 
@@ -157,7 +161,7 @@ def write_gguf(directory, path, kind):
 
 
 def main(arguments):
-    if len(arguments) == 2 and arguments[0] == "hf":
+    if len(arguments) == 2 and arguments[0] in ("hf", "small"):
         write_hf(arguments[1])
     elif len(arguments) == 4 and arguments[0] == "gguf":
         write_gguf(*arguments[1:])
