@@ -79,7 +79,11 @@ hd_status sharded_attach(attention *self, uint32_t rows_max, attention **out, hd
     if (!sharded_step_take_memory(view)) status = hd_error_set(error, HD_NO_MEMORY, "no memory for a further step");
     for (uint32_t i = 0; i < home->node_count && status == HD_OK; i++) {
         const shard_node *node = &home->nodes[i];
-        if (node->attention != NULL && !node->is_lost && !node->is_stage) status = add_node(view, i, error);
+        if (node->attention == NULL || node->is_lost || node->is_stage) continue;
+        status = add_node(view, i, error);
+        if (status != HD_PEER_LOST) continue;
+        sharded_lose(home, i, status); /* as if it had gone a moment earlier */
+        status = HD_OK;
     }
     if (status != HD_OK) {
         sharded_view_close(view);

@@ -30,7 +30,8 @@ worker_request catalog_request(const catalog_entry *entry) {
 
 static void make_entry(catalog_entry *e, unsigned index) {
     dice d = {index * 77 + 1};
-    uint64_t lengths[][2] = {{3, 120}, {3, 120}, {129, 500}, {129, 500}, {129, 500}, {129, 500}, {600, 1400}, {2049, 2600}};
+    uint64_t lengths[][2] = {{3, 120},   {3, 120},   {129, 500},  {129, 500},
+                             {129, 500}, {129, 500}, {600, 1400}, {2049, 2600}};
     /* The last eighth of the entries are long. */
     unsigned kind = index >= CATALOG_ENTRIES - CATALOG_ENTRIES / 8 ? 6 + index % 2 : index % 6;
     e->prompt_count = dice_between(&d, lengths[kind][0], lengths[kind][1]);

@@ -27,7 +27,8 @@ static void on_finished(client *c, const worker_event *event) {
         if (!c->has_hung_up) machine_fail("request %u was cancelled by nobody", c->number);
         return;
     }
-    if (event->finish != answer->finish || c->counts[event->choice] != answer->count || event->stop_id != answer->stop_id)
+    if (event->finish != answer->finish || c->counts[event->choice] != answer->count ||
+        event->stop_id != answer->stop_id)
         machine_fail("request %u choice %u ended after %u tokens, and a single process says %u", c->number,
                      event->choice, c->counts[event->choice], answer->count);
 }
@@ -40,7 +41,8 @@ static void on_event(worker_request *r, const worker_event *event) {
     if (event->kind == WORKER_FINISHED) on_finished(c, event);
     if (event->kind == WORKER_FAILED) {
         c->is_refused = event->status == HD_FULL && !c->has_started;
-        if (!c->is_refused) machine_fail("request %u failed: %s (%s)", c->number, event->message, hd_status_name(event->status));
+        if (!c->is_refused)
+            machine_fail("request %u failed: %s (%s)", c->number, event->message, hd_status_name(event->status));
     }
     if (!event->last) return;
     for (uint32_t i = 0; i < c->entry->choices; i++) {

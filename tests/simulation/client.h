@@ -13,7 +13,7 @@ typedef struct client {
     const catalog_entry *entry;
     role *coordinator;
     unsigned number;
-    uint64_t hang_up_ns;    /* 0: never; from the submit on */
+    uint64_t hang_up_ns;     /* 0: never; from the submit on */
     uint32_t hang_up_choice; /* UINT32_MAX: all */
     bool is_accepted, has_started, has_ended, has_hung_up, is_refused;
     uint32_t counts[CATALOG_CHOICES_MAX];

@@ -21,7 +21,8 @@ static void matmul(const kernel_matmul *call, uint32_t first_panel, uint32_t pan
     const kernel_matrix *weights = call->weights;
     assert(weights->dtype == HD_F32);
     bool is_gated = call->epilogue == KERNEL_SWIGLU;
-    uint32_t first = first_panel * KERNEL_PANEL / (is_gated ? 2 : 1), end = first + panel_count * KERNEL_PANEL / (is_gated ? 2 : 1);
+    uint32_t first = first_panel * KERNEL_PANEL / (is_gated ? 2 : 1),
+             end = first + panel_count * KERNEL_PANEL / (is_gated ? 2 : 1);
     uint32_t columns = is_gated ? weights->n / 2 : weights->n;
     if (end > columns) end = columns;
     uint64_t seed;

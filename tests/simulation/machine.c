@@ -203,7 +203,8 @@ void machine_at(uint64_t time_ns, void (*run)(void *context), void *context) {
     }
     event added = {time_ns, m.next_order++, run, context};
     size_t at = m.event_count++;
-    for (; at > 0 && is_before(&added, &m.events[(at - 1) / 2]); at = (at - 1) / 2) m.events[at] = m.events[(at - 1) / 2];
+    for (; at > 0 && is_before(&added, &m.events[(at - 1) / 2]); at = (at - 1) / 2)
+        m.events[at] = m.events[(at - 1) / 2];
     m.events[at] = added;
 }
 

@@ -39,9 +39,9 @@ void machine_init(uint64_t seed, bool is_verbose);
 process *machine_process(const char *name); /* begins one, without a task; lives as long as the machine */
 /* A task of the process; its number. From anywhere. */
 unsigned long machine_spawn(process *p, void *(*run)(void *context), void *context);
-void machine_kill(process *p);     /* from an event only, never by itself */
-process *machine_current(void);    /* whose task is running; NULL in an event */
-unsigned long machine_task(void);  /* its number; 0 in an event */
+void machine_kill(process *p);    /* from an event only, never by itself */
+process *machine_current(void);   /* whose task is running; NULL in an event */
+unsigned long machine_task(void); /* its number; 0 in an event */
 bool machine_task_has_ended(unsigned long number);
 
 /* An event: run(context) outside of every task, at that time or as soon as it is over. */

@@ -96,7 +96,8 @@ static void run_job(unsigned job, uint64_t end) {
     }
 }
 
-static int run_seeds(const char *program, uint64_t first, uint64_t count, unsigned jobs, bool must_fail, bool keeps_going) {
+static int run_seeds(const char *program, uint64_t first, uint64_t count, unsigned jobs, bool must_fail,
+                     bool keeps_going) {
     double begin = seconds();
     shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED) return 1;
@@ -122,8 +123,8 @@ static int run_seeds(const char *program, uint64_t first, uint64_t count, unsign
            sums->tokens, sums->steps, sums->messages, (double)sums->simulated_ns / 1e9, sums->kills, sums->cuts,
            sums->freezes, sums->drains, sums->takeovers, sums->moves, sums->refused);
     if (shared->failed == 0) return must_fail;
-    printf("seed %" PRIu64 " FAILED: %s\nreplay: %s --seed %" PRIu64 "\n", shared->failed_seed, shared->failure, program,
-           shared->failed_seed);
+    printf("seed %" PRIu64 " FAILED: %s\nreplay: %s --seed %" PRIu64 "\n", shared->failed_seed, shared->failure,
+           program, shared->failed_seed);
     return !must_fail;
 }
 
@@ -152,7 +153,9 @@ int main(int count, char **arguments) {
         else if (has_value && strcmp(arguments[i], "--jobs") == 0) jobs = value;
         else if (has_value && strcmp(arguments[i], "--seed") == 0) one = value, has_one = true;
         else {
-            fprintf(stderr, "usage: %s [--seeds N] [--first SEED] [--jobs N] [--keep-going] [--must-fail] | --seed SEED\n", arguments[0]);
+            fprintf(stderr,
+                    "usage: %s [--seeds N] [--first SEED] [--jobs N] [--keep-going] [--must-fail] | --seed SEED\n",
+                    arguments[0]);
             return 2;
         }
     }

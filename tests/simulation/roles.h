@@ -35,8 +35,8 @@ typedef struct role {
     node_service control;
     hd_pool *pool;
     transport *transport, *pages; /* pages: an attention node's */
-    attention_service *service; /* an attention node's */
-    node_set *set;              /* a worker's */
+    attention_service *service;   /* an attention node's */
+    node_set *set;                /* a worker's */
     struct worker *worker;
     worker_service *sessions;
     router *router; /* a coordinator's */

@@ -18,8 +18,8 @@
 
 #define SEND_SLOTS 64u
 #define SEND_BYTES (64u << 20)
-#define CONNECT_NS (2 * MACHINE_S)        /* an attempt that nobody answers */
-#define RETRY_NS (100 * MACHINE_MS)       /* of a stream that waits for its peer */
+#define CONNECT_NS (2 * MACHINE_S)  /* an attempt that nobody answers */
+#define RETRY_NS (100 * MACHINE_MS) /* of a stream that waits for its peer */
 /* Until an end takes a silent peer for dead: at most 4 s (a client's keep-alive), and each magnitude from 2 ms on as likely
  * as the others, because what goes wrong goes wrong while a request runs, and here that takes milliseconds. */
 #define DEAD_NS_MIN (2 * MACHINE_MS)
@@ -684,7 +684,8 @@ void rpc_simulated_killed(process *p) {
 static void on_silence(void *context) {
     rpc_stream *s = context;
     bool is_frozen = s->process->frozen_until_ns > the_machine.now_ns;
-    if (s->process->is_dead || is_frozen || s->is_ending || network_cut_until(s->process, s->peer->process) == 0) return;
+    if (s->process->is_dead || is_frozen || s->is_ending || network_cut_until(s->process, s->peer->process) == 0)
+        return;
     if (!s->peer->is_ending) send_end(s, HD_PEER_LOST, "the connection was reset"); /* heard when the cut is over */
     end_here(s, s->is_server ? HD_CANCELLED : HD_PEER_LOST, "keep-alive: no answer");
 }

@@ -230,7 +230,8 @@ static void plan(void) {
         machine_at(s.begin_ns + dice_below(d, s.span_ns), begin_client, c);
     }
     s.faults_left = (unsigned)dice_below(d, FAULTS_MAX + 1);
-    for (unsigned i = 0; i < s.faults_left; i++) machine_at(s.begin_ns + dice_below(d, s.span_ns + 50 * MACHINE_MS), strike, NULL);
+    for (unsigned i = 0; i < s.faults_left; i++)
+        machine_at(s.begin_ns + dice_below(d, s.span_ns + 50 * MACHINE_MS), strike, NULL);
 }
 
 static bool has_played(void *context) {
@@ -308,7 +309,8 @@ static void stop_nodes(void *context) {
 static void name_open_requests(void) {
     for (unsigned i = 0; i < s.client_count; i++) {
         const client *c = &s.clients[i];
-        if (!c->has_ended) machine_fail("request %u has not ended: %s", c->number, c->is_accepted ? "accepted" : "not accepted");
+        if (!c->has_ended)
+            machine_fail("request %u has not ended: %s", c->number, c->is_accepted ? "accepted" : "not accepted");
     }
     for (unsigned i = 0; i < s.seat_count; i++) {
         if (!role_of(&s.seats[i])->is_up) machine_fail("%s does not come up", role_of(&s.seats[i])->process->name);
