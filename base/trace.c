@@ -29,7 +29,8 @@ bool hd_trace_parse(const char *text, char trace_id[HD_TRACE_BYTES]) {
     const size_t trace = VERSION_DIGITS + 1, parent = trace + HD_TRACE_DIGITS + 1, flags = parent + PARENT_DIGITS + 1;
     size_t length = text != NULL ? strlen(text) : 0;
     trace_id[0] = '\0';
-    if (length < flags + FLAG_DIGITS || !are_digits(text, VERSION_DIGITS, true) || memcmp(text, "ff", 2) == 0) return false;
+    if (length < flags + FLAG_DIGITS || !are_digits(text, VERSION_DIGITS, true) || memcmp(text, "ff", 2) == 0)
+        return false;
     if (text[trace - 1] != '-' || text[parent - 1] != '-' || text[flags - 1] != '-') return false;
     if (!are_digits(text + parent, PARENT_DIGITS, false) || !are_digits(text + flags, FLAG_DIGITS, true)) return false;
     /* Later versions may go on behind another dash. */

@@ -1,4 +1,4 @@
-/* trace.h - names of traces, as W3C Trace Context has them: one name for what all nodes do for a request, in their logs.
+/* trace.h - names of traces, as W3C Trace Context has them: one name for what all nodes do for a request.
  *
  * Threads: pure functions. */
 #ifndef HD_TRACE_H

@@ -30,8 +30,8 @@ static size_t common_flags(hd_flag *flags) {
 
 static size_t nodes_flags(hd_flag *flags) {
     size_t count = common_flags(flags);
-    flags[count++] = (hd_flag){
-        "watch", HD_FLAG_BOOL, &options.watches, NULL, "again every second, with the workers' steps", false};
+    flags[count++] =
+        (hd_flag){"watch", HD_FLAG_BOOL, &options.watches, NULL, "again every second, with the workers' steps", false};
     return count;
 }
 
@@ -207,12 +207,19 @@ static cli_exit watch(const column *columns, size_t column_count) {
 }
 
 static cli_exit nodes_run(const cli_command *command, const cli_arguments *arguments) {
-    static const column columns[] = {
-        {"NODE", "id"},          {"ROLE", "role"},           {"STATE", "state"},
-        {"ADDRESS", "address"},  {"MODEL", "model"},         {"KV", "kv_bytes"},
-        {"OF", "kv_capacity"},   {"SEQUENCES", "sequences"}, {"SAFE TO DELETE", "safe_to_delete"},
-        {"STEP MS", "step_ms"},  {"DENSE", "dense_us"},      {"WIRE", "wire_us"},
-        {"ATTENTION", "attention_us"}};
+    static const column columns[] = {{"NODE", "id"},
+                                     {"ROLE", "role"},
+                                     {"STATE", "state"},
+                                     {"ADDRESS", "address"},
+                                     {"MODEL", "model"},
+                                     {"KV", "kv_bytes"},
+                                     {"OF", "kv_capacity"},
+                                     {"SEQUENCES", "sequences"},
+                                     {"SAFE TO DELETE", "safe_to_delete"},
+                                     {"STEP MS", "step_ms"},
+                                     {"DENSE", "dense_us"},
+                                     {"WIRE", "wire_us"},
+                                     {"ATTENTION", "attention_us"}};
     enum { ALL = sizeof(columns) / sizeof(columns[0]) };
     return options.watches ? watch(columns, ALL) : print_list("/operator/nodes", columns, ALL - 1 - STEP_PARTS);
 }
@@ -299,12 +306,13 @@ static cli_exit cancel_run(const cli_command *command, const cli_arguments *argu
 const cli_command nodes_command = {.name = "nodes",
                                    .arguments = "",
                                    .summary = "the cluster's nodes: state, memory, what may be deleted",
-                                   .details = "Lists the nodes that a coordinator sees. A node is safe to delete when "
-                                              "it takes no new work and holds nothing.\n"
-                                              "    hadal nodes --coordinator http://127.0.0.1:8001\n"
-                                              "With --watch it is printed again every second, and says where the time of "
-                                              "each worker's steps goes:\n"
-                                              "products with weights, the way to attention nodes and back, attention.\n",
+                                   .details =
+                                       "Lists the nodes that a coordinator sees. A node is safe to delete when "
+                                       "it takes no new work and holds nothing.\n"
+                                       "    hadal nodes --coordinator http://127.0.0.1:8001\n"
+                                       "With --watch it is printed again every second, and says where the time of "
+                                       "each worker's steps goes:\n"
+                                       "products with weights, the way to attention nodes and back, attention.\n",
                                    .flags = nodes_flags,
                                    .run = nodes_run};
 const cli_command sequences_command = {

@@ -1,4 +1,4 @@
-/* router_metrics.c - what nodes have counted, as this coordinator has last heard it: JSON for people, text for Prometheus. */
+/* router_metrics.c - what nodes have counted, as this coordinator has last heard it. */
 #include <inttypes.h>
 
 #include "coordinator/router_state.h"
@@ -39,8 +39,8 @@ static void write_family(text_buffer *out, const char *name, const char *type, c
 
 static void write_value(text_buffer *out, const char *name, const char *node, const char *more, uint64_t value) {
     char label[LABEL_BYTES];
-    text_buffer_format(out, "hadal:%s{%s%s} %" PRIu64 "\n", name, hd_metrics_label("node", node, label, sizeof(label)), more,
-                       value);
+    text_buffer_format(out, "hadal:%s{%s%s} %" PRIu64 "\n", name, hd_metrics_label("node", node, label, sizeof(label)),
+                       more, value);
 }
 
 static void write_workers(const router *r, text_buffer *out) {

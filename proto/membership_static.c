@@ -19,13 +19,14 @@ static hd_status read_node(char *item, membership_node *node, hd_error *error) {
     char *equals = strchr(item, '='), *role = equals != NULL ? equals + 1 : item, *at = strchr(role, '@');
     if (equals != NULL) *equals = '\0';
     if (at != NULL) *at = '\0';
-    const char *address = at != NULL ? at + 1 : "", *name = equals != NULL ? item : address, *colon = strrchr(address, ':');
+    const char *address = at != NULL ? at + 1 : "", *name = equals != NULL ? item : address,
+               *colon = strrchr(address, ':');
     bool is_node = is_role(role) && has_name(name) && colon != NULL && colon != address && colon[1] != '\0' &&
                    strlen(address) < sizeof(node->address);
     if (!is_node)
-        return hd_error_set(error, HD_INVALID,
-                            "--nodes: '%s' is not [NAME=]ROLE@HOST:PORT, with a role of coordinator, worker, attention-node",
-                            whole);
+        return hd_error_set(
+            error, HD_INVALID,
+            "--nodes: '%s' is not [NAME=]ROLE@HOST:PORT, with a role of coordinator, worker, attention-node", whole);
     *node = (membership_node){.version_min = MEMBERSHIP_VERSION_MIN, .version_max = MEMBERSHIP_VERSION_MAX};
     strcpy(node->id, name); /* all three fit */
     strcpy(node->role, role);
