@@ -10,6 +10,9 @@ for a token is that of a true context of that depth.
 """
 import ctypes
 import importlib.metadata
+import json
+import os
+import signal
 import statistics
 import sys
 
@@ -157,10 +160,31 @@ def batch(size, depth, steps, repeats):
     return measure
 
 
+def in_a_child(measure, path, threads):
+    """What measure returns, or None where llama.cpp dies of it: of some processors it uses instructions that they have not."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        with os.fdopen(writing, "w") as result:
+            json.dump(measure(path, threads), result)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as result:
+        text = result.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status < 0:
+        print(f"peers: llama.cpp died of {signal.Signals(-status).name}; that way is left out", file=sys.stderr)
+    return json.loads(text) if status == 0 else None
+
+
 def faster_decode(*measures):
-    """llama.cpp repacks quantised weights for some processors; which way decodes faster depends on them."""
+    """llama.cpp repacks quantised weights for some processors; which way decodes faster, or at all, depends on them."""
     def measure(path, threads):
-        return min((way(path, threads) for way in measures), key=lambda result: statistics.median(result[1]))
+        results = [result for way in measures if (result := in_a_child(way, path, threads)) is not None]
+        if not results:
+            sys.exit("llama.cpp decodes these weights in no way on this processor")
+        return min(results, key=lambda result: statistics.median(result[1]))
     return measure
 
 

@@ -6,6 +6,7 @@ Pieces: prefill chunk decode-0 decode-32768 decode-131072 batch int8 kernels mem
 """
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -18,11 +19,20 @@ MODEL = os.path.join(ROOT, "build", "models", "llama-1b")
 KV_BYTES_PER_TOKEN = 16 * 2 * 8 * 64 * 2
 
 
+class PeerFailed(Exception):
+    pass
+
+
 def peer(engine, piece):
     """The median of a peer's measurement, in its own unit."""
     command = ["bash", os.path.join(ROOT, "bench", "peers.sh"), engine, piece]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return json.loads(output.splitlines()[-1])["median"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode == 0:
+        return json.loads(run.stdout.splitlines()[-1])["median"]
+    code = run.returncode if run.returncode >= 0 else 128 - run.returncode
+    how = signal.Signals(code - 128).name if code > 128 else f"exit code {code}"
+    last = (run.stderr.splitlines() or [""])[-1]
+    raise PeerFailed(f"{engine} {piece} failed ({how}): {last}")
 
 
 def ours(*flags):
@@ -101,5 +111,8 @@ PIECES = {"prefill": prefill, "chunk": chunk, "decode-0": lambda: decode(0, 1.0)
 if __name__ == "__main__":
     HADAL, LOGS = sys.argv[1:3]
     for name in sys.argv[3:] or PIECES:
-        PIECES[name]()
+        try:
+            PIECES[name]()
+        except PeerFailed as failure:
+            report.line("5", str(failure), "a figure to compare with", False)
     report.finish()
