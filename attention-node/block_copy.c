@@ -30,8 +30,8 @@ bool block_copy_ask(block_copy *copy, block_piece *piece) {
 
 hd_status block_copy_check(const block_copy *copy, const block_piece *piece) {
     if (piece->round != copy->round) return HD_STALE;
-    bool is_asked = copy->come_block < copy->ask_block ||
-                    (copy->come_block == copy->ask_block && copy->come_unit < copy->ask_unit);
+    bool is_asked =
+        copy->come_block < copy->ask_block || (copy->come_block == copy->ask_block && copy->come_unit < copy->ask_unit);
     bool is_due = piece->block == copy->come_block && piece->first_unit == copy->come_unit &&
                   piece->unit_count == units_from(copy, copy->come_unit);
     return is_asked && is_due ? HD_OK : HD_CORRUPT;

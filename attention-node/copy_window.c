@@ -43,6 +43,6 @@ void copy_window_came(copy_window *window, uint64_t bytes, uint64_t took_ns, uin
     window->bytes = (uint64_t)next;
 }
 
-void copy_window_reset(copy_window *window) {
-    window->bytes_out = 0;
+void copy_window_gave_up(copy_window *window, uint64_t bytes) {
+    window->bytes_out = window->bytes_out > bytes ? window->bytes_out - bytes : 0;
 }

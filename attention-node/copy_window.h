@@ -26,7 +26,7 @@ bool copy_window_has_room(const copy_window *window, uint64_t bytes);
 void copy_window_asked(copy_window *window, uint64_t bytes);
 /* They have come, took_ns after they were asked for. */
 void copy_window_came(copy_window *window, uint64_t bytes, uint64_t took_ns, uint64_t now_ns);
-/* Nothing is on its way any more. */
-void copy_window_reset(copy_window *window);
+/* So many will not come. */
+void copy_window_gave_up(copy_window *window, uint64_t bytes);
 
 #endif

@@ -79,11 +79,8 @@ uint32_t engine_page_checksums(const attention *self, uint32_t unit, const void 
 
 uint32_t engine_block_checksums(const attention *self, block_name block, uint32_t unit, const void *page,
                                 uint64_t checksums[ENGINE_UNIT_PAGES_MAX]) {
-    unit_work w = {.engine = engine_seen(self),
-                   .block = block.index,
-                   .bytes = page,
-                   .checksums = checksums,
-                   .is_recorded = true};
+    unit_work w = {
+        .engine = engine_seen(self), .block = block.index, .bytes = page, .checksums = checksums, .is_recorded = true};
     each_stream(w.engine, unit, read_checksum, &w);
     return w.count;
 }
@@ -102,10 +99,11 @@ hd_status engine_block_look(attention *self, uint64_t name, engine_look *look, h
     if (s == NULL || s->is_importing)
         return hd_error_set(error, HD_NOT_FOUND, "no sequence %llu", (unsigned long long)name);
     if (is_learnt(s)) {
-        return hd_error_set(error, HD_UNSUPPORTED,
-                            "sequence %llu has selection '%s', whose index '%s' is learnt from the queries of the prompt "
-                            "and does not move: the sequence stays until it ends",
-                            (unsigned long long)name, s->selection.ops->name, s->selection.index);
+        return hd_error_set(
+            error, HD_UNSUPPORTED,
+            "sequence %llu has selection '%s', whose index '%s' is learnt from the queries of the prompt "
+            "and does not move: the sequence stays until it ends",
+            (unsigned long long)name, s->selection.ops->name, s->selection.index);
     }
     if (s->sealed_count != s->length / HD_BLOCK_TOKENS)
         return hd_error_set(error, HD_UNSUPPORTED, "sequence %llu has dropped tokens", (unsigned long long)name);

@@ -13,7 +13,11 @@ void handover_begin(handover *h, const handover_limits *limits, uint64_t now_ns)
 
 /* Not before the receiver has had the time of one question to link itself to the source. */
 static bool is_near(const handover *h, uint64_t length, uint64_t now_ns) {
-    return h->answers > 0 && h->tokens + h->limits.lag_tokens >= length && now_ns >= h->switch_after_ns;
+    if (h->answers == 0 || now_ns < h->switch_after_ns) return false;
+    uint64_t lag = length > h->tokens ? length - h->tokens : 0;
+    if (lag <= h->limits.lag_tokens) return true;
+    double come = (double)(h->tokens - h->first_tokens), took_ns = (double)(now_ns - h->first_ns);
+    return h->tokens > h->first_tokens && (double)lag * took_ns <= come * (double)h->limits.lag_ns;
 }
 
 handover_action handover_next(handover *h, uint64_t length, uint64_t now_ns) {
@@ -51,6 +55,10 @@ void handover_answered(handover *h, hd_status status, uint64_t tokens, uint64_t 
     h->answers++;
     if (was_switching) h->switch_after_ns = now_ns + h->limits.pause_ns;
     if (tokens > h->tokens) h->progress_ns = now_ns;
+    if (h->first_tokens == 0 || tokens < h->first_tokens) {
+        h->first_tokens = tokens;
+        h->first_ns = now_ns;
+    }
     h->tokens = tokens;
     if (now_ns - h->progress_ns > h->limits.stall_ns) handover_cancel(h, HD_TIMED_OUT);
 }

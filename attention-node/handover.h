@@ -27,7 +27,8 @@ typedef struct handover_limits {
     uint64_t switch_ns;  /* of standing still, at most */
     uint64_t pause_ns;   /* between two attempts to switch */
     uint64_t stall_ns;   /* without a token more at the receiver, and it is given up */
-    uint64_t lag_tokens; /* the copy is near when it lacks no more */
+    uint64_t lag_tokens; /* the copy is near when it lacks no more, */
+    uint64_t lag_ns;     /* or no more than has come in so long on average: what is prefilled grows by many at once */
 } handover_limits;
 
 typedef enum { HANDOVER_IDLE, HANDOVER_COPYING, HANDOVER_SWITCHING, HANDOVER_ADOPTING, HANDOVER_ENDING } handover_state;
@@ -43,10 +44,11 @@ typedef enum {
 typedef struct handover {
     handover_limits limits;
     handover_state state;
-    uint64_t tokens; /* that the receiver has */
+    uint64_t tokens;                 /* that the receiver has */
+    uint64_t first_tokens, first_ns; /* of the first answer: what was there at once is no measure of the copy */
     uint64_t next_ns, progress_ns, switch_after_ns;
     uint64_t answers, switches; /* heard; attempted */
-    hd_status why;     /* ENDING */
+    hd_status why;              /* ENDING */
 } handover;
 
 void handover_begin(handover *h, const handover_limits *limits, uint64_t now_ns);

@@ -11,9 +11,9 @@
 #include "attention-node/page_mover.h"
 #include "attention-node/selection.h"
 
-#define MOVER_ASKED_MAX 96u   /* pieces of a pull on their way */
-#define MOVER_ANSWERS 128u    /* of a link, more than a pull asks for at once */
-#define MOVER_GRANTS 4u       /* blocks that have memory and are not whole */
+#define MOVER_ASKED_MAX 96u /* pieces of a pull on their way */
+#define MOVER_ANSWERS 128u  /* of a link, more than a pull asks for at once */
+#define MOVER_GRANTS 4u     /* blocks that have memory and are not whole */
 #define MOVER_LOOK_NS 10000000ull
 #define MOVER_RELINKS 2u
 
@@ -71,7 +71,7 @@ typedef struct page_import {
     import_state state;
     hd_status status; /* FAILED */
     hd_error error;
-    bool is_open;     /* the engine has the sequence */
+    bool is_open;                /* the engine has the sequence */
     bool is_greeted, has_looked; /* of this link: HELLO and a LOOK have been answered */
     uint32_t relinks;
     uint64_t link_ns; /* not before */
@@ -93,8 +93,8 @@ typedef struct page_import {
     block_copy copy;
     uint64_t committed;
     uint32_t grants[MOVER_GRANTS]; /* of block b at b % MOVER_GRANTS */
-    copy_window window;
-    page_asked *asked; /* [MOVER_ASKED_MAX], a ring */
+    uint64_t bytes_out;            /* its part of the mover's window */
+    page_asked *asked;             /* [MOVER_ASKED_MAX], a ring */
     uint64_t asked_first, asked_end;
     uint64_t begun_ns, bytes; /* for the log */
 } page_import;
@@ -114,6 +114,7 @@ struct page_mover {
     wire_pages_hello own;
     uint32_t piece_units;
     uint64_t piece_bytes_max;
+    copy_window window; /* of all pulls together */
     uint64_t next_tag;
     page_export *exports;
     page_import *imports;

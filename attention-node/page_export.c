@@ -74,13 +74,12 @@ static hd_status check_hello(const page_mover *m, const frame *f, hd_error *erro
                             other.head_first + other.head_count);
     }
     if (other.kv_dtype != own->kv_dtype || other.unit_count != own->unit_count ||
-        other.block_bytes != own->block_bytes ||
-        strncmp(other.kernels, own->kernels, sizeof(own->kernels)) != 0) {
-        return hd_error_set(error, HD_INVALID,
-                            "this attention node keeps blocks of %llu bytes for kernels %.32s, the other one of %llu for "
-                            "%.32s",
-                            (unsigned long long)own->block_bytes, own->kernels, (unsigned long long)other.block_bytes,
-                            other.kernels);
+        other.block_bytes != own->block_bytes || strncmp(other.kernels, own->kernels, sizeof(own->kernels)) != 0) {
+        return hd_error_set(
+            error, HD_INVALID,
+            "this attention node keeps blocks of %llu bytes for kernels %.32s, the other one of %llu for "
+            "%.32s",
+            (unsigned long long)own->block_bytes, own->kernels, (unsigned long long)other.block_bytes, other.kernels);
     }
     return HD_OK;
 }
@@ -159,8 +158,8 @@ static hd_status look(page_export *x) {
     if (status != HD_OK) return status;
     if (x->look.epoch > x->epoch) return hd_error_set(&x->look_error, HD_STALE, "it has a newer owner");
     uint32_t sealed = (uint32_t)(x->look.length / HD_BLOCK_TOKENS);
-    bool is_cut = sealed < x->count || (x->count > 0 && !engine_block_is_at(m->engine, x->name, x->count - 1,
-                                                                            x->blocks[x->count - 1]));
+    bool is_cut = sealed < x->count ||
+                  (x->count > 0 && !engine_block_is_at(m->engine, x->name, x->count - 1, x->blocks[x->count - 1]));
     if (is_cut) return hd_error_set(&x->look_error, HD_STALE, "it has been cut meanwhile");
     page_chain_root(m->own.fingerprint, (hd_dtype)m->own.kv_dtype, &x->look.scope, &x->root);
     status = hold_new(x, sealed);
@@ -203,9 +202,8 @@ static void answer_look(page_export *x) {
                           .before = *chain_before(x, first)};
     memcpy(a->look.salt, x->look.scope.salt, sizeof(a->look.salt));
     memcpy(a->look.prefix, x->look.scope.prefix, sizeof(a->look.prefix));
-    frame_part parts[3] = {{&a->look, sizeof(a->look)},
-                           {copy, tokens * sizeof(*copy)},
-                           {copy + tokens, tail_count * sizeof(*copy)}};
+    frame_part parts[3] = {
+        {&a->look, sizeof(a->look)}, {copy, tokens * sizeof(*copy)}, {copy + tokens, tail_count * sizeof(*copy)}};
     send_answer(x, a, PAGES_LOOK, x->look_tag, HD_OK, "", parts, 3);
 }
 

@@ -19,7 +19,8 @@ static void drop_link(page_import *x) {
     x->link = NULL;
     x->is_greeted = x->has_looked = x->is_looking = false;
     x->asked_first = x->asked_end;
-    copy_window_reset(&x->window);
+    copy_window_gave_up(&x->mover->window, x->bytes_out);
+    x->bytes_out = 0;
 }
 
 static void fail(page_import *x, hd_status status, const char *reason) {
@@ -61,9 +62,19 @@ static uint64_t piece_bytes(const page_import *x, const block_piece *piece) {
     return bytes;
 }
 
+/* Somebody stands still until another pull has everything. */
+static bool gives_way(const page_import *x) {
+    for (const page_import *other = x->mover->imports; other != NULL && !x->has_wanted; other = other->next) {
+        if (other->has_wanted && other->state == IMPORT_COPYING) return true;
+    }
+    return false;
+}
+
 static void ask_pieces(page_import *x) {
     block_piece piece;
-    while (x->state == IMPORT_COPYING && copy_window_has_room(&x->window, x->mover->piece_bytes_max) &&
+    copy_window *window = &x->mover->window;
+    if (gives_way(x)) return;
+    while (x->state == IMPORT_COPYING && copy_window_has_room(window, x->mover->piece_bytes_max) &&
            x->asked_end - x->asked_first < MOVER_ASKED_MAX) {
         page_asked *asked = &x->asked[x->asked_end % MOVER_ASKED_MAX];
         bool is_out = atomic_load_explicit(&asked->send.is_out, memory_order_acquire);
@@ -71,7 +82,8 @@ static void ask_pieces(page_import *x) {
         asked->piece = piece;
         asked->bytes = piece_bytes(x, &piece);
         asked->asked_ns = hd_now_ns();
-        copy_window_asked(&x->window, asked->bytes);
+        copy_window_asked(window, asked->bytes);
+        x->bytes_out += asked->bytes;
         frame f = {.kind = PAGES_READ,
                    .flags = (uint16_t)piece.unit_count,
                    .layer = piece.first_unit,
@@ -195,7 +207,8 @@ static void take_piece(page_import *x, const frame *f) {
     }
     uint64_t now = hd_now_ns();
     x->asked_first++;
-    copy_window_came(&x->window, asked->bytes, now - asked->asked_ns, now);
+    copy_window_came(&x->mover->window, asked->bytes, now - asked->asked_ns, now);
+    x->bytes_out -= asked->bytes;
     if (x->state != IMPORT_COPYING || block_copy_check(&x->copy, &asked->piece) == HD_STALE) return;
     const block_piece piece = asked->piece;
     hd_status status = (hd_status)f->flags;
@@ -323,8 +336,8 @@ static hd_status check_same(const page_import *x, hd_error *error) {
                    p->first_position == x->look.first_position && p->end_position == x->look.end_position &&
                    (selection_is_full(&chosen) || p->prompt_count == x->look.prompt_count);
     if (is_same) return HD_OK;
-    return hd_error_set(error, HD_INVALID, "the other node has sequence %" PRIu64 " with another salt, variant or range",
-                        p->sequence);
+    return hd_error_set(error, HD_INVALID,
+                        "the other node has sequence %" PRIu64 " with another salt, variant or range", p->sequence);
 }
 
 static void open_sequence(page_import *x) {

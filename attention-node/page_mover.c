@@ -15,10 +15,10 @@
 #define POLL_NS 100000000ull
 #define BUSY_POLL_NS 2000000ull
 #define MOVER_NICE 5 /* steps first, where both want the same processor */
-#define WINDOW_MIN ((uint64_t)512 << 10)
+#define WINDOW_MIN ((uint64_t)384 << 10)
 #define WINDOW_MAX ((uint64_t)16 << 20)
 #define WINDOW_DELAY_NS 2000000ull
-#define PIECE_BYTES ((uint64_t)256 << 10)
+#define PIECE_BYTES ((uint64_t)128 << 10)
 
 /* ---- Between the threads ---- */
 
@@ -186,10 +186,6 @@ static page_import *new_import(page_mover *m, const attention_pull *pull, const 
         memcpy(x->selection, pull->params.selection, strlen(pull->params.selection) + 1);
         x->params.selection = x->selection;
     }
-    const page_mover_config *c = &m->config;
-    copy_window_init(&x->window, c->window_min != 0 ? c->window_min : WINDOW_MIN,
-                     c->window_max != 0 ? c->window_max : WINDOW_MAX,
-                     c->window_delay_ns != 0 ? c->window_delay_ns : WINDOW_DELAY_NS);
     x->next = m->imports;
     m->imports = x;
     atomic_fetch_add(&m->pulls, 1);
@@ -199,8 +195,8 @@ static page_import *new_import(page_mover *m, const attention_pull *pull, const 
 static hd_status check_pull(const page_mover *m, const attention_pull *pull, hd_error *error) {
     const char *text = pull->params.selection;
     if (m->engine == NULL) return hd_error_set(error, HD_INVALID, "nothing is kept here yet");
-    if (strlen(pull->address) >= RPC_ADDRESS_BYTES ||
-        (text != NULL && strlen(text) >= SELECTION_TEXT_BYTES) || pull->params.token_count != 0)
+    if (strlen(pull->address) >= RPC_ADDRESS_BYTES || (text != NULL && strlen(text) >= SELECTION_TEXT_BYTES) ||
+        pull->params.token_count != 0)
         return hd_error_set(error, HD_INVALID, "an address or a selection that is too long, or tokens");
     return HD_OK;
 }
@@ -276,6 +272,9 @@ hd_status page_mover_open(const page_mover_config *config, page_mover **out) {
     page_mover *m = hd_alloc_zeroed(sizeof(*m), HD_CACHE_LINE);
     if (m == NULL) return HD_NO_MEMORY;
     m->config = *config;
+    copy_window_init(&m->window, config->window_min != 0 ? config->window_min : WINDOW_MIN,
+                     config->window_max != 0 ? config->window_max : WINDOW_MAX,
+                     config->window_delay_ns != 0 ? config->window_delay_ns : WINDOW_DELAY_NS);
     pthread_mutex_init(&m->lock, NULL);
     pthread_cond_init(&m->idle, NULL);
     *out = m;

@@ -12,7 +12,8 @@
  *   2. Blocks that are fetched from here are held until the link ends: closing their sequence frees nothing under way.
  *   3. A link that is lost is made again twice; whole blocks stay. What fails keeps its blocks as prefix cache, so that the
  *      next attempt begins there.
- *   4. As many bytes are on their way as keep a link busy and no more (copy_window.h).
+ *   4. As many bytes are on their way as keep a link busy and no more (copy_window.h). While an owner stands between two
+ *      steps, its pull alone asks for more.
  * Threads: as each function says. */
 #ifndef ATTENTION_NODE_PAGE_MOVER_H
 #define ATTENTION_NODE_PAGE_MOVER_H
@@ -24,10 +25,10 @@
 typedef struct page_mover page_mover;
 
 typedef struct page_mover_config {
-    transport *transport; /* lent; its listener of the channel "pages" is page_mover_accept */
+    transport *transport;        /* lent; its listener of the channel "pages" is page_mover_accept */
     void (*wake)(void *context); /* page_mover_tend has work; any thread */
     void *context;
-    uint64_t window_min, window_max, window_delay_ns; /* of each pull, as copy_window.h; 0: defaults */
+    uint64_t window_min, window_max, window_delay_ns; /* of all pulls together, as copy_window.h; 0: defaults */
 } page_mover_config;
 
 typedef struct page_mover_stats {

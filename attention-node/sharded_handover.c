@@ -15,7 +15,8 @@ static const handover_limits limits = {.poll_ns = 20 * NS_PER_MS,
                                        .switch_ns = 250 * NS_PER_MS,
                                        .pause_ns = 1000 * NS_PER_MS,
                                        .stall_ns = 15000 * NS_PER_MS,
-                                       .lag_tokens = 2 * HD_BLOCK_TOKENS - 1};
+                                       .lag_tokens = 2 * HD_BLOCK_TOKENS - 1,
+                                       .lag_ns = 60 * NS_PER_MS};
 
 /* ---- Who is concerned ---- */
 
@@ -77,8 +78,9 @@ static void close_at(sharded *s, uint32_t node, const shard_sequence *sequence, 
 
 static void log_end(const sharded *s, const shard_handover *h, const char *event, const char *reason) {
     char from[160], to[160], quoted[600];
-    hd_log(HD_LOG_INFO, event, "sequence=%" PRIu64 " range=%u from=%s to=%s tokens=%" PRIu64 " switches=%" PRIu64 " reason=%s",
-           h->sequence, h->ordinal, hd_log_quote(s->nodes[h->from].name, from, sizeof(from)),
+    hd_log(HD_LOG_INFO, event,
+           "sequence=%" PRIu64 " range=%u from=%s to=%s tokens=%" PRIu64 " switches=%" PRIu64 " reason=%s", h->sequence,
+           h->ordinal, hd_log_quote(s->nodes[h->from].name, from, sizeof(from)),
            hd_log_quote(s->nodes[h->to].name, to, sizeof(to)), h->state.tokens, h->state.switches,
            hd_log_quote(reason, quoted, sizeof(quoted)));
 }
@@ -181,14 +183,14 @@ static uint32_t rows_on(const shard_sequence *sequence, uint32_t node) {
 /* The node of the lane with most room; UINT32_MAX: none has enough. */
 static uint32_t find_receiver(const sharded *s, const shard_sequence *sequence, const placement_row *row) {
     uint64_t end = placement_row_is_whole(row) || row->end_position > sequence->tokens_max ? sequence->tokens_max
-                                                                                            : row->end_position;
+                                                                                           : row->end_position;
     uint64_t needed = end > row->first_position ? end - row->first_position : 0, most = 0;
     uint32_t best = UINT32_MAX;
     for (uint32_t i = 0; i < s->node_count; i++) {
         const shard_node *node = &s->nodes[i];
-        bool is_candidate = is_usable(s, i) && !node->is_draining && !node->is_stage && node->heads.first == row->heads.first &&
-                            node->heads.count == row->heads.count && !placement_row_has(row, i) &&
-                            rows_on(sequence, i) < PLACEMENT_SHARE_MAX;
+        bool is_candidate = is_usable(s, i) && !node->is_draining && !node->is_stage &&
+                            node->heads.first == row->heads.first && node->heads.count == row->heads.count &&
+                            !placement_row_has(row, i) && rows_on(sequence, i) < PLACEMENT_SHARE_MAX;
         uint64_t room = is_candidate ? free_tokens(s, i) : 0;
         if (!is_candidate || room < needed || (best != UINT32_MAX && room <= most)) continue;
         best = i;

@@ -114,8 +114,11 @@ static hd_status read_stream(const stream_bench_config *config, hd_error *error)
     rpc_queue *queue = NULL;
     rpc_channel *channel = NULL;
     rpc_stream *stream = NULL;
-    rpc_stream_config opened = {
-        .method = PATH, .deadline_ms = DEADLINE_NS / 1000000u, .wait_for_ready = true, .handlers = handlers, .context = &c};
+    rpc_stream_config opened = {.method = PATH,
+                                .deadline_ms = DEADLINE_NS / 1000000u,
+                                .wait_for_ready = true,
+                                .handlers = handlers,
+                                .context = &c};
     hd_status status = rpc_queue_open(&queue);
     if (status == HD_OK) status = rpc_channel_open(&(rpc_channel_config){.address = config->connect}, &channel, error);
     if (status == HD_OK) status = rpc_stream_open(channel, queue, &opened, &stream);
