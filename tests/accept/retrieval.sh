@@ -1,7 +1,7 @@
 #!/bin/sh
 # retrieval.sh [ITEM...] - measures the targets of contexts beyond memory at their full size and prints for each figure a line
 #     item  figure | target: ... | pass or FAIL
-# Items: 1 or 1b a million tokens from disk, and in memory against few   2 indexes, beside other libraries   3 needles by retrieval   4 exactness   6 faults   7 restart. Without one, all. Called by ./run accept retrieval, which has built.
+# Items: 1 or 1b a million tokens from disk, and in memory against few   2 indexes, beside other libraries   3 needles by retrieval   4 exactness   5 decode at depth   6 faults   7 restart. Without one, all. Called by ./run accept retrieval, which has built.
 # Ends with 1 when a line failed. Logs of each item go to build/accept/.
 set -u
 cd "$(dirname "$0")/../.."
@@ -71,6 +71,16 @@ needles_from_disk() { # SIZE --hot-memory BYTES FLAGS
 
 item_4() { tests 4 "any split of tiers and an index that returns everything, against full" -R '^attention_'; }
 
+# By the default selection, beside full and llama.cpp; weights, keys and values, and indexes take 13 GiB.
+item_5() {
+    for what in install index; do
+        bash bench/peers.sh $what >>"$logs/retrieval-5-install.log" 2>&1 || { line 5 "bench/peers.sh $what" "exit code 0" FAIL; return; }
+    done
+    data=build/index-data/depth-64
+    [ -f $data/model.safetensors ] || build/peers-torch/bin/python tools/index_data.py shifted $data --keys 131072 --dim 64
+    python_item tests/accept/depth.py build/hadal build/models/llama-1b $data
+}
+
 item_6() {
     tests 6 "full disk, no directory, flipped bits, failing and slow reads, kill -9, a million operations" \
         -R '^attention_(engine_cold_fault|cold_restart|block_tiers_property)_test$'
@@ -81,12 +91,12 @@ item_7() {
     python_item tests/accept/restart.py build/hadal "$model" --size 32768 --least 20 --hot-memory 128M
 }
 
-[ $# -gt 0 ] || set -- 1b 2 3 4 6 7
+[ $# -gt 0 ] || set -- 1b 2 3 4 5 6 7
 for item in "$@"; do
     case $item in
     1|1b) item_1b ;;
-    2|3|4|6|7) "item_$item" ;;
-    *) printf 'accept retrieval: there is no item %s; there are 1, 2, 3, 4, 6 and 7\n' "$item" >&2; exit 2 ;;
+    2|3|4|5|6|7) "item_$item" ;;
+    *) printf 'accept retrieval: there is no item %s; there are 1 to 7\n' "$item" >&2; exit 2 ;;
     esac
 done
 [ "$failures" -eq 0 ] || { printf '%s failed\n' "$failures" >&2; exit 1; }
