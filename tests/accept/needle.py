@@ -19,6 +19,8 @@ def complete(server, body, selections=None):
     """(text, usage) of a streamed completion; adds the selections that made it to a set."""
     text, usage = "", None
     for event in server.stream("/v1/completions", {"model": "needle", "stream_options": {"include_usage": True}, **body}):
+        if "error" in event:
+            raise RuntimeError(f"the stream ended with {event['error']}")
         usage = event.get("usage") or usage
         text += "".join(choice["text"] for choice in event["choices"])
         if selections is not None and "hadal" in event:
