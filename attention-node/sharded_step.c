@@ -230,7 +230,9 @@ static void post_end(sharded *s) {
         shard_node *node = &s->nodes[i];
         if (!node->is_begun) continue;
         node->is_begun = false;
-        if (is_lost_since(s, i)) continue;
+        /* Also one that another view has lost: this view's link may stand, and a layer's answer still be on its way into
+         * tensors that are the next step's then. */
+        (void)is_lost_since(s, i);
         hd_status status = node->attention->ops->step_end_post(node->attention);
         node->is_pending = status == HD_PENDING;
         if (!node->is_pending) note_end(s, i, status);
