@@ -10,9 +10,9 @@ static selection_source *const sources[] = {selection_ops_full, selection_ops_wi
 enum { SOURCE_COUNT = sizeof(sources) / sizeof(sources[0]) };
 
 static void list_names(char *text, size_t text_bytes) {
-    text[0] = '\0';
+    snprintf(text, text_bytes, "%s", SELECTION_AUTO);
     for (size_t i = 0; i < SOURCE_COUNT; i++) {
-        if (i > 0) strncat(text, ", ", text_bytes - strlen(text) - 1);
+        strncat(text, ", ", text_bytes - strlen(text) - 1);
         strncat(text, sources[i]()->name, text_bytes - strlen(text) - 1);
     }
 }

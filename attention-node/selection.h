@@ -65,7 +65,8 @@ const selection_ops *selection_ops_full(void);
 const selection_ops *selection_ops_window(void);
 const selection_ops *selection_ops_retrieval(void);
 
-/* text is NAME[,key=value...], or NULL for full. HD_INVALID lists the known names. */
+/* text is NAME[,key=value...], or NULL for full. HD_INVALID lists the known names,
+ * and auto among them, which selection_resolve knows. */
 hd_status selection_parse(const char *text, selection *out, hd_error *error);
 
 bool selection_is_equal(const selection *a, const selection *b);

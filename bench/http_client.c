@@ -29,6 +29,7 @@ struct http_client {
     char *authorization; /* the header line, or "" */
     http_call *calls;
     size_t running;
+    int lost_errno; /* of the connection that was lost last; 0: it was closed by the server */
     bool has_ended; /* a call ended since the events in hand were fetched */
 };
 
@@ -102,6 +103,19 @@ void http_client_close(http_client *client) {
     free(client);
 }
 
+const char *http_client_cause(const http_client *client, hd_status status) {
+    if (status != HD_PEER_LOST) return hd_status_text(status);
+    switch (client->lost_errno) {
+    case 0: return "the connection was closed";
+    case ECONNREFUSED: return "connection refused";
+    case ECONNRESET: return "the connection was reset";
+    case ETIMEDOUT: return "the connection timed out";
+    case EHOSTUNREACH:
+    case ENETUNREACH: return "the host cannot be reached";
+    default: return hd_status_text(status);
+    }
+}
+
 size_t http_client_running(const http_client *client) {
     return client->running;
 }
@@ -138,6 +152,7 @@ void http_client_cancel(http_call *call) {
 
 hd_status http_client_start(http_client *client, http_call *call) {
     call->client = client;
+    client->lost_errno = 0;
     call->http_status = 0;
     call->sent_bytes = 0;
     call->fd = -1;
@@ -164,6 +179,7 @@ hd_status http_client_start(http_client *client, http_call *call) {
     if ((connect(call->fd, (const struct sockaddr *)&client->address, client->address_bytes) != 0 &&
          errno != EINPROGRESS) ||
         epoll_ctl(client->epoll_fd, EPOLL_CTL_ADD, call->fd, &event) != 0) {
+        client->lost_errno = errno;
         release(call);
         return HD_PEER_LOST;
     }
@@ -190,7 +206,11 @@ static hd_status on_writable(http_call *call) {
     size_t total = call->head_bytes + (call->body != NULL ? call->body_bytes : 0);
     while (call->sent_bytes < total) {
         ssize_t sent = send_some(call);
-        if (sent < 0) return errno == EAGAIN ? HD_PENDING : HD_PEER_LOST;
+        if (sent < 0 && errno == EAGAIN) return HD_PENDING;
+        if (sent < 0) {
+            call->client->lost_errno = errno; /* the socket tells it once: nothing is left for recv */
+            return HD_PEER_LOST;
+        }
         call->sent_bytes += (size_t)sent;
     }
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = call};
@@ -202,7 +222,11 @@ static hd_status on_readable(http_call *call) {
     char buffer[READ_BYTES];
     for (;;) {
         ssize_t count = recv(call->fd, buffer, sizeof(buffer), 0);
-        if (count < 0) return errno == EAGAIN || errno == EINTR ? HD_PENDING : HD_PEER_LOST;
+        if (count < 0 && (errno == EAGAIN || errno == EINTR)) return HD_PENDING;
+        if (count < 0) {
+            call->client->lost_errno = errno;
+            return HD_PEER_LOST;
+        }
         if (count == 0) return http_answer_end(&call->answer);
         hd_status status = http_answer_take(&call->answer, buffer, (size_t)count);
         if (status != HD_OK) return status;

@@ -51,5 +51,7 @@ hd_status http_client_poll(http_client *client, int timeout_ms);
  * terminated. body NULL: a GET. HD_TIMED_OUT after timeout_ms. */
 hd_status http_client_fetch(http_client *client, const char *path, const char *body, int timeout_ms, int *http_status,
                             char **text);
+/* Why the last call ended with this status, for people: "connection refused", where the status is HD_PEER_LOST. */
+const char *http_client_cause(const http_client *client, hd_status status);
 
 #endif

@@ -237,7 +237,7 @@ static hd_status ask_model(load *l, hd_error *error) {
     hd_status status = http_client_fetch(l->client, "/v1/models", NULL, SETUP_TIMEOUT_MS, &http_status, &text);
     if (status != HD_OK)
         return hd_error_set(error, status, "%s does not answer (%s); is the server running?", l->config->url,
-                            hd_status_text(status));
+                            http_client_cause(l->client, status));
     json_t *parsed = json_loads(text, 0, NULL);
     const char *id = json_string_value(json_object_get(json_array_get(json_object_get(parsed, "data"), 0), "id"));
     if (http_status != 200)

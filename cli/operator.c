@@ -53,11 +53,12 @@ static hd_status call(const char *path, const char *body, json_t **root, hd_erro
         return hd_error_set(error, status, "--coordinator: %s", cause.text);
     }
     status = http_client_fetch(client, path, body, CALL_MS, &code, &text);
+    const char *cause = http_client_cause(client, status);
     http_client_close(client);
     if (status != HD_OK) {
-        free(text);
-        return hd_error_set(error, status, "the coordinator at %s does not answer: %s", options.coordinator,
-                            hd_status_text(status));
+        return hd_error_set(error, status,
+                            "the coordinator at %s does not answer: %s; look at --coordinator, and whether it runs",
+                            options.coordinator, cause);
     }
     *root = json_loads(text, 0, NULL);
     free(text);

@@ -137,12 +137,21 @@ static hd_status apply_finished(generation *g, choice *c, const event_record *re
     return HD_OK;
 }
 
+/* Under the name of the client's field, where the worker names one (worker_rpc.h). */
+static hd_status refuse_invalid(const char *message, api_error *error) {
+    const char *end = message[0] == '\'' ? strchr(message + 1, '\'') : NULL;
+    char field[sizeof(error->param)];
+    if (end == NULL) return api_error_invalid(error, NULL, NULL, "%s", message);
+    snprintf(field, sizeof(field), "%.*s", (int)(end - message - 1), message + 1);
+    return api_error_invalid(error, field, "invalid_value", "%s", message);
+}
+
 static hd_status refuse_failed(generation *g, hd_status cause, api_error *error) {
     char message[sizeof(g->failure)];
     pthread_mutex_lock(&g->lock);
     memcpy(message, g->failure, sizeof(message));
     pthread_mutex_unlock(&g->lock);
-    if (cause == HD_INVALID || cause == HD_UNSUPPORTED) return api_error_invalid(error, NULL, NULL, "%s", message);
+    if (cause == HD_INVALID || cause == HD_UNSUPPORTED) return refuse_invalid(message, error);
     if (cause == HD_FULL) return api_error_full(g->api, error, message);
     api_error_set(error, cause == HD_CANCELLED || cause == HD_PEER_LOST ? 503 : 500, "server_error", NULL, "the model's worker failed: %s", message);
     return HD_INVALID;

@@ -80,7 +80,7 @@ typedef struct worker_event {
     worker_finish finish;
     uint32_t stop_id; /* WORKER_FINISH_STOP: which */
     hd_status status; /* WORKER_FAILED */
-    const char *message;
+    const char *message; /* with HD_INVALID it may begin with the field of the client's request, as 'FIELD' */
 } worker_event;
 
 /* What a choice of a request that is taken over has said so far. */

@@ -256,7 +256,13 @@ static hd_status choose_selection(const batcher *b, const worker_request *reques
     /* There is nothing else that auto could be, for want of indexes or because only full is spread over nodes. */
     bool is_full_only = stats.index_budget_bytes == 0 || tokens > stats.blocks_whole * HD_BLOCK_TOKENS;
     if (is_full_only) full_up_to = UINT64_MAX;
-    return selection_resolve(text != NULL ? text : "full", tokens, full_up_to, chosen, error);
+    hd_error cause = {.text = ""};
+    selection parsed;
+    hd_status status = selection_resolve(text != NULL ? text : "full", tokens, full_up_to, chosen, &cause);
+    if (status == HD_OK) status = selection_parse(chosen, &parsed, &cause);
+    if (status == HD_OK) return HD_OK;
+    return hd_error_set(error, status, "%s%s", request->selection != NULL ? "'hadal.selection' is refused: " : "",
+                        cause.text);
 }
 
 static void log_selection(const batcher *b, const worker_request *request, uint64_t tokens, const char *chosen) {

@@ -33,7 +33,7 @@ static void unknown_names_are_refused_with_the_known_ones(void **state) {
         hd_error error;
         selection chosen = {.ops = NULL};
         assert_int_equal(selection_parse(unknown[i], &chosen, &error), HD_INVALID);
-        assert_non_null(strstr(error.text, "known: full, window"));
+        assert_non_null(strstr(error.text, "known: auto, full, window, retrieval"));
         assert_null(chosen.ops);
     }
     hd_error error;

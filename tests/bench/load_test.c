@@ -192,7 +192,7 @@ static void a_server_that_is_not_there_is_an_error(void **state) {
     load_result result;
     hd_error error = {{0}};
     assert_int_equal(load_run(&config, &result, &error), HD_PEER_LOST);
-    assert_string_equal(error.text, "http://127.0.0.1:1 does not answer (peer lost); is the server running?");
+    assert_string_equal(error.text, "http://127.0.0.1:1 does not answer (connection refused); is the server running?");
     config.url = "https://localhost";
     assert_int_equal(load_run(&config, &result, &error), HD_INVALID);
     assert_string_equal(error.text, "'https://localhost' is not an http:// URL; give one like http://127.0.0.1:8000");

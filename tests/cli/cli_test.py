@@ -103,7 +103,8 @@ class Usage(Refusals):
                 (["coordinator", "--etcd", "http://127.0.0.1:1", "--tls-cert", "x"], "--tls-cert and --tls-key go together"),
                 (["drain"], "NODE is missing"), (["cancel"], "SEQUENCE is missing")):
             self.assert_refused(2, sentence, *arguments)
-        self.assert_refused(1, "the coordinator at http://127.0.0.1:1 does not answer", "nodes", "--coordinator", "http://127.0.0.1:1")
+        self.assert_refused(1, "the coordinator at http://127.0.0.1:1 does not answer: connection refused; look at --coordinator",
+                            "nodes", "--coordinator", "http://127.0.0.1:1")
 
     def test_arguments_are_counted(self):
         self.assert_refused(2, "hadal serve: MODEL_DIR is missing", "serve")

@@ -113,7 +113,11 @@ static bool step(fake_worker *worker, fake_job *job) {
     }
     if (worker->script.token_delay_us > 0) usleep(worker->script.token_delay_us);
     if (worker->script.failure != HD_OK && job->said == 1) {
-        send(job, (worker_event){.kind = WORKER_FAILED, .last = true, .status = worker->script.failure, .message = "a broken cable"});
+        const char *message = worker->script.failure_message;
+        send(job, (worker_event){.kind = WORKER_FAILED,
+                                 .last = true,
+                                 .status = worker->script.failure,
+                                 .message = message != NULL ? message : "a broken cable"});
         return true;
     }
     for (uint32_t c = 0; c < choices; c++) {

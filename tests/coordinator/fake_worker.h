@@ -23,6 +23,7 @@ typedef struct fake_script {
     uint32_t progress_chunk;    /* prompt tokens of a chunk; 0: no progress events */
     unsigned chunk_delay_us;
     hd_status failure;          /* not HD_OK: FAILED after the first token */
+    const char *failure_message; /* of it; NULL: "a broken cable" */
     uint32_t cached_tokens;
 } fake_script;
 

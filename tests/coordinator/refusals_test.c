@@ -258,6 +258,27 @@ static void a_worker_that_fails_is_told_of(void **state) {
     served_close(&s);
 }
 
+static void what_a_worker_refuses_about_a_field_names_the_field(void **state) {
+    served s;
+    served_init(&s, "abc");
+    s.script.failure = HD_INVALID;
+    s.script.failure_message = "'hadal.selection' is refused: there is none like it";
+    served_open(&s);
+    assert_refused(&s, "/v1/completions", "{\"prompt\": \"x\"}", 400, "invalid_value", "hadal.selection",
+                   "'hadal.selection' is refused: there is none like it");
+    served_close(&s);
+}
+
+static void what_a_worker_refuses_about_no_field_is_told_as_it_is(void **state) {
+    served s;
+    served_init(&s, "abc");
+    s.script.failure = HD_INVALID;
+    s.script.failure_message = "the prompt does not fit 'here'";
+    served_open(&s);
+    assert_refused(&s, "/v1/completions", "{\"prompt\": \"x\"}", 400, NULL, NULL, "the prompt does not fit 'here'");
+    served_close(&s);
+}
+
 static char keys_path[] = "/tmp/hadal-served-keys-XXXXXX";
 
 static void with_keys_every_endpoint_but_the_probes_wants_one(void **state) {
@@ -337,6 +358,8 @@ int main(void) {
         cmocka_unit_test(bodies_share_a_bounded_memory),
         cmocka_unit_test(a_full_queue_refuses_and_says_when_to_come_back),
         cmocka_unit_test(a_worker_that_fails_is_told_of),
+        cmocka_unit_test(what_a_worker_refuses_about_a_field_names_the_field),
+        cmocka_unit_test(what_a_worker_refuses_about_no_field_is_told_as_it_is),
         cmocka_unit_test(with_keys_every_endpoint_but_the_probes_wants_one),
         cmocka_unit_test(without_keys_other_machines_are_not_listened_to),
     };

@@ -313,7 +313,8 @@ static void what_can_never_run_is_refused_with_the_reason(void **state) {
     bench_run(r[15]); /* attention knows its selections: the request fails when it is admitted */
     assert_true(r[15]->has_failed);
     assert_int_equal(r[15]->status, HD_INVALID);
-    assert_non_null(strstr(r[15]->message, "no-such-selection"));
+    assert_string_equal(r[15]->message, "'hadal.selection' is refused: unknown selection 'no-such-selection'; known: "
+                                        "auto, full, window, retrieval");
     r[0]->request.prompt_count = r[3]->request.prompt_count = 5;
     for (uint32_t i = 0; i < 16; i++) client_request_free(r[i]);
     bench_close(&b);
