@@ -3,8 +3,8 @@
  *   request: WAITING --admitted--> RUNNING --last choice ended--> gone
  *   choice:  not started --sequence_open, fork or recycled sequence--> PREFILL --prompt done--> DECODE --> FINISHED
  *
- *   1. Admission is first come, first served: while the oldest does not fit (HD_FULL), nobody overtakes it. Passed by is
- *      only who waits for a running request to compute a prefix that both have (follow.h).
+ *   1. Admission is first come, first served: while the oldest does not fit (HD_FULL), nobody overtakes it. Passed by
+ *      is only who waits for a running request to compute a prefix that both have (follow.h).
  *   2. A request's prompt is prefilled once. Its other choices fork the sequence before the prompt's last token, as
  *      far as memory and places go; where they do not, a choice that ends hands its sequence to one that has not
  *      started. So n choices always finish.
@@ -19,7 +19,8 @@
 
 typedef struct batcher batcher;
 
-/* Starts the step thread. context_max: the model's and the configuration's; what attention has held so far bounds it as well. */
+/* Starts the step thread. context_max: the model's and the configuration's; what attention has held so far bounds it
+ * as well. */
 hd_status batcher_open(const worker_config *config, uint64_t context_max, batcher **out, hd_error *error);
 /* Refuses what comes from now on, waits for what is there (at most drain_ms), cancels the rest, and ends the thread.
  * Accepts NULL. */
