@@ -2,11 +2,13 @@
  *
  * Each of them weighs what is best known of it: by its fine score if it was among the survivors, by its coarse score if
  * its list was read, else with its whole cluster by the centre's. A score that is known up to an error of variance v
- * weighs exp(v / 2) more on average than its mean says (RetroInfer's estimate leaves that out, and is a lower bound).
+ * weighs exp(v / 2) more on average than its mean says (RetroInfer's estimate leaves that out, and is a lower bound),
+ * as long as that is likely: what was not found scores less than what was, so the mean is taken below the worst that was
+ * found. Where attention is sharp and scores differ by tens, that is what keeps the rest small, and the weights finite.
  * Values are their cluster's mean, and move with a key's residual along the gradients: for a survivor, the residual that
  * its fine sketch tells; beyond that, the one that weighing by exp(score) prefers, which is variance times query. (What
- * coarse sketches tell of the lists' other keys was tried, and is not worth the time.) Weights of clusters and weighted residuals of all queries are the rows of one product with a segment's mean
- * values and gradients. */
+ * coarse sketches tell of the lists' other keys was tried, and is not worth the time.) Weights of clusters and weighted
+ * residuals of all queries are the rows of one product with a segment's mean values and gradients. */
 #include <math.h>
 #include <string.h>
 
@@ -19,7 +21,7 @@ typedef struct estimate { /* of one query before one segment */
     clusters_query *q;
     const segment_query *asked;
     float moments[SKETCH_DIM_MAX]; /* residuals of survivors, by weight */
-    float whole, read, fine;       /* squared spreads by weight: of clusters as wholes, lists and survivors */
+    float whole, read, fine;       /* squared spreads by weight and tilt: of clusters as wholes, lists and survivors */
 } estimate;
 
 /* ---- What was found ---- */
@@ -44,37 +46,49 @@ static bool is_found(const clusters_search_state *s, const clusters_place *place
 
 /* ---- Weights ---- */
 
-/* Half the variance of a score whose residual is known up to these errors, at a spread of 1: the logarithm of what the
- * error adds to a weight. */
-static float half_variance(const estimate *e, const float *errors) {
+/* The variance of a score whose residual is known up to these errors, at a spread of 1. */
+static float score_variance(const estimate *e, const float *errors) {
     float variance = 0.0f, scale = e->s->search->scale;
     for (uint32_t i = 0; i < e->place->at.dim; i++) variance += e->asked->z[i] * e->asked->z[i] * errors[i];
-    return 0.5f * scale * scale * variance;
+    return scale * scale * variance;
+}
+
+/* Of a normal variable with this variance, all of which is known to lie less than `below` above its mean: weighing by
+ * exp moves its mean by tilt times variance, to the peak of exp(x - x^2 / 2v), which is v or the end. */
+static inline float tilt_of(float variance, float below) {
+    return below <= 0.0f ? 0.0f : variance > below ? below / variance : 1.0f;
+}
+
+/* The logarithm of what its spread adds to its weight: the same function at that peak. v / 2 where nothing is cut off. */
+static inline float spread_bonus(float variance, float tilt) {
+    return variance * tilt * (1.0f - 0.5f * tilt);
 }
 
 /* Survivors weigh by their fine scores alone. */
 static void begin_query(const clusters_search_state *s, clusters_query *q) {
-    float greatest = -INFINITY;
+    float greatest = -INFINITY, scale = s->search->scale;
     for (uint32_t c = 0; c < s->cluster_count; c++) greatest = q->bases[c] > greatest ? q->bases[c] : greatest;
     for (uint32_t i = 0; i < q->survivor_count; i++) {
         greatest = q->fine[i] > greatest ? q->fine[i] : greatest;
         q->scores[q->survivors[i]] = -INFINITY;
     }
-    q->max = s->search->scale * greatest;
+    q->max = scale * greatest;
+    q->limit = q->found_least < greatest ? scale * q->found_least : q->max;
     q->list_next = q->survivor_next = 0;
 }
 
-/* Clusters as wholes, less what was found of them; those whose lists were read come afterwards. The logarithm of a
- * weight stays below 80: a sum of those is finite. */
+/* Clusters as wholes, less what was found of them; those whose lists were read come afterwards. */
 static void weigh_clusters(estimate *e) {
     clusters_search_state *s = e->s;
     const clusters_segment *at = &e->place->at;
     const float *bases = e->q->bases + e->place->first_cluster;
     const uint32_t *found = s->found_counts + e->place->first_cluster;
-    float half = half_variance(e, at->header->residual_variances), scale = s->search->scale, max = e->q->max, unused;
+    float residual = score_variance(e, at->header->residual_variances), scale = s->search->scale, unused;
+    float limit = e->q->limit;
     for (uint32_t c = 0; c < at->cluster_count; c++) {
-        float log_weight = scale * bases[c] - max + half * at->spreads[c] * at->spreads[c];
-        s->weights[c] = log_weight < 80.0f ? log_weight : 80.0f;
+        float variance = residual * at->spreads[c] * at->spreads[c], score = scale * bases[c];
+        float log_weight = score + spread_bonus(variance, tilt_of(variance, limit - score));
+        s->weights[c] = (log_weight < limit ? log_weight : limit) - e->q->max;
     }
     s->view->params->kernels->scan->exponentials(s->weights, at->cluster_count, 1.0f, 0.0f, &unused);
     for (uint32_t c = 0; c < at->cluster_count; c++) s->weights[c] *= (float)(int32_t)(at->sizes[c] - found[c]);
@@ -82,28 +96,35 @@ static void weigh_clusters(estimate *e) {
     for (uint32_t i = e->q->list_next; i < e->q->list_count && e->q->lists[i].segment == segment; i++)
         s->weights[e->q->lists[i].cluster] = 0.0f;
     float sums[4] = {0};
-    for (uint32_t c = 0; c < at->cluster_count; c++) sums[c % 4] += s->weights[c] * at->spreads[c] * at->spreads[c];
+    for (uint32_t c = 0; c < at->cluster_count; c++) {
+        float square = at->spreads[c] * at->spreads[c];
+        sums[c % 4] += s->weights[c] * square * tilt_of(residual * square, limit - scale * bases[c]);
+    }
     e->whole = sums[0] + sums[1] + sums[2] + sums[3];
 }
 
-/* The keys of a list but the survivors and those that were found. */
+/* The keys of a list but the survivors and those that were found; one tilt for all of them. */
 static void weigh_list(estimate *e, const clusters_list *list, float coarse) {
     clusters_search_state *s = e->s;
     const clusters_segment *at = &e->place->at;
     const uint16_t *masks = s->found_masks + e->place->first_slot / SCAN_BLOCK + at->first_blocks[list->cluster];
-    float *scores = e->q->scores + list->first, spread = at->spreads[list->cluster], unused;
+    float *scores = e->q->scores + list->first, square = at->spreads[list->cluster] * at->spreads[list->cluster], unused;
+    float scale = s->search->scale, base = e->q->bases[e->place->first_cluster + list->cluster];
+    float tilt = tilt_of(coarse * square, e->q->limit - scale * base), bonus = spread_bonus(coarse * square, tilt);
     for (uint32_t b = 0; b < list->blocks; b++)
         for (uint32_t mask = masks[b]; mask != 0; mask &= mask - 1)
             scores[b * SCAN_BLOCK + (uint32_t)__builtin_ctz(mask)] = -INFINITY;
-    float sum = s->view->params->kernels->scan->exponentials(scores, list->blocks * SCAN_BLOCK, s->search->scale,
-                                                             coarse * spread * spread - e->q->max, &unused);
+    float most = (e->q->limit - bonus) / scale;
+    for (uint32_t k = 0; k < list->blocks * SCAN_BLOCK; k++) scores[k] = scores[k] < most ? scores[k] : most;
+    float sum = s->view->params->kernels->scan->exponentials(scores, list->blocks * SCAN_BLOCK, scale, bonus - e->q->max,
+                                                             &unused);
     s->weights[list->cluster] = sum;
-    e->read += spread * spread * sum;
+    e->read += square * tilt * sum;
 }
 
 static void weigh_lists(estimate *e) {
     clusters_query *q = e->q;
-    float coarse = half_variance(e, e->place->at.header->plan.coarse_error);
+    float coarse = score_variance(e, e->place->at.header->plan.coarse_error);
     uint32_t segment = (uint32_t)(e->place - e->s->places);
     for (; q->list_next < q->list_count && q->lists[q->list_next].segment == segment; q->list_next++)
         weigh_list(e, &q->lists[q->list_next], coarse);
@@ -128,11 +149,14 @@ static void weigh_survivors(estimate *e) {
     clusters_query *q = e->q;
     const clusters_segment *at = &e->place->at;
     uint32_t first = q->survivor_next, end = first, segment = (uint32_t)(e->place - s->places);
-    float fine = half_variance(e, at->header->plan.fine_error), scale = s->search->scale, largest = 0.0f, unused;
+    float fine = score_variance(e, at->header->plan.fine_error), scale = s->search->scale, largest = 0.0f, unused;
     for (; end < q->survivor_count && q->lists[q->survivor_lists[end]].segment == segment; end++) {
-        float spread = at->spreads[q->lists[q->survivor_lists[end]].cluster];
-        float log_weight = scale * q->fine[end] + fine * spread * spread - q->max;
-        q->fine[end] = is_found(s, e->place, q->rows[end]) ? -INFINITY : log_weight < 80.0f ? log_weight : 80.0f;
+        float spread = at->spreads[q->lists[q->survivor_lists[end]].cluster], variance = fine * spread * spread;
+        float score = scale * q->fine[end], tilt = tilt_of(variance, q->limit - score);
+        float log_weight = score + spread_bonus(variance, tilt);
+        s->tilts[end] = tilt;
+        q->fine[end] = is_found(s, e->place, q->rows[end]) ? -INFINITY
+                                                           : (log_weight < q->limit ? log_weight : q->limit) - q->max;
     }
     s->view->params->kernels->scan->exponentials(q->fine + first, end - first, 1.0f, 0.0f, &unused);
     for (uint32_t i = first; i < end; i++) {
@@ -140,7 +164,7 @@ static void weigh_survivors(estimate *e) {
         float weight = q->fine[i], spread = at->spreads[cluster];
         s->weights[cluster] += weight;
         s->spread_weights[i] = weight * spread;
-        e->fine += weight * spread * spread;
+        e->fine += weight * spread * spread * s->tilts[i];
         largest = s->spread_weights[i] > largest ? s->spread_weights[i] : largest;
     }
     add_survivors(e, first, end, largest);

@@ -80,6 +80,7 @@ static clusters_search_state lay_out(const index_params *params, uint32_t query_
         s.found_masks = index_carve_take(&carve, blocks * sizeof(*s.found_masks));
         s.found_counts = index_carve_take(&carve, clusters * sizeof(*s.found_counts));
         s.spread_weights = index_carve_take(&carve, survivors * sizeof(*s.spread_weights));
+        s.tilts = index_carve_take(&carve, survivors * sizeof(*s.tilts));
         s.out = index_carve_take(&carve, (size_t)query_count * params->value_dim * sizeof(*s.out));
         s.weights = index_carve_take(&carve, most * sizeof(*s.weights));
         s.weight_rows = index_carve_take(&carve, query_count * s.weight_stride * sizeof(*s.weight_rows));
@@ -275,6 +276,9 @@ static void search_one(clusters_search_state *s, uint32_t row) {
                                   survivors_slack(s->survivors_wanted), q->survivors);
     refine(s, q);
     uint32_t count = pick_best(s, q->fine, q->survivor_count, search->tokens_each, 0, s->picks);
+    q->found_least = INFINITY;
+    for (uint32_t i = 0; i < count && count == search->tokens_each; i++)
+        q->found_least = q->fine[s->picks[i]] < q->found_least ? q->fine[s->picks[i]] : q->found_least;
     for (uint32_t i = 0; i < count; i++) {
         const clusters_place *place = &s->places[q->lists[q->survivor_lists[s->picks[i]]].segment];
         __builtin_prefetch(&place->at.tokens[q->rows[s->picks[i]]]);

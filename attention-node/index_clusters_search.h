@@ -42,9 +42,11 @@ typedef struct clusters_query {
     uint32_t *survivor_lists; /* the list of each */
     uint32_t *rows;           /* their slots in their segments */
     float *fine;              /* their scores by their fine sketches */
+    float found_least;        /* score of the worst that it found; infinity where it found fewer than it asked for */
     /* How far the estimate has come. */
     uint32_t list_next, survivor_next;
     float max;                /* what exponentials refer to */
+    float limit;              /* what the score of a key that was not found stays below, times scale; at most max */
 } clusters_query;
 
 typedef struct clusters_search_state {
@@ -66,6 +68,7 @@ typedef struct clusters_search_state {
     uint16_t *found_masks;  /* a mask of a block's slots that were found */
     uint32_t *found_counts; /* [cluster_count] */
     float *spread_weights;  /* of survivors, times their clusters' spreads */
+    float *tilts;           /* of survivors */
     float *weights;         /* [cluster_count of a segment + dim]: of clusters, then of their gradients */
     uint16_t *weight_rows;  /* the same in bf16, a row for each query, 64-byte aligned */
     size_t weight_stride;
