@@ -20,7 +20,8 @@ static struct {
 
 static size_t common_flags(hd_flag *flags) {
     const hd_flag all[] = {
-        {"coordinator", HD_FLAG_STRING, &options.coordinator, "URL", "a coordinator's operator address", false},
+        {"coordinator", HD_FLAG_STRING, &options.coordinator, "URL",
+         "a coordinator's operator address, or that of hadal serve", false},
         {"api-key", HD_FLAG_STRING, &options.api_key, "KEY", "an admin key, where the coordinator has keys", false},
         {"json", HD_FLAG_BOOL, &options.is_json, NULL, "for scripts", false},
     };
@@ -316,14 +317,13 @@ const cli_command nodes_command = {.name = "nodes",
                                        "products with weights, the way to attention nodes and back, attention.\n",
                                    .flags = nodes_flags,
                                    .run = nodes_run};
-const cli_command sequences_command = {
-    .name = "sequences",
-    .arguments = "",
-    .summary = "what is being answered, and where",
-    .details =
-        "Lists the sequences of one coordinator.\n    hadal sequences --coordinator http://127.0.0.1:8001 --json\n",
-    .flags = common_flags,
-    .run = sequences_run};
+const cli_command sequences_command = {.name = "sequences",
+                                       .arguments = "",
+                                       .summary = "what is being answered, and where",
+                                       .details = "Lists the sequences of one coordinator, or of one hadal serve.\n    "
+                                                  "hadal sequences --coordinator http://127.0.0.1:8001 --json\n",
+                                       .flags = common_flags,
+                                       .run = sequences_run};
 const cli_command drain_command = {
     .name = "drain",
     .arguments = "NODE",

@@ -1,38 +1,40 @@
-/* api_operator.c - /operator/...: the cluster as this coordinator sees it, and orders to its nodes. */
+/* api_operator.c - /operator/...: the cluster as this coordinator sees it, or its own process, and orders. */
 #include "coordinator/api.h"
 #include "coordinator/body_fields.h"
 #include "coordinator/json_body.h"
+#include "coordinator/process_view.h"
 
 static bool has_cluster(api_call *call) {
     if (call->api->router != NULL) return true;
     api_error error;
-    api_error_set(&error, 404, "invalid_request_error", "no_cluster",
-                  "this server is one process, not a coordinator of a cluster");
+    api_error_set(
+        &error, 404, "invalid_request_error", "no_cluster",
+        "this server is one process: there is nowhere to move its work; end it with SIGTERM, which lets it finish");
     api_call_fail(call, &error);
     return false;
 }
 
 void api_serve_nodes(api_call *call) {
-    if (!has_cluster(call)) return;
     text_buffer body;
     text_buffer_init(&body);
-    router_write_nodes(call->api->router, &body);
+    if (call->api->router != NULL) router_write_nodes(call->api->router, &body);
+    else process_view_write_nodes(call->api, &body);
     api_call_json(call, 200, &body);
 }
 
 void api_serve_steps(api_call *call) {
-    if (!has_cluster(call)) return;
     text_buffer body;
     text_buffer_init(&body);
-    router_write_steps(call->api->router, &body);
+    if (call->api->router != NULL) router_write_steps(call->api->router, &body);
+    else process_view_write_steps(call->api, &body);
     api_call_json(call, 200, &body);
 }
 
 void api_serve_sequences(api_call *call) {
-    if (!has_cluster(call)) return;
     text_buffer body;
     text_buffer_init(&body);
-    router_write_sequences(call->api->router, &body);
+    if (call->api->router != NULL) router_write_sequences(call->api->router, &body);
+    else process_view_write_sequences(call->api, &body);
     api_call_json(call, 200, &body);
 }
 
@@ -87,9 +89,13 @@ void api_serve_undrain(api_call *call) {
 
 void api_serve_cancel(api_call *call) {
     json_t *root;
-    if (!has_cluster(call)) return;
+    api *a = call->api;
     const char *sequence = read_name(call, "sequence", &root);
     hd_error cause = {{0}};
-    if (sequence != NULL) answer_order(call, router_cancel(call->api->router, sequence, &cause), &cause);
+    if (sequence != NULL) {
+        hd_status status =
+            a->router != NULL ? router_cancel(a->router, sequence, &cause) : process_view_cancel(a, sequence, &cause);
+        answer_order(call, status, &cause);
+    }
     json_decref(root);
 }

@@ -325,6 +325,11 @@ static bool heed_notes(generation *g, const generation_notes *notes) {
         fail(g, &error);
         return true;
     }
+    if (notes->is_cancelled) {
+        generation_refuse_cancelled(&error);
+        fail(g, &error);
+        return true;
+    }
     if (notes->timeout == TIMEOUT_REQUEST) {
         api_error_set(&error, 504, "timeout_error", "request_timeout", "the request was not done within %g s",
                       (double)g->api->request_timeout_ms / 1000);
@@ -390,11 +395,6 @@ static void advance(generation *g, const event_record *records, uint32_t count, 
     if (status == HD_NO_MEMORY) fail_no_memory(g);
 }
 
-static bool has_note(const generation_notes *notes) {
-    return notes->is_gone || notes->is_ending || notes->overflow != OVERFLOW_NONE || notes->is_keep_alive_due || notes->is_submit_due ||
-           notes->has_progress || notes->timeout != TIMEOUT_NONE;
-}
-
 /* What there is to do, taken under the lock. False: nothing, and the generation is no longer scheduled. */
 static bool take_work(generation *g, bool is_paused, event_record *records, uint32_t *count, generation_notes *notes) {
     pthread_mutex_lock(&g->lock);
@@ -403,7 +403,7 @@ static bool take_work(generation *g, bool is_paused, event_record *records, uint
     *notes = g->notes;
     g->notes = (generation_notes){0};
     *count = !g->is_paused ? event_ring_pop(&g->ring, records, g->scratch, RECORDS_PER_BATCH) : 0;
-    bool has_work = *count > 0 || has_note(notes);
+    bool has_work = *count > 0 || generation_has_note(notes);
     bool is_dead = g->is_answered && g->parts_open == 0 && *count == 0;
     if (!has_work && !is_dead) g->is_scheduled = false;
     pthread_mutex_unlock(&g->lock);
@@ -451,29 +451,6 @@ static void on_drained(void *context) {
     g->notes.is_drained = true;
     g->is_paused = false;
     generation_schedule(g);
-    pthread_mutex_unlock(&g->lock);
-}
-
-void generation_end(generation *g) {
-    pthread_mutex_lock(&g->lock);
-    g->notes.is_ending = true;
-    generation_schedule(g);
-    pthread_mutex_unlock(&g->lock);
-}
-
-void generation_tick(generation *g, uint64_t now_ns) {
-    const api *a = g->api;
-    uint64_t age_ms = now_ns > g->arrived_ns ? (now_ns - g->arrived_ns) / 1000000u : 0;
-    uint64_t last_write_ns = atomic_load_explicit(&g->last_write_ns, memory_order_relaxed);
-    pthread_mutex_lock(&g->lock);
-    if (g->request.is_stream && now_ns > last_write_ns && now_ns - last_write_ns >= a->keep_alive_ms * 1000000u) {
-        g->notes.is_keep_alive_due = true;
-        atomic_store_explicit(&g->last_write_ns, now_ns, memory_order_relaxed);
-    }
-    if (a->request_timeout_ms > 0 && age_ms >= a->request_timeout_ms) g->notes.timeout = TIMEOUT_REQUEST;
-    else if (a->queue_timeout_ms > 0 && !g->is_admitted && age_ms >= a->queue_timeout_ms) g->notes.timeout = TIMEOUT_QUEUE;
-    if (g->has_waiting_parts) g->notes.is_submit_due = true;
-    if (has_note(&g->notes)) generation_schedule(g);
     pthread_mutex_unlock(&g->lock);
 }
 

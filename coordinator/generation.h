@@ -8,11 +8,12 @@
  *   4. A stream whose client reads slowly is not written to until the connection has drained; meanwhile tokens wait in the ring. When
  *      that is full, whose fault it is decides: a client that was waited for is cut off; a process that falls behind its worker
  *      refuses the request with 503.
- * Threads: start on a request thread; tick and end from any, while the sequence table holds it. */
+ * Threads: start on a request thread; the others from any, while the sequence table holds it. */
 #ifndef COORDINATOR_GENERATION_H
 #define COORDINATOR_GENERATION_H
 
 #include "coordinator/api.h"
+#include "coordinator/operator_rows.h"
 #include "coordinator/prompt.h"
 
 typedef struct generation generation;
@@ -24,5 +25,10 @@ void generation_start(api_call *call, request *r, prompt *prompts);
 void generation_tick(generation *g, uint64_t now_ns);
 /* The server ends: what is not done is answered with that. */
 void generation_end(generation *g);
+/* An operator wants it to end: it is answered with that. */
+void generation_cancel(generation *g);
+/* What an operator is shown of it, but for the worker: named by the id of its first part's request at the worker. The
+ * texts are borrowed from the model. */
+void generation_describe(generation *g, uint64_t now_ns, operator_sequence *row);
 
 #endif

@@ -58,6 +58,7 @@ void generation_on_event(worker_request *r, const worker_event *event) {
     case WORKER_PROMPT_LOGPROBS: keep_prompt_logprobs(part, event); break;
     case WORKER_TOKEN:
         record.token_id = event->token_id;
+        g->said_tokens++;
         push(g, &record, event->logprob_count == g->logprob_width ? event->logprobs : NULL);
         break;
     case WORKER_FINISHED:
@@ -123,13 +124,17 @@ static hd_status apply_token(generation *g, choice *c, const event_record *recor
     return HD_OK;
 }
 
+hd_status generation_refuse_cancelled(api_error *error) {
+    api_error_set(error, 503, "service_unavailable", "cancelled", "the request was cancelled by the server");
+    error->retry_after_s = 5;
+    return HD_INVALID;
+}
+
 static hd_status apply_finished(generation *g, choice *c, const event_record *record, api_error *error) {
     if (c->finish != CHOICE_OPEN) return HD_OK;
     if (record->finish == WORKER_FINISH_CANCELLED) {
         if (g->is_answered) return HD_OK;
-        api_error_set(error, 503, "service_unavailable", "cancelled", "the request was cancelled by the server");
-        error->retry_after_s = 5;
-        return HD_INVALID;
+        return generation_refuse_cancelled(error);
     }
     bool is_stop = record->finish == WORKER_FINISH_STOP && wants_tokens(g);
     choice_finish(c, is_stop ? CHOICE_STOP : CHOICE_LENGTH, record->token_id);

@@ -1,5 +1,5 @@
 /* generation_state.h - the inside of a generation, shared by generation.c (its life), generation_events.c (the worker's
- * events) and answer*.c (what is written of it). */
+ * events), generation_notes.c (what others tell it) and answer*.c (what is written of it). */
 #ifndef COORDINATOR_GENERATION_STATE_H
 #define COORDINATOR_GENERATION_STATE_H
 
@@ -29,7 +29,7 @@ typedef enum { OVERFLOW_NONE, OVERFLOW_CLIENT, OVERFLOW_SERVER } generation_over
 
 /* What others have to tell the thread that runs the generation. */
 typedef struct generation_notes {
-    bool is_gone, is_ending, is_keep_alive_due, is_drained, is_submit_due, has_progress;
+    bool is_gone, is_ending, is_cancelled, is_keep_alive_due, is_drained, is_submit_due, has_progress;
     generation_timeout timeout;
     generation_overflow overflow;
     uint64_t progress_ns;
@@ -69,6 +69,7 @@ struct generation {
     generation_notes notes;
     bool is_scheduled, is_admitted, has_waiting_parts;
     bool is_paused;                /* what was written waits for the client, and tokens wait in the ring for that */
+    uint64_t said_tokens;          /* that the worker has told */
     char failure[256];             /* the worker's message with FAILED */
     char selection[256];           /* that the worker has started with */
 };
@@ -77,6 +78,10 @@ struct generation {
 void generation_on_event(worker_request *r, const worker_event *event);
 /* With the lock held: has a reply thread run it, unless one will. */
 void generation_schedule(generation *g);
+/* Whether there is anything to be heeded. */
+bool generation_has_note(const generation_notes *notes);
+/* What is answered to who was cancelled. Returns HD_INVALID. */
+hd_status generation_refuse_cancelled(api_error *error);
 /* Applies one record. A failure of the worker comes back in error, with HD_INVALID. */
 hd_status generation_apply(generation *g, const event_record *record, const worker_logprob *logprobs, api_error *error);
 

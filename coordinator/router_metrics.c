@@ -1,6 +1,7 @@
 /* router_metrics.c - what nodes have counted, as this coordinator has last heard it. */
 #include <inttypes.h>
 
+#include "coordinator/operator_rows.h"
 #include "coordinator/router_state.h"
 
 #define LABEL_BYTES (MEMBERSHIP_NAME_BYTES * 2 + 16)
@@ -17,12 +18,7 @@ static void write_steps(void *context) {
     for (const worker_link *link = w->router->links; link != NULL; link = link->next) {
         const worker_load *load = &link->load;
         if (!link->is_connected) continue;
-        text_buffer_text(w->out, is_first ? "{\"node\":" : ",{\"node\":");
-        text_buffer_json_text(w->out, link->node.id);
-        text_buffer_format(w->out,
-                           ",\"steps\":%" PRIu64 ",\"rows\":%" PRIu64 ",\"dense_us\":%" PRIu64 ",\"wire_us\":%" PRIu64
-                           ",\"attention_us\":%" PRIu64 "}",
-                           load->steps, load->step_rows, load->dense_us, load->wire_us, load->attention_us);
+        operator_rows_steps(w->out, is_first, link->node.id, load);
         is_first = false;
     }
     text_buffer_text(w->out, "]");

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "coordinator/operator_rows.h"
 #include "coordinator/router_state.h"
 #include "proto/node.pb-c.h"
 #include "proto/node_service.h"
@@ -97,19 +98,12 @@ typedef struct writing {
     text_buffer *out;
 } writing;
 
-static void write_node(text_buffer *out, bool is_first, const membership_node *node, const char *state,
-                       uint64_t kv_bytes, uint64_t kv_capacity, uint64_t sequences, bool is_safe) {
-    text_buffer_text(out, is_first ? "{\"id\":" : ",{\"id\":");
-    text_buffer_json_text(out, node->id);
-    text_buffer_text(out, ",\"role\":");
-    text_buffer_json_text(out, node->role);
-    text_buffer_format(out, ",\"state\":\"%s\",\"address\":", state);
-    text_buffer_json_text(out, node->address);
-    text_buffer_text(out, ",\"model\":");
-    text_buffer_json_text(out, node->model);
-    text_buffer_format(
-        out, ",\"kv_bytes\":%" PRIu64 ",\"kv_capacity\":%" PRIu64 ",\"sequences\":%" PRIu64 ",\"safe_to_delete\":%s}",
-        kv_bytes, kv_capacity, sequences, is_safe ? "true" : "false");
+static operator_node row_of(const membership_node *node) {
+    return (operator_node){.id = node->id,
+                           .role = node->role,
+                           .state = membership_state_name(node->state),
+                           .address = node->address,
+                           .model = node->model};
 }
 
 static void write_nodes(void *context) {
@@ -124,16 +118,23 @@ static void write_nodes(void *context) {
         /* A worker keeps nothing that anybody would miss once it runs nothing; what is ours is known. */
         bool is_idle = link->running == 0 && (!link->is_connected || sequences == 0);
         bool is_leaving = link->node.state != NODE_READY && !router_link_takes(link);
-        write_node(w->out, is_first, &link->node, membership_state_name(link->node.state), bytes,
-                   link->node.kv_capacity, sequences > link->running ? sequences : link->running,
-                   is_leaving && is_idle);
+        operator_node row = row_of(&link->node);
+        row.kv_bytes = bytes;
+        row.kv_capacity = link->node.kv_capacity;
+        row.sequences = sequences > link->running ? sequences : link->running;
+        row.is_safe = is_leaving && is_idle;
+        operator_rows_node(w->out, is_first, &row);
         is_first = false;
     }
     for (const watched_node *n = w->router->nodes; n != NULL; n = n->next) {
         /* What the node says itself is of one moment; what is counted here may be older than its draining. */
         bool is_empty = n->safety != 0 ? n->safety == 2 : n->sequences == 0 && n->kv_bytes == 0;
-        write_node(w->out, is_first, &n->node, membership_state_name(n->node.state), n->kv_bytes, n->kv_capacity,
-                   n->sequences, n->node.state != NODE_READY && is_empty);
+        operator_node row = row_of(&n->node);
+        row.kv_bytes = n->kv_bytes;
+        row.kv_capacity = n->kv_capacity;
+        row.sequences = n->sequences;
+        row.is_safe = n->node.state != NODE_READY && is_empty;
+        operator_rows_node(w->out, is_first, &row);
         is_first = false;
     }
     text_buffer_text(w->out, "]");
@@ -153,16 +154,19 @@ static void write_sequences(void *context) {
         uint64_t said = 0;
         for (uint32_t i = 0; i < q->request.choices; i++) said += q->answers[i].token_count;
         const char *state = q->link == NULL ? "waiting" : q->is_moving ? "moving" : said > 0 ? "decoding" : "prefill";
-        text_buffer_format(w->out, "%s{\"id\":\"%016" PRIx64 "\",\"model\":", is_first ? "" : ",", q->request.sequence);
-        text_buffer_json_text(w->out, q->model->description->model_name);
-        text_buffer_text(w->out, ",\"worker\":");
-        text_buffer_json_text(w->out, q->link != NULL ? q->link->node.id : NULL);
-        text_buffer_format(w->out,
-                           ",\"state\":\"%s\",\"prompt_tokens\":%" PRIu64 ",\"prompt_done\":%" PRIu64
-                           ",\"generated_tokens\":%" PRIu64 ",\"choices\":%u,\"epoch\":%" PRIu64 ",\"age_s\":%" PRIu64
-                           "}",
-                           state, q->request.prompt_count, q->prompt_done, said, q->request.choices, q->request.epoch,
-                           (now - q->begun_ns) / 1000000000u);
+        operator_sequence row = {
+            .id = q->request.sequence,
+            .model = q->model->description->model_name,
+            .worker = q->link != NULL ? q->link->node.id : NULL,
+            .state = state,
+            .prompt_tokens = q->request.prompt_count,
+            .prompt_done = q->prompt_done,
+            .generated_tokens = said,
+            .choices = q->request.choices,
+            .epoch = q->request.epoch,
+            .age_s = (now - q->begun_ns) / 1000000000u,
+        };
+        operator_rows_sequence(w->out, is_first, &row);
         is_first = false;
     }
     text_buffer_text(w->out, "]");
