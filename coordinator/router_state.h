@@ -1,6 +1,6 @@
 /* router_state.h - the inside of a router, shared by router.c (requests), router_workers.c (connections),
- * router_choice.c (who gets what), router_view.c (the operator's view) and router_metrics.c (what nodes have counted). All of it is the loop thread's, but what says
- * otherwise. */
+ * router_choice.c (who gets what), router_view.c (the operator's view) and router_metrics.c (what nodes have
+ * counted). All of it is the loop thread's, but what says otherwise. */
 #ifndef COORDINATOR_ROUTER_STATE_H
 #define COORDINATOR_ROUTER_STATE_H
 

@@ -7,8 +7,8 @@
  *     WAITING --follow_wait: a leader is found--> follows --leader passed it, or ended--> WAITING, the next in line
  *
  *   1. A leader runs, so it never waits for anybody, and every follower's turn comes.
- *   2. Its leader's prompt counts as no longer than the shortest of its followers' (schedule.h), so that nobody is slower
- *      for following than for computing the prefix itself.
+ *   2. Its leader's prompt counts as no longer than the shortest of its followers' (schedule.h), so that nobody is
+ *      slower for following than for computing the prefix itself.
  *   3. A follower holds neither memory nor a place, and is passed by in the queue. Answers do not depend on any of it.
  * Threads: the step thread. */
 #ifndef WORKER_FOLLOW_H

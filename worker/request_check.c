@@ -60,8 +60,9 @@ static hd_status check_answers(const worker_request *request, const request_limi
         }
         for (uint64_t k = 0; k < answer->token_count; k++) {
             if (answer->token_ids[k] < limits->vocabulary_size) continue;
-            return hd_error_set(error, HD_INVALID, "choice %" PRIu32 " has token %" PRIu32 "; the vocabulary has %" PRIu32,
-                                i, answer->token_ids[k], limits->vocabulary_size);
+            return hd_error_set(error, HD_INVALID,
+                                "choice %" PRIu32 " has token %" PRIu32 "; the vocabulary has %" PRIu32, i,
+                                answer->token_ids[k], limits->vocabulary_size);
         }
     }
     if (request->answers != NULL && open == 0)

@@ -25,8 +25,8 @@ hd_status step_open(const worker_config *config, step **out,
 void step_close(step *step);          /* accepts NULL */
 
 /* Runs `rows` rows of each sequence and moves its length on, but for those that are `lost`, whose answers mean nothing.
- * Decode rows may run as several micro-batches. On failure lengths stay; *has_begun is false when nothing was changed, or
- * nothing but rows that may be run again. */
+ * Decode rows may run as several micro-batches. On failure lengths stay; *has_begun is false when nothing was changed,
+ * or nothing but rows that may be run again. */
 hd_status step_run(step *step, sequence *const *sequences, uint32_t count, bool *has_begun, hd_error *error);
 
 /* The next slice of answers, valid until the next call; 0: there are no more. */

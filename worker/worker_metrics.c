@@ -57,8 +57,8 @@ static bool register_steps(worker_metrics *m, hd_metrics *registry) {
     bool is_complete = true;
     for (int i = 0; i < 3; i++) {
         m->step_us[i] = hd_counter_register(registry, "hadal:step_microseconds_total", parts[i],
-                                            "Time of steps: products and sampling; the way to attention nodes and back; "
-                                            "attention.");
+                                            "Time of steps: products and sampling; the way to attention nodes and "
+                                            "back; attention.");
         is_complete = is_complete && m->step_us[i] != NULL;
     }
     return is_complete;

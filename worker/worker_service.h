@@ -26,7 +26,8 @@ typedef struct worker_service_config {
 
 /* The error names a file of the model directory that cannot be read. */
 hd_status worker_service_open(const worker_service_config *config, worker_service **out, hd_error *error);
-/* The server with its methods has been closed, so has the worker, and so has the loop, on which sessions end. Accepts NULL. */
+/* The server with its methods has been closed, so has the worker, and so has the loop, on which sessions end.
+ * Accepts NULL. */
 void worker_service_close(worker_service *service);
 void worker_service_methods(worker_service *service, rpc_method methods[WORKER_SERVICE_METHODS]);
 /* Any thread. */

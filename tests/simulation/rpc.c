@@ -4,99 +4,24 @@
  * event: it joins the queue of the other end, whose thread runs it when it polls. Ends, half-closes and the peer's death
  * are messages too, so they come behind what was sent before. Streams are never freed: a late event finds one that is
  * closed, and a use of one that was closed is an assertion. */
-#include "proto/rpc.h"
+#include "tests/simulation/rpc_state.h"
 
-#include <assert.h>
-#include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "base/clock.h"
 #include "base/memory.h"
-#include "tests/simulation/network.h"
 
 #define SEND_SLOTS 64u
 #define SEND_BYTES (64u << 20)
 #define CONNECT_NS (2 * MACHINE_S)  /* an attempt that nobody answers */
 #define RETRY_NS (100 * MACHINE_MS) /* of a stream that waits for its peer */
-/* Until an end takes a silent peer for dead: at most 4 s (a client's keep-alive), and each magnitude from 2 ms on as likely
- * as the others, because what goes wrong goes wrong while a request runs, and here that takes milliseconds. */
+/* Until an end takes a silent peer for dead: at most 4 s (a client's keep-alive), and each magnitude from 2 ms on as
+ * likely as the others, because what goes wrong goes wrong while a request runs, and here that takes milliseconds. */
 #define DEAD_NS_MIN (2 * MACHINE_MS)
 #define DEAD_DOUBLINGS 11u
-#define PASS_AT_SEND 4u
-#define PASS_AT_POLL 8u
 #define LOAN_ONE_IN 4u /* messages whose memory is copied later, and given back later still */
 #define LOAN_NS_MAX 5000u
 #define CLOSE_POLL_NS MACHINE_MS
-
-typedef enum { MESSAGE_DATA, MESSAGE_HALF_CLOSE, MESSAGE_END } message_kind;
-
-typedef struct message {
-    struct message *next;
-    message_kind kind;
-    uint64_t arrival_ns;
-    bool is_copied;
-    unsigned char *bytes; /* aligned */
-    size_t count;
-    rpc_stream *sender;
-    rpc_part parts[RPC_PARTS_MAX]; /* of a loan, until it is copied */
-    size_t part_count;
-    rpc_loan *loan;
-    hd_status status; /* of an end */
-    char text[120];
-} message;
-
-typedef enum { ENTRY_TAG, ENTRY_OPEN, ENTRY_MESSAGE, ENTRY_ROOM, ENTRY_END, ENTRY_NOTHING } entry_kind;
-
-typedef struct entry {
-    struct entry *next;
-    entry_kind kind;
-    rpc_tag *tag;
-    rpc_stream *stream;
-    const rpc_method *method;
-    message *message;
-    hd_status status;
-    char text[120];
-} entry;
-
-struct rpc_queue {
-    process *process;
-    entry *first, *last;
-    rpc_timer *timers; /* by time */
-    bool has_loop, is_closed;
-};
-
-struct rpc_channel {
-    char address[RPC_ADDRESS_BYTES];
-};
-
-struct rpc_stream {
-    process *process;
-    rpc_queue *queue;
-    rpc_stream *peer; /* NULL: not connected yet */
-    rpc_server *server;
-    char address[RPC_ADDRESS_BYTES]; /* of a client: where to */
-    const char *method;
-    rpc_handlers handlers;
-    void *context;
-    rpc_metadata metadata[RPC_METADATA_MAX];
-    unsigned metadata_count;
-    bool is_server, waits_for_ready, is_closed, is_ending, has_ended, is_sending_over, wants_room, is_delivering;
-    uint64_t deadline_ns, opened_ns;
-    message *first, *last; /* on their way from here, in order */
-    unsigned count;
-    size_t bytes, bytes_max;
-};
-
-struct rpc_server {
-    process *process;
-    rpc_server *next;
-    char address[RPC_ADDRESS_BYTES];
-    rpc_method methods[RPC_METHODS_MAX];
-    unsigned method_count, open_streams;
-    bool is_closing;
-};
 
 static struct {
     rpc_server *servers;
@@ -108,199 +33,6 @@ static struct {
 uint64_t rpc_simulated_messages(void) {
     return world.messages;
 }
-
-static void *must_have(void *memory) {
-    assert(memory != NULL);
-    return memory;
-}
-
-/* ---- Queues ---- */
-
-static void put(rpc_queue *q, entry given) {
-    if (q->is_closed || q->process->is_dead) return;
-    entry *e = must_have(malloc(sizeof(*e)));
-    *e = given;
-    e->next = NULL;
-    *(q->last != NULL ? &q->last->next : &q->first) = e;
-    q->last = e;
-    machine_wake(q, true);
-}
-
-hd_status rpc_queue_open(rpc_queue **out) {
-    rpc_queue *q = must_have(calloc(1, sizeof(*q)));
-    q->process = machine_current();
-    *out = q;
-    return HD_OK;
-}
-
-static void run_end(rpc_stream *s, hd_status status, const char *text) {
-    if (s->has_ended) return;
-    s->has_ended = s->is_sending_over = true;
-    if (s->is_closed || s->handlers.on_end == NULL) return;
-    rpc_end end = {status, rpc_code_of_status(status), text};
-    s->handlers.on_end(s->context, s, &end);
-}
-
-static void run_message(rpc_stream *s, message *m) {
-    rpc_message given = {m->bytes, m->count};
-    if (!s->is_closed && !s->has_ended && s->handlers.on_message != NULL) s->handlers.on_message(s->context, s, &given);
-    hd_free(m->bytes);
-    free(m);
-}
-
-static void run_entry(entry *e) {
-    rpc_stream *s = e->stream;
-    switch (e->kind) {
-    case ENTRY_TAG: e->tag->run(e->tag, true); break;
-    case ENTRY_OPEN: e->method->on_open(e->method->context, s); break;
-    case ENTRY_MESSAGE:
-        if (e->message->kind == MESSAGE_DATA) run_message(s, e->message);
-        else if (!s->is_closed && !s->has_ended && !s->is_sending_over && s->handlers.on_half_close != NULL)
-            s->handlers.on_half_close(s->context, s);
-        break;
-    case ENTRY_ROOM:
-        if (!s->is_closed && !s->has_ended && s->handlers.on_room != NULL) s->handlers.on_room(s->context, s);
-        break;
-    case ENTRY_END: run_end(s, e->status, e->text); break;
-    case ENTRY_NOTHING: break;
-    }
-}
-
-static bool run_next(rpc_queue *q) {
-    entry *e = q->first;
-    if (e == NULL) return false;
-    q->first = e->next;
-    if (q->first == NULL) q->last = NULL;
-    run_entry(e);
-    free(e);
-    return true;
-}
-
-static bool run_timers(rpc_queue *q) {
-    bool any = false;
-    while (q->timers != NULL && q->timers->due_ns <= the_machine.now_ns) {
-        rpc_timer *timer = q->timers;
-        q->timers = timer->next;
-        timer->is_set = false;
-        timer->run(timer);
-        any = true;
-    }
-    return any;
-}
-
-bool rpc_queue_poll(rpc_queue *q, uint64_t timeout_ns) {
-    machine_pass(PASS_AT_POLL);
-    uint64_t until = timeout_ns > MACHINE_NEVER - the_machine.now_ns ? MACHINE_NEVER : the_machine.now_ns + timeout_ns;
-    if (q->timers != NULL && q->timers->due_ns < until) until = q->timers->due_ns;
-    if (q->first == NULL && until > the_machine.now_ns) machine_wait(q, until);
-    bool has_event = run_next(q);
-    bool has_timer = run_timers(q);
-    return has_event || has_timer;
-}
-
-void rpc_queue_close(rpc_queue *q) {
-    if (q == NULL) return;
-    while (run_next(q)) {}
-    q->is_closed = true;
-}
-
-void rpc_queue_post(rpc_queue *q, rpc_tag *tag) {
-    put(q, (entry){.kind = ENTRY_TAG, .tag = tag});
-    machine_pass(PASS_AT_SEND);
-}
-
-void rpc_timer_cancel(rpc_queue *q, rpc_timer *timer) {
-    if (!timer->is_set) return;
-    rpc_timer **link = &q->timers;
-    while (*link != timer) link = &(*link)->next;
-    *link = timer->next;
-    timer->is_set = false;
-}
-
-void rpc_timer_set(rpc_queue *q, rpc_timer *timer, uint64_t delay_ms) {
-    rpc_timer_cancel(q, timer);
-    timer->due_ns = the_machine.now_ns + delay_ms * MACHINE_MS;
-    rpc_timer **link = &q->timers;
-    while (*link != NULL && (*link)->due_ns <= timer->due_ns) link = &(*link)->next;
-    timer->next = *link;
-    timer->is_set = true;
-    *link = timer;
-}
-
-/* ---- Loops ---- */
-
-struct rpc_loop {
-    rpc_queue *queue;
-    unsigned long task;
-    rpc_tag stop;
-    bool is_stopping;
-};
-
-typedef struct loop_call {
-    rpc_tag tag;
-    void (*function)(void *context);
-    void *context;
-    bool is_done;
-} loop_call;
-
-static void *loop_main(void *context) {
-    rpc_loop *loop = context;
-    while (!loop->is_stopping) rpc_queue_poll(loop->queue, MACHINE_S);
-    return NULL;
-}
-
-static void on_stop(rpc_tag *tag, bool is_ok) {
-    rpc_loop *loop = (rpc_loop *)((char *)tag - offsetof(rpc_loop, stop));
-    loop->is_stopping = true;
-}
-
-hd_status rpc_loop_open(const char *thread_name, rpc_loop **out) {
-    rpc_loop *loop = must_have(calloc(1, sizeof(*loop)));
-    loop->stop.run = on_stop;
-    rpc_queue_open(&loop->queue);
-    loop->queue->has_loop = true;
-    loop->task = machine_spawn(machine_current(), loop_main, loop);
-    *out = loop;
-    return HD_OK;
-}
-
-void rpc_loop_close(rpc_loop *loop) {
-    if (loop == NULL) return;
-    rpc_queue_post(loop->queue, &loop->stop);
-    while (!machine_task_has_ended(loop->task)) machine_wait((const void *)loop->task, MACHINE_NEVER);
-    rpc_queue_close(loop->queue);
-    free(loop);
-}
-
-rpc_queue *rpc_loop_queue(rpc_loop *loop) {
-    return loop->queue;
-}
-
-static void on_call(rpc_tag *tag, bool is_ok) {
-    loop_call *call = (loop_call *)tag;
-    call->function(call->context);
-    call->is_done = true;
-    machine_wake(call, true);
-}
-
-void rpc_loop_call(rpc_loop *loop, void (*function)(void *context), void *context) {
-    if (machine_task() == loop->task) {
-        function(context);
-        return;
-    }
-    loop_call call = {.tag.run = on_call, .function = function, .context = context};
-    rpc_queue_post(loop->queue, &call.tag);
-    while (!call.is_done) machine_wait(&call, MACHINE_NEVER);
-}
-
-/* ---- Certificates: none here ---- */
-
-hd_status rpc_tls_open(const char *cert_path, const char *key_path, const char *ca_path, rpc_tls **out,
-                       hd_error *error) {
-    return hd_error_set(error, HD_UNSUPPORTED, "there are no certificates in a simulation");
-}
-
-void rpc_tls_close(rpc_tls *tls) {}
 
 /* ---- What is on its way ---- */
 
@@ -324,7 +56,7 @@ static void on_return(void *context) {
     returned *r = context;
     if (!r->stream->process->is_dead) {
         r->loan->release(r->loan);
-        put(r->stream->queue, (entry){.kind = ENTRY_NOTHING}); /* who polls sees that it is back */
+        rpc_queue_put(r->stream->queue, (entry){.kind = ENTRY_NOTHING}); /* who polls sees that it is back */
     }
     free(r);
 }
@@ -340,7 +72,7 @@ static void end_here(rpc_stream *s, hd_status status, const char *text) {
     s->is_ending = s->is_sending_over = true;
     entry e = {.kind = ENTRY_END, .stream = s, .status = status};
     snprintf(e.text, sizeof(e.text), "%s", text);
-    put(s->queue, e);
+    rpc_queue_put(s->queue, e);
 }
 
 static void deliver_message(rpc_stream *from, message *m) {
@@ -349,7 +81,7 @@ static void deliver_message(rpc_stream *from, message *m) {
     from->bytes -= m->count;
     if (from->wants_room && from->count <= SEND_SLOTS / 2 && from->bytes <= from->bytes_max / 2) {
         from->wants_room = false;
-        put(from->queue, (entry){.kind = ENTRY_ROOM, .stream = from});
+        rpc_queue_put(from->queue, (entry){.kind = ENTRY_ROOM, .stream = from});
     }
     if (m->kind == MESSAGE_END) {
         end_here(to, to->is_server ? HD_CANCELLED : m->status, m->text);
@@ -363,7 +95,7 @@ static void deliver_message(rpc_stream *from, message *m) {
         return;
     }
     world.messages++;
-    put(to->queue, (entry){.kind = ENTRY_MESSAGE, .stream = to, .message = m});
+    rpc_queue_put(to->queue, (entry){.kind = ENTRY_MESSAGE, .stream = to, .message = m});
 }
 
 static void on_arrival(void *context);
@@ -463,7 +195,7 @@ static void accept_stream(rpc_stream *client, rpc_server *server) {
     s->peer = client;
     client->peer = s;
     server->open_streams++;
-    put(s->queue, (entry){.kind = ENTRY_OPEN, .stream = s, .method = method});
+    rpc_queue_put(s->queue, (entry){.kind = ENTRY_OPEN, .stream = s, .method = method});
     schedule_arrival(client);
 }
 
