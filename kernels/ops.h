@@ -157,7 +157,7 @@ typedef struct kernel_ops {
     void (*convert)(const void *input, hd_dtype input_dtype, void *output, hd_dtype output_dtype, size_t count);
     /* y += factor * x */
     void (*add_scaled)(float *y, const float *x, float factor, size_t count);
-    /* Largest value, its first index, and log(sum(exp(x))) of a row of logits; each output may be NULL. */
+    /* Largest value, its first index (below count even where some are NaN), and log(sum(exp(x))) of a row of logits; each output may be NULL. */
     void (*logits_summary)(const float *logits, uint32_t count, uint32_t *argmax, float *max, float *log_sum_exp);
     const kernel_scan *scan;
 } kernel_ops;

@@ -1,9 +1,11 @@
 /* batcher_step.c - a step: who takes part, its answers delivered, and what becomes of it when something fails. */
 #include "worker/batcher_state.h"
 
+#include <inttypes.h>
 #include <time.h>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "worker/follow.h"
 
 #define LOSSES_MAX 4u        /* attention nodes lost in one step, before those who were in it are given up */
@@ -26,9 +28,25 @@ static bool ends_choice(const batcher *b, const worker_sampling *sampling, uint3
     return false;
 }
 
+/* Whatever is at fault, it is one request's: the others of the step go on. */
+static void fail_without_numbers(batcher *b, const step_answer *answer) {
+    sequence *s = answer->sequence;
+    hd_log(HD_LOG_ERROR, "logits_not_finite", "request=%" PRIu64 " position=%" PRIu64 " selection=%s trace_id=%s",
+           s->request->id, answer->position, s->request->selection != NULL ? s->request->selection : "default",
+           s->request->trace_id);
+    hd_counter_add(b->metrics.logits_not_finite, 1);
+    batcher_fail_job(b, s->job, HD_CORRUPT,
+                     "the model's logits for this request are not finite numbers; look for logits_not_finite in the "
+                     "server's log, check the weights, and ask with another selection");
+}
+
 static void deliver(batcher *b, const step_answer *answer) {
     sequence *s = answer->sequence;
     if (s->job == NULL || s->lost != HD_OK) return; /* failed with another choice of this step, or not there */
+    if (!answer->is_finite) {
+        fail_without_numbers(b, answer);
+        return;
+    }
     worker_event event = {
         .kind = answer->is_prompt ? WORKER_PROMPT_LOGPROBS : WORKER_TOKEN,
         .choice = s->choice,

@@ -396,6 +396,24 @@ static void change_logits(const sampler *s, const sampler_row *row) {
     }
 }
 
+bool sampler_is_finite(const float *logits, uint32_t count) {
+    const int_lanes exponent = {0x7f800000, 0x7f800000, 0x7f800000, 0x7f800000}; /* all ones: infinity or NaN */
+    int_lanes found[SUMS] = {0};
+    uint32_t i = 0;
+    for (; i + LANES * SUMS <= count; i += LANES * SUMS) {
+        for (uint32_t k = 0; k < SUMS; k++) {
+            int_lanes bits;
+            memcpy(&bits, logits + i + k * LANES, sizeof(bits));
+            found[k] |= (bits & exponent) == exponent;
+        }
+    }
+    int_lanes any = found[0] | found[1] | found[2] | found[3];
+    bool is_finite = true;
+    for (int lane = 0; lane < LANES; lane++) is_finite = is_finite && any[lane] == 0;
+    for (; i < count; i++) is_finite = is_finite && isfinite(logits[i]);
+    return is_finite;
+}
+
 void sampler_draw(sampler *s, unsigned thread, sampler_row *row) {
     assert(thread < s->thread_count);
     const worker_sampling *sampling = row->sampling;

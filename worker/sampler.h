@@ -43,6 +43,10 @@ typedef struct sampler_row {
 hd_status sampler_open(uint32_t vocabulary_size, unsigned thread_count, const kernel_ops *kernels, sampler **out);
 void sampler_close(sampler *sampler); /* accepts NULL */
 
+/* Whether the model's logits are numbers, all of them. */
+bool sampler_is_finite(const float *logits, uint32_t count);
+
+/* Of logits that are not finite, a token of the vocabulary that means nothing. */
 void sampler_draw(sampler *sampler, unsigned thread, sampler_row *row);
 
 /* logprobs[0] is token_id's, logprobs[1..count] the likeliest in descending order; of log softmax(logits). */

@@ -217,6 +217,8 @@ static void answer(step *s, unsigned thread, const struct wanted *wanted, float 
     a->is_prompt = wanted->is_prompt;
     /* Its request failed with an earlier slice and is gone, or there is nothing to draw from. */
     if (wanted->sequence->job == NULL || wanted->sequence->lost != HD_OK) return;
+    a->is_finite = sampler_is_finite(logits, s->config->model->vocabulary_size);
+    if (!a->is_finite) return;
     const worker_request *request = wanted->sequence->request;
     const worker_sampling *sampling = &request->sampling;
     int32_t logprobs = wanted->is_prompt ? sampling->prompt_logprobs : sampling->logprobs;

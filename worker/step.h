@@ -14,6 +14,7 @@ typedef struct step step;
 typedef struct step_answer {
     sequence *sequence;
     bool is_prompt;    /* logprobs of a prompt token; else a token was drawn */
+    bool is_finite;    /* false: the logits are no numbers, and what follows but the position means nothing */
     uint64_t position; /* of the token */
     uint32_t token_id;
     uint32_t logprob_count; /* entries of logprobs: 0 where none were asked for */

@@ -89,6 +89,8 @@ hd_status worker_metrics_init(worker_metrics *m, hd_metrics *registry) {
     m->prompt_tokens_total = hd_counter_register(registry, "hadal:prompt_tokens_total", "", "Prompt tokens computed.");
     m->generation_tokens_total =
         hd_counter_register(registry, "hadal:generation_tokens_total", "", "Tokens generated.");
+    m->logits_not_finite = hd_counter_register(registry, "hadal:logits_not_finite_total", "",
+                                               "Requests ended because the model's logits were not finite numbers.");
     m->iteration_tokens_total =
         hd_histogram_register(registry, "hadal:iteration_tokens_total", "", "Rows of a step, prefill and decode.",
                               hd_bounds_tokens, hd_bounds_tokens_count);
@@ -98,7 +100,7 @@ hd_status worker_metrics_init(worker_metrics *m, hd_metrics *registry) {
                        m->num_requests_waiting != NULL && m->kv_cache_usage_perc != NULL &&
                        m->prefix_cache_queries != NULL && m->prefix_cache_hits != NULL && m->num_preemptions != NULL &&
                        m->prompt_tokens_total != NULL && m->generation_tokens_total != NULL &&
-                       m->iteration_tokens_total != NULL;
+                       m->logits_not_finite != NULL && m->iteration_tokens_total != NULL;
     return is_complete ? HD_OK : HD_NO_MEMORY;
 }
 

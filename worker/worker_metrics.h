@@ -11,7 +11,7 @@
 typedef struct worker_metrics {
     hd_gauge *num_requests_running, *num_requests_waiting, *kv_cache_usage_perc;
     hd_counter *prefix_cache_queries, *prefix_cache_hits, *num_preemptions, *prompt_tokens_total,
-        *generation_tokens_total;
+        *generation_tokens_total, *logits_not_finite;
     hd_histogram *iteration_tokens_total;
     hd_counter *step_us[3]; /* dense, wire, attention */
     hd_gauge *tier_bytes[3], *cold_queue; /* hot, warm, cold */

@@ -103,7 +103,7 @@ void table_logits_summary(const float *logits, uint32_t count, uint32_t *argmax,
         uint32_t i = 0;
         while (i < whole && vec_equal(vec_load(logits + i), vec_set(top)) == 0) i += VEC_LANES;
         while (i + 1 < count && logits[i] != top) i++;
-        *argmax = i;
+        *argmax = i < count ? i : 0; /* nothing equals a NaN */
     }
     if (log_sum_exp == NULL) return;
     vec sum = vec_set(0.0f), rest = vec_set(0.0f);

@@ -148,6 +148,19 @@ static void logits_of_minus_infinity_count_for_nothing(void **state) {
     assert_true(max == -2.0f && lse == -2.0f);
 }
 
+/* A caller takes the index for one of an array. */
+static void the_largest_of_rows_with_nan_has_an_index_below_count(void **state) {
+    float logits[64];
+    uint32_t argmax;
+    for (uint32_t count = 1; count <= 64; count++) {
+        for (uint32_t numbers = 0; numbers < count; numbers += 5) {
+            for (uint32_t i = 0; i < count; i++) logits[i] = i < numbers ? (float)i : NAN;
+            table->logits_summary(logits, count, &argmax, NULL, NULL);
+            assert_true(argmax < count);
+        }
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(rmsnorm_is_right_and_pads_with_zeros, cases_teardown),
@@ -158,6 +171,7 @@ int main(void) {
         cmocka_unit_test_teardown(add_scaled_adds_a_multiple, cases_teardown),
         cmocka_unit_test_teardown(logits_summary_finds_the_first_largest_and_the_mass, cases_teardown),
         cmocka_unit_test(logits_of_minus_infinity_count_for_nothing),
+        cmocka_unit_test(the_largest_of_rows_with_nan_has_an_index_below_count),
     };
     return cases_run(tests, sizeof(tests) / sizeof(tests[0]));
 }

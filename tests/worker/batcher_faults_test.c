@@ -4,6 +4,8 @@
 #include <stddef.h>
 
 #include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "tests/worker/bench.h"
 
@@ -13,7 +15,13 @@ typedef struct faulty {
     attention_ops ops;
     attention *engine;
     _Atomic bool refuses_prompts, breaks_wait;
-    _Atomic uint64_t held_from; /* rows from this position on are not ready */
+    _Atomic uint64_t held_from;       /* rows from this position on are not ready */
+    _Atomic bool poisons_prompts;     /* what rows of prompts attend to is NaN */
+    const attention_rows *rows;       /* of the step */
+    uint32_t row_count;
+    attention_tensor output;          /* of the layer's call */
+    size_t width;                     /* values of a row */
+    size_t output_bytes, width_bytes; /* of a row: from one to the next, and of values */
 } faulty;
 
 static faulty the_faulty;
@@ -24,12 +32,32 @@ static hd_status faulty_begin(attention *self, const attention_rows *rows, uint3
         if (f->refuses_prompts && rows[i].count > 1)
             return hd_error_set(error, HD_PEER_LOST, "the node of this prompt is gone");
     }
+    f->rows = rows;
+    f->row_count = count;
     return f->engine->ops->step_begin(f->engine, rows, count, error);
+}
+
+static hd_status faulty_submit(attention *self, const attention_layer_call *call) {
+    faulty *f = (faulty *)self;
+    size_t element = hd_dtype_bits(f->engine->ops->dtype(f->engine)) / 8;
+    f->output = call->output;
+    f->output_bytes = call->output_stride * element;
+    f->width_bytes = f->width * element;
+    return f->engine->ops->submit(f->engine, call);
+}
+
+static void poison_prompts(const faulty *f) {
+    unsigned char *row = f->output.data;
+    for (uint32_t i = 0; i < f->row_count; i++) {
+        for (uint32_t k = 0; k < f->rows[i].count; k++, row += f->output_bytes)
+            if (f->rows[i].count > 1) memset(row, 0xff, f->width_bytes);
+    }
 }
 
 static hd_status faulty_wait(attention *self, uint32_t layer) {
     faulty *f = (faulty *)self;
     hd_status status = f->engine->ops->wait(f->engine, layer);
+    if (f->poisons_prompts) poison_prompts(f);
     return layer == 1 && atomic_exchange(&f->breaks_wait, false) ? HD_IO : status;
 }
 
@@ -47,7 +75,6 @@ FORWARD(fork,
 FORWARD(truncate, (attention * self, uint64_t sequence, uint64_t epoch, uint64_t length), sequence, epoch, length)
 FORWARD(sequence_close, (attention * self, uint64_t sequence, uint64_t epoch, bool keep, bool early), sequence, epoch,
         keep, early)
-FORWARD(submit, (attention * self, const attention_layer_call *call), call)
 FORWARD(step_end, (attention * self))
 
 static hd_status faulty_length(const attention *self, uint64_t sequence, uint64_t *length) {
@@ -83,6 +110,8 @@ static hd_dtype faulty_kv_dtype(const attention *self) {
 static void bench_make_faulty(bench *b) {
     worker_close(b->worker, 0);
     the_faulty = (faulty){.engine = b->rig.attention, .ops = *b->rig.attention->ops, .held_from = UINT64_MAX};
+    const attention_layer *layer = &b->rig.layers.layers[0];
+    the_faulty.width = (size_t)layer->query_heads * layer->value_dim;
     attention_ops *ops = &the_faulty.ops;
     ops->sequence_open = faulty_sequence_open;
     ops->fork = faulty_fork;
@@ -186,11 +215,67 @@ static void who_waits_for_an_index_is_left_out_and_the_others_go_on(void **state
     bench_close(&b);
 }
 
+static void poison_the_next_prompt(client_request *r, const worker_event *event) {
+    if (event->kind == WORKER_TOKEN && event->position == r->request.prompt_count + 2) {
+        the_faulty.poisons_prompts = true;
+        client_submit(r->watch_context);
+    }
+}
+
+static void logits_that_are_no_numbers_end_one_request(float temperature) {
+    bench b;
+    bench_open(&b, LARGE_BYTES, 64);
+    client_request *expected = bench_seeded(&b, 1, 0, 100, 200);
+    bench_run(expected);
+    hd_metrics *metrics;
+    assert_int_equal(hd_metrics_open(&metrics), HD_OK);
+    b.config.metrics = metrics;
+    bench_make_faulty(&b);
+    client_request *survivor = bench_seeded(&b, 1, 0, 100, 200), *victim = bench_request(&b, 2, 3, 30, 5);
+    victim->request.sampling.temperature = temperature;
+    survivor->watch = poison_the_next_prompt;
+    survivor->watch_context = victim;
+    client_submit(survivor);
+    client_wait(survivor);
+    client_wait(victim);
+    assert_ends_with(survivor, WORKER_FINISH_LENGTH, 200);
+    assert_same_tokens(&survivor->choices[0], &expected->choices[0]);
+    assert_true(victim->has_failed);
+    assert_int_equal(victim->status, HD_CORRUPT);
+    assert_non_null(strstr(victim->message, "not finite"));
+    the_faulty.poisons_prompts = false;
+    client_request *next = bench_seeded(&b, 3, 0, 100, 200);
+    next->request.sampling.seed = expected->request.sampling.seed;
+    bench_run(next);
+    assert_same_tokens(&next->choices[0], &expected->choices[0]);
+    client_request_free(expected);
+    client_request_free(survivor);
+    client_request_free(victim);
+    client_request_free(next);
+    bench_close(&b);
+    char *text;
+    size_t bytes;
+    assert_int_equal(hd_metrics_render(metrics, &text, &bytes), HD_OK);
+    assert_non_null(strstr(text, "\nhadal:logits_not_finite_total 1\n"));
+    free(text);
+    hd_metrics_close(metrics);
+}
+
+static void a_greedy_request_whose_logits_are_no_numbers_fails_alone(void **state) {
+    logits_that_are_no_numbers_end_one_request(0.0f);
+}
+
+static void a_drawn_request_whose_logits_are_no_numbers_fails_alone(void **state) {
+    logits_that_are_no_numbers_end_one_request(1.0f);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_step_that_attention_refuses_fails_only_those_it_refuses),
         cmocka_unit_test(a_step_that_breaks_in_the_middle_fails_its_requests_and_the_next_one_runs),
         cmocka_unit_test(who_waits_for_an_index_is_left_out_and_the_others_go_on),
+        cmocka_unit_test(a_greedy_request_whose_logits_are_no_numbers_fails_alone),
+        cmocka_unit_test(a_drawn_request_whose_logits_are_no_numbers_fails_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

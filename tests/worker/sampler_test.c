@@ -312,6 +312,22 @@ static void rows_that_are_not_numbers_still_give_a_token_of_the_vocabulary(void 
     sampler_close(s);
 }
 
+static void one_logit_that_is_no_number_is_seen_wherever_it_is(void **state) {
+    static const float values[] = {NAN, -NAN, INFINITY, -INFINITY};
+    float logits[101];
+    fill_logits(logits, 101, 3, 1e6);
+    logits[7] = 3e38f;
+    logits[8] = -0.0f;
+    for (uint32_t count = 90; count <= 101; count++) assert_true(sampler_is_finite(logits, count));
+    for (uint32_t i = 0; i < 101; i++) {
+        float kept = logits[i];
+        logits[i] = values[i % 4];
+        assert_false(sampler_is_finite(logits, 101));
+        assert_true(sampler_is_finite(logits, i));
+        logits[i] = kept;
+    }
+}
+
 static void counts_agree_with_counting(void **state) {
     enum { IDS = 5000, TOKENS = 40000 };
     static uint32_t in_prompt[IDS], in_answer[IDS];
@@ -350,6 +366,7 @@ int main(void) {
         cmocka_unit_test(ends_cannot_be_drawn_before_min_tokens),
         cmocka_unit_test(logprobs_are_of_the_models_own_logits),
         cmocka_unit_test(rows_that_are_not_numbers_still_give_a_token_of_the_vocabulary),
+        cmocka_unit_test(one_logit_that_is_no_number_is_seen_wherever_it_is),
         cmocka_unit_test(counts_agree_with_counting),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
