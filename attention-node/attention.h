@@ -176,8 +176,9 @@ typedef struct attention_ops {
     /* Whether a step with the row at that position would begin its work at once; false: an index for it is being made
      * meanwhile, and a step now would wait for it, with everybody in it. NULL: always. */
     bool (*sequence_is_ready)(attention *self, uint64_t sequence, uint64_t position);
-    /* Between two steps, now and then while there are none: the time for nodes to come and go. NULL: nothing to do. */
-    void (*idle)(attention *self);
+    /* Between two steps, now and then while there are none: the time for nodes to come and go. HD_PEER_LOST: this
+     * attention is elsewhere, and was lost meanwhile. NULL: nothing to do. */
+    hd_status (*idle)(attention *self);
     /* What is open under this name, and of its ranges, whoever opened it; at most found_max. For a takeover. */
     hd_status (*sequence_find)(attention *self, uint64_t sequence, attention_found *found, uint32_t found_max,
                                uint32_t *found_count);

@@ -120,8 +120,10 @@ static hd_status link_lane(node_set *set, const char *address, uint32_t lane, at
 
 static uint32_t nodes_of_lane(const node_set *set, uint32_t lane) {
     uint32_t count = 0;
-    for (uint32_t i = 0; i < PLACEMENT_NODES_MAX; i++)
-        count += set->nodes[i].index != NOT_LINKED && set->nodes[i].lane == lane;
+    for (uint32_t i = 0; i < PLACEMENT_NODES_MAX; i++) {
+        const known_node *node = &set->nodes[i];
+        count += node->index != NOT_LINKED && node->lane == lane && !sharded_is_lost(set->sharded, node->index);
+    }
     return count;
 }
 
@@ -247,6 +249,7 @@ static void tend(void *context, attention *sharded) {
     uint64_t now = hd_now_ns();
     if (!atomic_exchange(&set->has_news, false) && now - set->looked_ns < RETRY_NS / 4) return;
     set->looked_ns = now;
+    sharded_look(sharded);
     for (uint32_t i = 0; i < PLACEMENT_NODES_MAX; i++) {
         known_node *node = &set->nodes[i];
         pthread_mutex_lock(&set->lock);

@@ -364,6 +364,13 @@ static void cache_reset(attention *self) {
     (void)call(of(self), &f, NULL);
 }
 
+/* No call is out, so what comes in is the end of a link: this one, or another of the same transport. */
+static hd_status idle(attention *self) {
+    remote *r = of(self);
+    while (!r->is_lost && r->transport->ops->poll(r->transport, 0)) {}
+    return r->is_lost ? HD_PEER_LOST : HD_OK;
+}
+
 /* ---- Steps ---- */
 
 /* A call whose answer is waited for later. */
@@ -572,6 +579,7 @@ static const attention_ops remote_ops = {
     .step_lost = step_lost,
     .step_lose = step_lose,
     .cache_reset = cache_reset,
+    .idle = idle,
     .stats = stats,
     .dtype = dtype_of,
     .kv_dtype = kv_dtype_of,

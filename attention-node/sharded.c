@@ -357,10 +357,26 @@ static void read_stats(const attention *self, attention_stats *stats) {
     stats->layer_work_ns = layer_work_ns;
 }
 
-static void idle(attention *self) {
+static void look_at(sharded *s, uint32_t index, attention *link) {
+    if (link == NULL || link->ops->idle == NULL || s->nodes[index].is_lost) return;
+    if (link->ops->idle(link) == HD_PEER_LOST) sharded_lose(s, index, HD_PEER_LOST);
+}
+
+void sharded_look(attention *self) {
+    sharded *s = sharded_home(self);
+    for (uint32_t i = 0; i < s->node_count; i++) {
+        look_at(s, i, s->nodes[i].attention);
+        for (uint32_t k = 0; k < SHARDED_VIEWS_MAX; k++) {
+            if (s->views[k] != NULL) look_at(s, i, s->views[k]->nodes[i].attention);
+        }
+    }
+}
+
+static hd_status idle(attention *self) {
     sharded *s = sharded_of(self);
     if (s->config.tend != NULL) s->config.tend(s->config.tend_context, self);
     sharded_tend_handovers(s);
+    return HD_OK;
 }
 
 static hd_dtype dtype_of(const attention *self) {

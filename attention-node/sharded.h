@@ -64,6 +64,8 @@ void sharded_set_leaving(attention *sharded, uint32_t index, bool is_leaving);
 void sharded_remove(attention *sharded, uint32_t index);
 
 uint64_t sharded_name(uint64_t sequence, uint32_t ordinal);
+/* Whose link has broken is lost, though no step needs it now. Between two steps. */
+void sharded_look(attention *sharded);
 bool sharded_is_lost(const attention *sharded, uint32_t index);
 const attention_layer_table *sharded_table(const attention *sharded); /* of all heads; its own copy */
 

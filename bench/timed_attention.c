@@ -38,9 +38,9 @@ static bool timed_sequence_is_ready(attention *self, uint64_t sequence, uint64_t
     return inner->ops->sequence_is_ready(inner, sequence, position);
 }
 
-static void timed_idle(attention *self) {
+static hd_status timed_idle(attention *self) {
     attention *inner = of(self)->inner;
-    inner->ops->idle(inner);
+    return inner->ops->idle(inner);
 }
 
 static hd_status timed_sequence_find(attention *self, uint64_t sequence, attention_found *found, uint32_t found_max,

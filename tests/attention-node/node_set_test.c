@@ -1,6 +1,7 @@
 /* node_set_test.c - nodes that come, drain and go while a sequence is worked on. */
 #include "attention-node/node_set.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,10 +17,7 @@ typedef struct {
     node_set *set;
 } rig;
 
-/* Servers of a cluster, and a worker that is told of them by name alone. */
-static void rig_open(rig *r, uint32_t lanes, uint32_t nodes) {
-    cluster_open(&r->servers, &shape_plain, &(cluster_shape){1, 0, 1, 32 * MIB, 1024, CLUSTER_INPROC, 0});
-    for (uint32_t i = 0; i < nodes; i++) cluster_start_server(&r->servers, i, 32 * MIB);
+static void worker_open(rig *r, uint32_t lanes) {
     r->worker = r->servers;
     assert_int_equal(transport_inproc_open(r->servers.hub, 64u << 20, &r->worker.wire), HD_OK);
     node_set_config config = {.sharded = {.layers = r->servers.many.config.layers,
@@ -40,15 +38,52 @@ static void rig_open(rig *r, uint32_t lanes, uint32_t nodes) {
     r->worker.many.attention = node_set_attention(r->set);
 }
 
+/* Servers of a cluster, and a worker that is told of them by name alone. */
+static void rig_open(rig *r, uint32_t lanes, uint32_t nodes) {
+    cluster_open(&r->servers, &shape_plain, &(cluster_shape){1, 0, 1, 32 * MIB, 1024, CLUSTER_INPROC, 0});
+    for (uint32_t i = 0; i < nodes; i++) cluster_start_server(&r->servers, i, 32 * MIB);
+    worker_open(r, lanes);
+}
+
 static void put(rig *r, uint32_t index, bool is_draining) {
     assert_int_equal(
         node_set_put(r->set, r->servers.servers[index].address, r->servers.servers[index].address, is_draining), HD_OK);
 }
 
-static void rig_close(rig *r) {
+static void worker_close(rig *r) {
     node_set_close(r->set);
     r->worker.wire->ops->close(r->worker.wire);
+}
+
+static void rig_close(rig *r) {
+    worker_close(r);
     cluster_close(&r->servers);
+}
+
+static void wait_linked(rig *r) {
+    hd_error error = {.text = ""};
+    if (node_set_wait(r->set, 5000, &error) != HD_OK) fail_msg("%s", error.text);
+}
+
+/* While one worker has nothing to do; whether the other gets every lane. */
+static bool comes_together(rig *waits, rig *idles) {
+    hd_error error = {.text = ""};
+    for (int i = 0; i < 200; i++) {
+        if (node_set_wait(waits->set, 50, &error) == HD_OK) return true;
+        attention *a = idles->worker.many.attention;
+        (void)a->ops->idle(a);
+    }
+    return false;
+}
+
+static void a_sequence_is_worked_on(rig *r, uint64_t name) {
+    toy_sequence s;
+    toy_sequence_init(&s, name, 1, 3000);
+    toy_sequence_push_text(&s, (uint32_t)name, 1500);
+    assert_int_equal(cluster_sequence_open(&r->worker, &s, 0), 0);
+    cluster_run(&r->worker, &s, 0, 1500, 700);
+    cluster_sequence_close(&r->worker, &s, false);
+    toy_sequence_fini(&s);
 }
 
 static void heads_are_shared_out_and_work_begins_when_all_are_there(void **state) {
@@ -136,11 +171,61 @@ static void nodes_that_vanished_take_new_things_only_when_all_have(void **state)
     rig_close(&r);
 }
 
+/* Each met another node first, and gave it the first lane. */
+static void workers_that_gave_every_node_one_lane_agree_on_another(void **state) {
+    rig a, b;
+    rig_open(&a, 2, 2);
+    b.servers = a.servers;
+    worker_open(&b, 2);
+    hd_error error = {.text = ""};
+    put(&a, 0, false);
+    put(&b, 1, false);
+    assert_int_equal(node_set_wait(a.set, 50, &error), HD_TIMED_OUT);
+    assert_int_equal(node_set_wait(b.set, 50, &error), HD_TIMED_OUT);
+    put(&a, 1, false);
+    put(&b, 0, false);
+    assert_true(comes_together(&a, &b));
+    assert_true(comes_together(&b, &a));
+    a_sequence_is_worked_on(&a, 1);
+    a_sequence_is_worked_on(&b, 2);
+    worker_close(&b);
+    rig_close(&a);
+}
+
+static void a_worker_without_requests_keeps_no_node_from_a_lane_that_has_nobody(void **state) {
+    rig a, b;
+    rig_open(&a, 2, 3);
+    b.servers = a.servers;
+    worker_open(&b, 2);
+    for (uint32_t i = 0; i < 3; i++) put(&a, i, false);
+    wait_linked(&a);
+    for (uint32_t i = 0; i < 3; i++) put(&b, i, false);
+    wait_linked(&b);
+    char gone[64]; /* the second lane's only node */
+    snprintf(gone, sizeof(gone), "%s", a.servers.servers[1].address);
+    cluster_kill_server(&a.servers, 1);
+    node_set_remove(a.set, gone);
+    node_set_remove(b.set, gone);
+    toy_sequence s;
+    uint64_t cached;
+    hd_error error = {.text = ""};
+    toy_sequence_init(&s, 1, 1, 3000);
+    toy_sequence_push_text(&s, 3, 1500);
+    assert_int_not_equal(toy_sequence_open(&b.worker.many, &s, 0, &cached, &error), HD_OK);
+    toy_sequence_fini(&s);
+    assert_true(comes_together(&b, &a));
+    a_sequence_is_worked_on(&b, 2);
+    worker_close(&b);
+    rig_close(&a);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(heads_are_shared_out_and_work_begins_when_all_are_there),
         cmocka_unit_test(a_node_that_goes_is_replaced_by_one_that_comes),
         cmocka_unit_test(nodes_that_vanished_take_new_things_only_when_all_have),
+        cmocka_unit_test(workers_that_gave_every_node_one_lane_agree_on_another),
+        cmocka_unit_test(a_worker_without_requests_keeps_no_node_from_a_lane_that_has_nobody),
     };
     return cmocka_run_group_tests_name("node_set", tests, NULL, NULL);
 }
