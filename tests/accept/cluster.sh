@@ -83,7 +83,6 @@ item_6() {
     tests 6 "attention nodes drained, undrained, ended and killed meanwhile, replicas made again" \
         -R '^(cluster_drain|attention_page_mover|attention_handover|attention_block_copy)_test$'
     python_item tests/accept/drain.py build/hadal "$model"
-    not_built 6 "the pauses of a worker's drain"
 }
 
 item_7() {

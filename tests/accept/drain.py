@@ -1,6 +1,7 @@
 """Drains an attention node under load: how fast, how much of one gRPC stream or of a shaped link that is, and what streams notice.
+Drains a worker under load: what streams notice.
 
-usage: drain.py HADAL MODEL_DIR (the needle model) [--streams 8 --prompt 16400 --rate 2]
+usage: drain.py HADAL MODEL_DIR (the needle model) [--streams 8 --prompt 16400 --rate 2 --worker-prompt 4000]
 
 Each node is on a host of its own (a network namespace); --rate is that of the shaped run's cable to the drained node, in Gbit/s, by
 `tc tbf`. Keys and values are f32, so that 8 streams of 16,400 tokens keep 1 GB.
@@ -130,6 +131,54 @@ def drain_in(options, cluster, gigabits):
             "takeovers": takeovers, "moves": moves, "seconds": ended - begun}
 
 
+def drain_worker(options):
+    directory = tempfile.mkdtemp(prefix="hadal-accept-")
+    try:
+        with Cluster(options.hadal, directory, {}) as cluster:
+            return drain_worker_in(options, cluster)
+    finally:
+        shutil.rmtree(directory)
+
+
+def drain_worker_in(options, cluster):
+    cluster.start_etcd()
+    cluster.start_attention_node("attention-1", "--hot-memory", "1500M", "--threads", "1")
+    for name in ("worker-1", "worker-2"):
+        cluster.start_worker(name, options.model, "--attention", "nodes", "--max-batch-tokens", "512")
+    api = cluster.start_coordinator("coordinator-1")
+    cluster.wait_ready(api)
+    for name in ("worker-1", "worker-2"):
+        cluster.wait_state(api, name, "ready")
+    text, _ = needle_document.draw(options.model, options.worker_prompt, seed=1)
+    streams = [Gaps(api, {"prompt": f"{i} " + text, "max_tokens": 12000, "ignore_eos": True, "temperature": 1, "seed": i})
+               for i in range(options.streams)]
+    cluster.wait("every stream decodes", lambda: all(stream.times for stream in streams), timeout=1200)
+    before = time.monotonic()
+    time.sleep(10)
+    held = cluster.nodes(api)["worker-1"]["sequences"]
+    begun = time.monotonic()
+    code, _, _ = cluster.run("drain", "worker-1", "--wait", api=api)
+    cluster.processes["worker-1"].kill()
+    drained = time.monotonic()
+    time.sleep(2)
+    ended = time.monotonic()
+    return {"code": code, "held": held, "failures": [stream.failure for stream in streams if stream.failure], "seconds": drained - begun,
+            "takeovers": cluster.processes["coordinator-1"].text().count("event=takeover"),
+            "quiet": [gap for stream in streams for gap in stream.between(before, begun)],
+            # With what was going on when the order came.
+            "busy": [gap for stream in streams for gap in stream.between(begun - 0.5, ended)],
+            "going": sum(stream.times[-1] > drained for stream in streams)}
+
+
+def tell_worker(run, options):
+    report.line("6", f"worker: {run['held']} of {options.streams} streams on it, drained in {run['seconds']:.2f} s and killed when "
+                f"safe_to_delete; {run['going']} go on, {run['takeovers']} were taken over, streams that failed: {run['failures'] or 'none'}",
+                "at least 1, all, none, none", run["code"] == 0 and run["held"] > 0 and run["going"] == options.streams
+                and run["takeovers"] == 0 and not run["failures"])
+    report.line("6", f"worker: longest pause of a stream {max(run['busy']) * 1e3:.0f} ms (before: {max(run['quiet']) * 1e3:.0f} ms)",
+                "at most 200 ms", max(run["busy"]) <= 0.2)
+
+
 def tell(name, run, options):
     size, seconds = run["copied"]
     report.line("6", f"{name}: {run['moves']} of {options.streams} rows moved, {run['takeovers']} requests moved, streams that failed: "
@@ -148,12 +197,15 @@ def main():
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=16400)
     parser.add_argument("--rate", type=float, default=2)
-    parser.add_argument("--only", choices=("shaped", "unshaped"))
+    parser.add_argument("--worker-prompt", type=int, default=4000)
+    parser.add_argument("--only", choices=("shaped", "unshaped", "worker"))
     options = parser.parse_args()
     if not hosts.enter():
         report.line("6", "network namespaces are not permitted here", "a drain over a shaped link", False)
         report.finish()
-    if options.only != "unshaped":
+    if options.only in (None, "worker"):
+        tell_worker(drain_worker(options), options)
+    if options.only in (None, "shaped"):
         run = drain(options, options.rate)
         rate, link = tell(f"{options.rate:g} Gbit/s", run, options), options.rate * 1e9 / 8
         report.line("6", f"{options.rate:g} Gbit/s: {rate * 8e-9:.2f} Gbit/s of keys and values, {rate / link:.0%} of the link",
@@ -161,7 +213,7 @@ def main():
         quiet, busy = percentile(run["quiet"], 0.99), percentile(run["busy"], 0.99)
         report.line("6", f"{options.rate:g} Gbit/s: time between tokens p99 {busy * 1e3:.0f} ms, before {quiet * 1e3:.0f} ms: "
                     f"{busy / quiet:.2f} times", "at most 2 times", busy <= 2 * quiet)
-    if options.only != "shaped":
+    if options.only in (None, "unshaped"):
         run = drain(options, 0)
         rate = tell("unshaped", run, options)
         report.line("6", f"unshaped: {rate / 1e9:.2f} GB/s, one gRPC stream between the same hosts {run['raw'] / 1e9:.2f} GB/s: "

@@ -105,8 +105,9 @@ class Api:
         finally:
             connection.close()
 
-    def stream(self, body, on_token=None):
-        """The token ids of each choice of a streamed completion, in the order in which they came, and how each ended."""
+    def stream(self, body, on_token=None, on_line=None):
+        """The token ids of each choice of a streamed completion, in the order in which they came, and how each ended. on_line gets
+        all that comes, comments too."""
         connection = http.client.HTTPConnection(self.address, self.port, timeout=120)
         try:
             connection.request("POST", "/v1/completions", json.dumps({**body, "stream": True, "return_token_ids": True}),
@@ -116,6 +117,8 @@ class Api:
                 raise AssertionError(f"HTTP {response.status}: {response.read().decode()[:500]}")
             tokens, ends, is_done = {}, {}, False
             for line in response:
+                if on_line:
+                    on_line(line)
                 if not line.startswith(b"data: "):
                     continue
                 if line.strip() == b"data: [DONE]":

@@ -7,6 +7,7 @@ import random
 import shutil
 import sys
 import tempfile
+import threading
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -23,6 +24,31 @@ def bodies():
     for i, length in enumerate((300, 2600, 900, 1900)):
         yield {"prompt": [draw.randrange(3, 500) for _ in range(length)], "max_tokens": 120, "ignore_eos": True,
                "temperature": 0 if i % 2 == 0 else 1, "seed": 70 + i}
+
+
+class Heard:
+    """A stream, and what came of it in its order: "token", "progress" and "keep-alive"."""
+
+    def __init__(self, api, body):
+        self.events, self.answer = [], None
+        self.thread = threading.Thread(target=self.run, args=(api, body))
+        self.thread.start()
+
+    def run(self, api, body):
+        self.answer = api.stream(body, lambda _: self.events.append("token"), self.line)
+
+    def line(self, line):
+        if line.startswith(b": keep-alive"):
+            self.events.append("keep-alive")
+        elif b'"prompt_progress"' in line:
+            self.events.append("progress")
+
+    def after_first_token(self):
+        return self.events[self.events.index("token"):]
+
+    def join(self):
+        self.thread.join(timeout=120)
+        return self.answer
 
 
 class Offload(unittest.TestCase):
@@ -42,13 +68,13 @@ class Offload(unittest.TestCase):
     def cluster(self):
         return Cluster(HADAL, tempfile.mkdtemp(dir=self.directory))
 
-    def begin(self, cluster, nodes, workers, *flags):
+    def begin(self, cluster, nodes, workers, *flags, model=None, coordinator=()):
         cluster.start_etcd()
         for i in range(nodes):
             cluster.start_attention_node(f"attention-{i + 1}")
         for i in range(workers):
-            cluster.start_worker(f"worker-{i + 1}", self.model, "--attention", "nodes", "--kv-range", "1024", *flags)
-        api = cluster.start_coordinator("coordinator-1")
+            cluster.start_worker(f"worker-{i + 1}", model or self.model, "--attention", "nodes", "--kv-range", "1024", *flags)
+        api = cluster.start_coordinator("coordinator-1", *coordinator)
         cluster.wait_ready(api)
         for i in range(workers):
             cluster.wait_state(api, f"worker-{i + 1}", "ready")
@@ -91,6 +117,26 @@ class Offload(unittest.TestCase):
             cluster.processes["attention-1"].kill()
             self.check(streams)
             self.assertEqual(self.takeovers(cluster), 0)
+
+    def test_with_one_replica_a_client_hears_that_its_prompt_is_made_again(self):
+        model = make_model(os.path.join(self.directory, "long"), positions=16384)
+        draw = random.Random(9)
+        body = {"prompt": [draw.randrange(3, 500) for _ in range(8000)], "max_tokens": 200, "ignore_eos": True, "temperature": 1, "seed": 3}
+        [expected] = run_alone(HADAL, model, [body])
+        with self.cluster() as cluster:
+            api = self.begin(cluster, 2, 1, model=model, coordinator=("--keep-alive", "100ms"))
+            heard = Heard(api, body), Heard(api, {**body, "return_progress": True})
+            cluster.wait("both streams decode", lambda: all("token" in stream.events for stream in heard))
+            cluster.processes["attention-1"].kill()
+            for stream in heard:
+                self.assertEqual(stream.join()["tokens"], expected["tokens"])
+            quiet, told = (stream.after_first_token() for stream in heard)
+            self.assertIn("keep-alive", quiet)
+            self.assertIn("progress", told)
+            # Of both, the rest of the answer came behind that.
+            self.assertIn("token", quiet[quiet.index("keep-alive"):])
+            self.assertIn("token", told[told.index("progress"):])
+            self.assertGreaterEqual(self.takeovers(cluster), 1)
 
     def test_contexts_grow_with_the_nodes_that_join(self):
         with self.cluster() as cluster:
