@@ -13,7 +13,8 @@ typedef struct {
     cluster c;
     attention *home, *view;
     toy_sequence of_home, of_view;
-    uint64_t space[4][512] __attribute__((aligned(64))); /* a row's tensors: there are steps to be ended, and no output is read */
+    uint64_t space[4][512]
+        __attribute__((aligned(64))); /* a row's tensors: there are steps to be ended, and no output is read */
 } rig;
 
 static struct {
@@ -75,7 +76,8 @@ static hd_status begin(attention *a, const toy_sequence *s) {
 
 static hd_status submit(rig *r, attention *a) {
     attention_tensor tensor = {.dtype = HD_BF16};
-    attention_layer_call call = {.queries = tensor, .keys = tensor, .values = tensor, .output = tensor, .output_stride = 512};
+    attention_layer_call call = {
+        .queries = tensor, .keys = tensor, .values = tensor, .output = tensor, .output_stride = 512};
     attention_tensor *tensors[] = {&call.queries, &call.keys, &call.values, &call.output};
     for (uint32_t i = 0; i < 4; i++) tensors[i]->data = r->space[i];
     return a->ops->submit(a, &call);
