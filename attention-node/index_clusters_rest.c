@@ -3,12 +3,13 @@
  * Each of them weighs what is best known of it: by its fine score if it was among the survivors, by its coarse score if
  * its list was read, else with its whole cluster by the centre's. A score that is known up to an error of variance v
  * weighs exp(v / 2) more on average than its mean says (RetroInfer's estimate leaves that out, and is a lower bound),
- * as long as that is likely: what was not found scores less than what was, so the mean is taken below the worst that was
- * found. Where attention is sharp and scores differ by tens, that is what keeps the rest small, and the weights finite.
- * Values are their cluster's mean, and move with a key's residual along the gradients: for a survivor, the residual that
- * its fine sketch tells; beyond that, the one that weighing by exp(score) prefers, which is variance times query. (What
- * coarse sketches tell of the lists' other keys was tried, and is not worth the time.) Weights of clusters and weighted
- * residuals of all queries are the rows of one product with a segment's mean values and gradients. */
+ * as long as that is likely: what was not found scores less than what was, so the mean is taken below the worst that
+ * was found. Where attention is sharp and scores differ by tens, that is what keeps the rest small, and the weights
+ * finite. Values are their cluster's mean, and move with a key's residual along the gradients: for a survivor, the
+ * residual that its fine sketch tells; beyond that, the one that weighing by exp(score) prefers, which is variance
+ * times query. (What coarse sketches tell of the lists' other keys was tried, and is not worth the time.) Weights of
+ * clusters and weighted residuals of all queries are the rows of one product with a segment's mean values and
+ * gradients. */
 #include <math.h>
 #include <string.h>
 
@@ -35,7 +36,8 @@ static void mark_found(clusters_search_state *s) {
         while (n + 1 < s->segment_count && s->found[i] >= s->places[n + 1].first_slot) n++;
         const clusters_place *place = &s->places[n];
         s->found_masks[s->found[i] / SCAN_BLOCK] |= (uint16_t)(1u << s->found[i] % SCAN_BLOCK);
-        s->found_counts[place->first_cluster + place->at.block_clusters[(s->found[i] - place->first_slot) / SCAN_BLOCK]]++;
+        uint32_t block = (s->found[i] - place->first_slot) / SCAN_BLOCK;
+        s->found_counts[place->first_cluster + place->at.block_clusters[block]]++;
     }
 }
 
@@ -59,7 +61,7 @@ static inline float tilt_of(float variance, float below) {
     return below <= 0.0f ? 0.0f : variance > below ? below / variance : 1.0f;
 }
 
-/* The logarithm of what its spread adds to its weight: the same function at that peak. v / 2 where nothing is cut off. */
+/* The logarithm of what its spread adds to its weight: that function at its peak, v / 2 where nothing is cut off. */
 static inline float spread_bonus(float variance, float tilt) {
     return variance * tilt * (1.0f - 0.5f * tilt);
 }
@@ -108,7 +110,7 @@ static void weigh_list(estimate *e, const clusters_list *list, float coarse) {
     clusters_search_state *s = e->s;
     const clusters_segment *at = &e->place->at;
     const uint16_t *masks = s->found_masks + e->place->first_slot / SCAN_BLOCK + at->first_blocks[list->cluster];
-    float *scores = e->q->scores + list->first, square = at->spreads[list->cluster] * at->spreads[list->cluster], unused;
+    float *scores = e->q->scores + list->first, spread = at->spreads[list->cluster], square = spread * spread, unused;
     float scale = s->search->scale, base = e->q->bases[e->place->first_cluster + list->cluster];
     float tilt = tilt_of(coarse * square, e->q->limit - scale * base), bonus = spread_bonus(coarse * square, tilt);
     for (uint32_t b = 0; b < list->blocks; b++)
@@ -116,8 +118,8 @@ static void weigh_list(estimate *e, const clusters_list *list, float coarse) {
             scores[b * SCAN_BLOCK + (uint32_t)__builtin_ctz(mask)] = -INFINITY;
     float most = (e->q->limit - bonus) / scale;
     for (uint32_t k = 0; k < list->blocks * SCAN_BLOCK; k++) scores[k] = scores[k] < most ? scores[k] : most;
-    float sum = s->view->params->kernels->scan->exponentials(scores, list->blocks * SCAN_BLOCK, scale, bonus - e->q->max,
-                                                             &unused);
+    float sum = s->view->params->kernels->scan->exponentials(scores, list->blocks * SCAN_BLOCK, scale,
+                                                             bonus - e->q->max, &unused);
     s->weights[list->cluster] = sum;
     e->read += square * tilt * sum;
 }
