@@ -41,18 +41,12 @@ static void mark_found(clusters_search_state *s) {
     }
 }
 
-static bool is_found(const clusters_search_state *s, const clusters_place *place, uint32_t row) {
-    uint32_t slot = place->first_slot + row;
-    return (s->found_masks[slot / SCAN_BLOCK] >> slot % SCAN_BLOCK & 1) != 0;
-}
-
 /* ---- Weights ---- */
 
 /* The variance of a score whose residual is known up to these errors, at a spread of 1. */
 static float score_variance(const estimate *e, const float *errors) {
-    float variance = 0.0f, scale = e->s->search->scale;
-    for (uint32_t i = 0; i < e->place->at.dim; i++) variance += e->asked->z[i] * e->asked->z[i] * errors[i];
-    return scale * scale * variance;
+    float scale = e->s->search->scale;
+    return scale * scale * segment_query_variance(e->asked, errors, e->place->at.dim);
 }
 
 /* Of a normal variable with this variance, all of which is known to lie less than `below` above its mean: weighing by
@@ -146,28 +140,53 @@ static void add_survivors(estimate *e, uint32_t first, uint32_t end, float large
     }
 }
 
+/* The end of those that are in one list with the first. */
+static uint32_t list_end(const clusters_query *q, uint32_t first) {
+    uint32_t end = first + 1;
+    while (end < q->survivor_count && q->survivor_lists[end] == q->survivor_lists[first]) end++;
+    return end;
+}
+
+/* Logarithms of the weights of survivors [first, end) of a list, none of those that were found, and their tilts. */
+static void weigh_list_survivors(const estimate *e, uint32_t first, uint32_t end, float variance) {
+    const clusters_query *q = e->q;
+    const uint16_t *masks = e->s->found_masks + e->place->first_slot / SCAN_BLOCK;
+    const float shifts[2] = {-q->max, -INFINITY}; /* nobody can predict which were found: a look-up, not a branch */
+    for (uint32_t i = first; i < end; i++) {
+        float score = e->s->search->scale * q->fine[i], tilt = tilt_of(variance, q->limit - score);
+        float log_weight = score + spread_bonus(variance, tilt);
+        uint32_t row = q->rows[i];
+        e->s->tilts[i] = tilt;
+        q->fine[i] = (log_weight < q->limit ? log_weight : q->limit) +
+                     shifts[masks[row / SCAN_BLOCK] >> row % SCAN_BLOCK & 1];
+    }
+}
+
 static void weigh_survivors(estimate *e) {
     clusters_search_state *s = e->s;
     clusters_query *q = e->q;
     const clusters_segment *at = &e->place->at;
     uint32_t first = q->survivor_next, end = first, segment = (uint32_t)(e->place - s->places);
-    float fine = score_variance(e, at->header->plan.fine_error), scale = s->search->scale, largest = 0.0f, unused;
-    for (; end < q->survivor_count && q->lists[q->survivor_lists[end]].segment == segment; end++) {
-        float spread = at->spreads[q->lists[q->survivor_lists[end]].cluster], variance = fine * spread * spread;
-        float score = scale * q->fine[end], tilt = tilt_of(variance, q->limit - score);
-        float log_weight = score + spread_bonus(variance, tilt);
-        s->tilts[end] = tilt;
-        q->fine[end] = is_found(s, e->place, q->rows[end]) ? -INFINITY
-                                                           : (log_weight < q->limit ? log_weight : q->limit) - q->max;
+    float fine = score_variance(e, at->header->plan.fine_error), largest = 0.0f, unused;
+    for (uint32_t next; end < q->survivor_count && q->lists[q->survivor_lists[end]].segment == segment; end = next) {
+        float spread = at->spreads[q->lists[q->survivor_lists[end]].cluster];
+        next = list_end(q, end);
+        weigh_list_survivors(e, end, next, fine * spread * spread);
     }
     s->view->params->kernels->scan->exponentials(q->fine + first, end - first, 1.0f, 0.0f, &unused);
-    for (uint32_t i = first; i < end; i++) {
-        uint32_t cluster = q->lists[q->survivor_lists[i]].cluster;
-        float weight = q->fine[i], spread = at->spreads[cluster];
-        s->weights[cluster] += weight;
-        s->spread_weights[i] = weight * spread;
-        e->fine += weight * spread * spread * s->tilts[i];
-        largest = s->spread_weights[i] > largest ? s->spread_weights[i] : largest;
+    for (uint32_t list = first, next; list < end; list = next) {
+        uint32_t cluster = q->lists[q->survivor_lists[list]].cluster;
+        float spread = at->spreads[cluster], sum = 0.0f, tilted = 0.0f, most = 0.0f;
+        next = list_end(q, list);
+        for (uint32_t i = list; i < next; i++) {
+            sum += q->fine[i];
+            tilted += q->fine[i] * s->tilts[i];
+            most = q->fine[i] > most ? q->fine[i] : most;
+            s->spread_weights[i] = q->fine[i] * spread;
+        }
+        s->weights[cluster] += sum;
+        e->fine += tilted * spread * spread;
+        largest = most * spread > largest ? most * spread : largest;
     }
     add_survivors(e, first, end, largest);
     q->survivor_next = end;

@@ -112,9 +112,7 @@ static void ask_segment(clusters_search_state *s, const clusters_place *place, s
     const clusters_segment *at = &place->at;
     params->kernels->scan->dot_rows(s->query, params->key_dim, at->mean, params->key_dim, 1, &q->offset);
     params->kernels->scan->dot_rows(s->query, params->key_dim, at->to_queries, params->key_dim, at->dim, q->z);
-    float variance = 0.0f;
-    for (uint32_t i = 0; i < at->dim; i++) variance += q->z[i] * q->z[i] * at->header->residual_variances[i];
-    q->deviation = sqrtf(variance);
+    q->deviation = sqrtf(segment_query_variance(q, at->header->residual_variances, at->dim));
     score_centres(s, place, q, bases);
     sketch_coarse_ask(&at->header->plan, q->z, &q->coarse);
     sketch_fine_ask(&at->header->plan, q->z, &q->fine);
@@ -223,12 +221,15 @@ static void refine_list(const clusters_search_state *s, clusters_query *q, const
 }
 
 static void refine(clusters_search_state *s, clusters_query *q) {
-    for (uint32_t i = 0, list = 0; i < q->survivor_count; i++) {
-        while (q->survivors[i] >= q->lists[list].first + q->lists[list].blocks * SCAN_BLOCK) list++;
+    for (uint32_t i = 0, list = 0; i < q->survivor_count; list++) {
         const clusters_list *of = &q->lists[list];
-        q->survivor_lists[i] = list;
-        q->rows[i] =
-            s->places[of->segment].at.first_blocks[of->cluster] * SCAN_BLOCK + q->survivors[i] - of->first;
+        uint32_t end = of->first + of->blocks * SCAN_BLOCK;
+        if (q->survivors[i] >= end) continue;
+        uint32_t row = s->places[of->segment].at.first_blocks[of->cluster] * SCAN_BLOCK - of->first;
+        for (; i < q->survivor_count && q->survivors[i] < end; i++) {
+            q->survivor_lists[i] = list;
+            q->rows[i] = row + q->survivors[i];
+        }
     }
     for (uint32_t first = 0, end; first < q->survivor_count; first = end) { /* a segment at a time */
         uint32_t segment = q->lists[q->survivor_lists[first]].segment;

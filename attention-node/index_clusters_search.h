@@ -77,6 +77,17 @@ typedef struct clusters_search_state {
     size_t bytes;
 } clusters_search_state;
 
+/* The variance of a query's score whose coordinates have these: dim is a multiple of 16. */
+static inline float segment_query_variance(const segment_query *q, const float *variances, uint32_t dim) {
+    enum { LANES = 8 }; /* sums that wait for each other no longer than a register takes */
+    float sums[LANES] = {0};
+    for (uint32_t i = 0; i < dim; i += LANES)
+        for (uint32_t lane = 0; lane < LANES; lane++)
+            sums[lane] += q->z[i + lane] * q->z[i + lane] * variances[i + lane];
+    for (uint32_t lane = 0; lane < LANES / 2; lane++) sums[lane] += sums[lane + LANES / 2];
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 /* Fills search->rest; every query has been over the index, and found is complete. */
 void clusters_estimate(clusters_search_state *state);
 

@@ -109,39 +109,43 @@ void sketch_encode_fine(const sketch_plan *plan, const float *residual, uint8_t 
     }
 }
 
-/* What each nibble adds to a score: every bit doubles the levels that are known. */
-static void nibble_values(const sketch_part *parts, const float *z, float values[16]) {
+/* What each nibble adds to a score: every bit doubles the levels that are known. Least and greatest of them are bounds
+ * to within rounding, since a level is a sum of its bits. */
+static void nibble_values(const sketch_part *parts, const float *z, float values[16], float *least, float *greatest) {
     uint32_t known = 1;
+    float down = 0.0f, up = 0.0f;
     values[0] = 0.0f;
     for (uint32_t p = 0; p < SKETCH_PARTS && parts[p].bits > 0; p++) values[0] += z[parts[p].coordinate] * parts[p].least;
     for (uint32_t p = 0; p < SKETCH_PARTS && parts[p].bits > 0; p++) {
         float step = z[parts[p].coordinate] * parts[p].step;
-        for (uint32_t bit = 0; bit < parts[p].bits; bit++, known *= 2, step *= 2.0f)
+        for (uint32_t bit = 0; bit < parts[p].bits; bit++, known *= 2, step *= 2.0f) {
             for (uint32_t level = 0; level < known; level++) values[known + level] = values[level] + step;
+            down += step < 0.0f ? step : 0.0f;
+            up += step > 0.0f ? step : 0.0f;
+        }
     }
     for (; known < 16; known *= 2)
         for (uint32_t level = 0; level < known; level++) values[known + level] = values[level];
+    *least = values[0] + down;
+    *greatest = values[0] + up;
 }
 
 void sketch_coarse_ask(const sketch_plan *plan, const float *z, sketch_coarse_query *query) {
     float values[SCAN_NIBBLES][16], least[SCAN_NIBBLES], widest = 1e-30f;
     query->bias = 0.0f;
     for (uint32_t n = 0; n < SCAN_NIBBLES; n++) {
-        float greatest = -INFINITY;
-        least[n] = INFINITY;
-        nibble_values(plan->parts[n], z, values[n]);
-        for (uint32_t level = 0; level < 16; level++) {
-            float sum = values[n][level];
-            least[n] = sum < least[n] ? sum : least[n];
-            greatest = sum > greatest ? sum : greatest;
-        }
+        float greatest;
+        nibble_values(plan->parts[n], z, values[n], &least[n], &greatest);
         query->bias += least[n];
         widest = greatest - least[n] > widest ? greatest - least[n] : widest;
     }
     query->step = widest / 255.0f;
-    for (uint32_t n = 0; n < SCAN_NIBBLES; n++)
+    float per_step = 255.0f / widest;
+    for (uint32_t n = 0; n < SCAN_NIBBLES; n++) {
+        uint8_t *table = &query->tables[scan_table(n) * 16];
         for (uint32_t level = 0; level < 16; level++)
-            query->tables[scan_table(n) * 16 + level] = (uint8_t)((values[n][level] - least[n]) / query->step + 0.5f);
+            table[level] = (uint8_t)(int32_t)((values[n][level] - least[n]) * per_step + 0.5f);
+    }
 }
 
 void sketch_fine_ask(const sketch_plan *plan, const float *z, sketch_fine_query *query) {

@@ -237,15 +237,31 @@ static inline unsigned at_least(const float *scores, uint32_t count, float limit
 #endif
 
 static uint32_t count_from(const float *scores, uint32_t count, float limit) {
-    uint32_t found = 0;
-    for (uint32_t i = 0; i < count; i += VEC_LANES)
-        found += (uint32_t)__builtin_popcount(at_least(scores + i, count - i, limit));
+    uint32_t found = 0, i = 0;
+#if defined(__AVX512F__)
+    const vec least = vec_set(limit);
+    __m512i reached = _mm512_setzero_si512();
+    for (; i + VEC_LANES <= count; i += VEC_LANES)
+        reached = _mm512_mask_add_epi32(reached, _mm512_cmp_ps_mask(vec_load(scores + i), least, _CMP_GE_OQ), reached,
+                                        _mm512_set1_epi32(1));
+    found = (uint32_t)_mm512_reduce_add_epi32(reached);
+#endif
+    for (; i < count; i += VEC_LANES) found += (uint32_t)__builtin_popcount(at_least(scores + i, count - i, limit));
     return found;
 }
 
 static uint32_t collect_from(const float *scores, uint32_t count, float limit, uint32_t *indices, uint32_t room) {
-    uint32_t found = 0;
-    for (uint32_t i = 0; i < count; i += VEC_LANES) {
+    uint32_t found = 0, i = 0;
+#if defined(__AVX512F__)
+    __m512i places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (; i < count && found + VEC_LANES <= room; i += VEC_LANES) {
+        __mmask16 mask = (__mmask16)at_least(scores + i, count - i, limit);
+        _mm512_storeu_si512(indices + found, _mm512_maskz_compress_epi32(mask, places));
+        found += (uint32_t)__builtin_popcount(mask);
+        places = _mm512_add_epi32(places, _mm512_set1_epi32(VEC_LANES));
+    }
+#endif
+    for (; i < count; i += VEC_LANES) {
         for (unsigned mask = at_least(scores + i, count - i, limit); mask != 0; mask &= mask - 1) {
             if (found == room) return found;
             indices[found++] = i + (uint32_t)__builtin_ctz(mask);
