@@ -139,14 +139,14 @@ typedef struct attention_stats {
     uint64_t evicted_blocks;
     uint32_t compute_threads; /* that attend; 0: unknown */
     /* Of selections that search; totals since open, times added up over threads. */
-    uint64_t searches; /* one for each row, layer and KV head */
-    uint64_t searched_tokens;                   /* that were found and attended to */
-    uint64_t search_bytes, search_rest_bytes;   /* that searches read, and only estimates read */
-    uint64_t search_ns, found_ns;               /* searching; attending to what was found */
-    uint64_t fetch_ns;                          /* of found_ns: putting found tokens together */
-    uint64_t index_waits, index_wait_ns;        /* of steps, for what was not built yet */
-    uint64_t index_bytes, index_budget_bytes;   /* accounted for open and retained indexes */
-    uint64_t index_lag_tokens;                  /* that are due to be indexed and not in every index yet */
+    uint64_t searches;                        /* one for each row, layer and KV head */
+    uint64_t searched_tokens;                 /* that were found and attended to */
+    uint64_t search_bytes, search_rest_bytes; /* that searches read, and only estimates read */
+    uint64_t search_ns, found_ns;             /* searching; attending to what was found */
+    uint64_t fetch_ns;                        /* of found_ns: putting found tokens together */
+    uint64_t index_waits, index_wait_ns;      /* of steps, for what was not built yet */
+    uint64_t index_bytes, index_budget_bytes; /* accounted for open and retained indexes */
+    uint64_t index_lag_tokens;                /* that are due to be indexed and not in every index yet */
     /* Tiers: bytes of blocks in memory, of pages of cold blocks in memory, and of blocks on disk. */
     uint64_t hot_used_bytes, warm_used_bytes, cold_used_bytes, warm_bytes, cold_bytes;
     uint64_t page_hits, page_misses; /* unit pages of cold blocks that a step asked for */
@@ -182,10 +182,10 @@ typedef struct attention_ops {
     /* What is open under this name, and of its ranges, whoever opened it; at most found_max. For a takeover. */
     hd_status (*sequence_find)(attention *self, uint64_t sequence, attention_found *found, uint32_t found_max,
                                uint32_t *found_count);
-    /* Fetches a sequence from another node, beside steps; asked again and again. HD_PENDING: *tokens are here. HD_OK, to
-     * a length alone: it is open here from now on, with the bytes and the epoch that it has there. Everything else: it is
-     * not, and what came of it may be prefix cache; HD_UNSUPPORTED: it cannot be fetched, HD_FULL: no room, the error says
-     * why. sequence_close gives it up. NULL: there are no other nodes. */
+    /* Fetches a sequence from another node, beside steps; asked again and again. HD_PENDING: *tokens are here. HD_OK,
+     * to a length alone: it is open here from now on, with the bytes and the epoch that it has there. Everything else:
+     * it is not, and what came of it may be prefix cache; HD_UNSUPPORTED: it cannot be fetched, HD_FULL: no room, the
+     * error says why. sequence_close gives it up. NULL: there are no other nodes. */
     hd_status (*sequence_pull)(attention *self, const attention_pull *pull, uint64_t *tokens, hd_error *error);
     /* How many tokens, in whole blocks, sequence_open with these params would find: a hint, for placing it well. */
     hd_status (*prefix_find)(attention *self, const attention_sequence_params *params, uint64_t *cached_tokens);

@@ -16,7 +16,8 @@
  *   LAYER     (layer)                       queries [H, R, G, pad] or nothing | keys, values [kept rows, H, dim]
  *   END                                     a status of every span, u32, or nothing: rows that other nodes lost
  *   RESET     (the prefix cache)
- *   PULL      yes               length      wire_open | address of the node that has it | selection's text; layer: ms to
+ *   PULL      yes               length      wire_open | address of the node that has it | selection's text; layer: ms
+ *   to
  *                                           wait for all of that length. From version 2 on
  *
  * An answer has the call's kind with ATTENTION_ANSWER set, the status in flags, a number in value (OPEN, PREFIX: cached

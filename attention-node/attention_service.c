@@ -10,8 +10,8 @@
 #include "attention-node/service_state.h"
 #include "base/clock.h"
 #include "base/log.h"
-#include "base/trace.h"
 #include "base/memory.h"
+#include "base/trace.h"
 
 #define POLL_NS 100000000ull
 #define PULL_POLL_NS 1000000ull
@@ -107,8 +107,8 @@ static void log_opened(const service_link *link, const attention_sequence_params
     char trace[HD_TRACE_BYTES] = "";
     if (f->part_count > 3) hd_trace_take(f->parts[3].bytes, f->parts[3].count, trace);
     hd_log(HD_LOG_INFO, "sequence_opened",
-           "sequence=%016" PRIx64 " epoch=%" PRIu64 " first_position=%" PRIu64 " cached_tokens=%" PRIu64 " link=%" PRIu64
-           " trace_id=%s",
+           "sequence=%016" PRIx64 " epoch=%" PRIu64 " first_position=%" PRIu64 " cached_tokens=%" PRIu64
+           " link=%" PRIu64 " trace_id=%s",
            params->sequence, params->epoch, params->first_position, cached_tokens, link->number, trace);
 }
 
@@ -438,7 +438,8 @@ static void on_frame(void *context, transport_link *base, const frame *f) {
     service_link *link = context;
     service_answer *a = take_answer(link);
     if (a == NULL || is_out_of_place(link, f) || link->pull.is_waiting) {
-        cut_link(link, a == NULL ? "it calls again before it has taken the answers" : "a call in the middle of another");
+        cut_link(link,
+                 a == NULL ? "it calls again before it has taken the answers" : "a call in the middle of another");
         return;
     }
     if (f->kind == ATTENTION_PULL && link->view != NULL) {

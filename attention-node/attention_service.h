@@ -24,7 +24,8 @@ typedef struct attention_service attention_service;
 typedef struct attention_service_config {
     /* As engine_config's. hot_bytes, warm_bytes and index_bytes add up. */
     uint64_t hot_bytes, warm_bytes, index_bytes;
-    bool index_is_optional; /* where index_bytes are too few for any search they are hot_bytes, and nothing is indexed */
+    bool
+        index_is_optional; /* where index_bytes are too few for any search they are hot_bytes, and nothing is indexed */
     const char *cold_directory;
     uint64_t cold_bytes;
     uint32_t cold_patience_ms;
@@ -34,7 +35,7 @@ typedef struct attention_service_config {
     uint64_t orphan_ms;
     unsigned char key[32]; /* secret of the identity hash */
     const kernel_ops *kernels;
-    hd_pool *pool; /* the service's thread alone runs on it */
+    hd_pool *pool;    /* the service's thread alone runs on it */
     transport *pages; /* for blocks between nodes, driven by a thread of its own; NULL: none are fetched */
 } attention_service_config;
 
@@ -44,7 +45,7 @@ typedef struct attention_service_state {
     uint32_t links;
     /* It was draining when the stats were taken, nothing was held for anybody, and nothing comes any more. */
     bool is_drained;
-    uint32_t pulls;   /* sequences that are being fetched */
+    uint32_t pulls;               /* sequences that are being fetched */
     uint64_t pages_in, pages_out; /* bytes */
     uint32_t head_first, head_count;
     uint64_t busy_ns; /* of the service's thread in layers, since the start or the last reset */

@@ -6,8 +6,8 @@
  *
  *     0 <= whole = come_block <= ask_block <= granted <= end
  *
- *   1. A block counts as whole when its last piece has come and was found right; what was asked for and has not come by a
- *      restart is asked for again from its first unit on, and what still comes of it is HD_STALE.
+ *   1. A block counts as whole when its last piece has come and was found right; what was asked for and has not come by
+ *      a restart is asked for again from its first unit on, and what still comes of it is HD_STALE.
  *   2. Nothing is asked for that has no memory here (granted), or that the source is not known to have (end).
  * No thread, no clock, no memory of its own: a value. */
 #ifndef ATTENTION_NODE_BLOCK_COPY_H

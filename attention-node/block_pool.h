@@ -1,5 +1,5 @@
-/* block_pool.h - the blocks of an attention node: a fixed number of them, frames of memory for their payload, and what is
- * known of each.
+/* block_pool.h - the blocks of an attention node: a fixed number of them, frames of memory for their payload, and what
+ * is known of each.
  *
  *     FREE --take--> OPEN --seal--> SEALED --free--> FREE          SEALED --reopen--> OPEN --free--> FREE
  *     resident (has a frame) --drop_frame--> elsewhere (its bytes are on the cold tier) --give_frame--> resident

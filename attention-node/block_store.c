@@ -117,8 +117,8 @@ static uint32_t spill_some(block_store *store) {
     return count;
 }
 
-/* Drops up to `count` frames of blocks that are on the cold tier as well, in the order of frames: what is adjacent now is
- * taken together again. */
+/* Drops up to `count` frames of blocks that are on the cold tier as well, in the order of frames: what is adjacent now
+ * is taken together again. */
 static uint32_t drop_frames(block_store *store, uint32_t count, bool is_retired_only) {
     uint32_t dropped = 0, frames = store->pool.frames.slot_count;
     pthread_rwlock_wrlock(&store->frames_lock);
@@ -200,7 +200,8 @@ hd_status block_store_visit(block_store *store, uint32_t block, uint32_t stream,
     _Alignas(4096) unsigned char chunks[VISITED_BYTES_MAX];
     uint64_t first = at->page_offset / COLD_CHUNK_BYTES * COLD_CHUNK_BYTES;
     uint64_t end = HD_ALIGN_UP(at->page_offset + at->page_bytes, (uint64_t)COLD_CHUNK_BYTES);
-    hd_status status = cold_store_read(&store->cold, place.slot, at->first_unit + head, &id, first, end - first, chunks);
+    hd_status status =
+        cold_store_read(&store->cold, place.slot, at->first_unit + head, &id, first, end - first, chunks);
     if (status == HD_OK) visit(context, chunks + (at->page_offset - first));
     return status;
 }
@@ -349,8 +350,7 @@ static hd_status open_tiers(block_store *store, const attention_layer_table *tab
                             hd_arena *arena, hd_error *error) {
     for (uint32_t i = 0; i < store->pool.layout.unit_count; i++) {
         if (store->pool.layout.units[i].bytes % COLD_CHUNK_BYTES == 0) continue;
-        return hd_error_set(error, HD_UNSUPPORTED,
-                            "a cold tier needs pages of whole KiB, which this model's are not");
+        return hd_error_set(error, HD_UNSUPPORTED, "a cold tier needs pages of whole KiB, which this model's are not");
     }
     for (uint32_t i = 0; i < table->stream_count; i++) {
         if (store->pool.layout.streams[i].page_bytes <= VISITED_BYTES_MAX - 2 * COLD_CHUNK_BYTES) continue;

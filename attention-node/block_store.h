@@ -1,5 +1,5 @@
-/* block_store.h - who holds which block, what is promised, in which tier its bytes are, and what is given up when memory
- * is needed.
+/* block_store.h - who holds which block, what is promised, in which tier its bytes are, and what is given up when
+ * memory is needed.
  *
  *     total = free + retired (only the prefix cache has it) + held (by open sequences) + dying (its write is not over)
  *     held + reserved <= total, always
@@ -10,8 +10,8 @@
  * With a cold tier there are as many blocks as frames and cold slots together. A sealed block is written behind
  * (spilled) as soon as it is full, so that its frame can be dropped the moment somebody needs one:
  *     RESIDENT --spill--> RESIDENT, being written --poll--> RESIDENT and COLD --make_room--> COLD --load--> both
- * Attention reads what is cold through the page cache (page_cache.h). When the disk takes no more, what is resident stays
- * so, sequences grow as far as frames go, and nothing new is promised.
+ * Attention reads what is cold through the page cache (page_cache.h). When the disk takes no more, what is resident
+ * stays so, sequences grow as far as frames go, and nothing new is promised.
  * Threads: one, but for visit. */
 #ifndef ATTENTION_NODE_BLOCK_STORE_H
 #define ATTENTION_NODE_BLOCK_STORE_H
@@ -60,8 +60,8 @@ uint32_t block_store_available(const block_store *store);
 hd_status block_store_reserve(block_store *store, uint32_t count); /* HD_FULL, and nothing reserved */
 void block_store_unreserve(block_store *store, uint32_t count);
 
-/* Frames for `count` blocks to be taken next. HD_FULL: what is in memory cannot leave it; with a cold tier only, and only
- * where that fails or is too slow. */
+/* Frames for `count` blocks to be taken next. HD_FULL: what is in memory cannot leave it; with a cold tier only, and
+ * only where that fails or is too slow. */
 hd_status block_store_make_room(block_store *store, uint32_t count);
 /* An open block with one reference, out of the caller's reservation. wanted: as block_pool_take. With a cold tier,
  * behind make_room. */
@@ -90,8 +90,8 @@ hd_status block_store_load(block_store *store, block_name block);
 /* A held block whose bytes on disk are bad: nobody finds it any more. */
 void block_store_condemn(block_store *store, block_name block);
 
-/* Shows a page of a held block to `visit`, wherever it is; any thread, also beside the owner's calls. What is on disk is
- * read for this once. HD_IO, HD_CORRUPT; HD_STALE: the block was given up. */
+/* Shows a page of a held block to `visit`, wherever it is; any thread, also beside the owner's calls. What is on disk
+ * is read for this once. HD_IO, HD_CORRUPT; HD_STALE: the block was given up. */
 typedef void block_store_visitor(void *context, const void *page);
 hd_status block_store_visit(block_store *store, uint32_t block_index, uint32_t stream, uint32_t head,
                             block_store_visitor *visit, void *context);

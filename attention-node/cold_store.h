@@ -3,11 +3,11 @@
  *     slot: FREE --write--> being written --poll: HD_OK--> WRITTEN --free--> FREE
  *                                         --poll: error--> (the caller frees it)
  *
- *   1. Writes and frees are done in the order in which they were asked for, by one thread, so a slot may be taken again as
- *      soon as it was freed.
+ *   1. Writes and frees are done in the order in which they were asked for, by one thread, so a slot may be taken again
+ *      as soon as it was freed.
  *   2. A block that is being written stays as it is, resident and sealed, until poll has named it.
- *   3. Every KiB has a checksum seeded by the block's identity, the unit and the place in it. Bytes that lie where other
- *      bytes belong, of another block, head or layer, fail it like flipped bits do.
+ *   3. Every KiB has a checksum seeded by the block's identity, the unit and the place in it. Bytes that lie where
+ *      other bytes belong, of another block, head or layer, fail it like flipped bits do.
  *   4. After a failed write the tier takes nothing for a second. What it has stays readable.
  * Threads: the step thread, but for verify (any) and the writer's own. */
 #ifndef ATTENTION_NODE_COLD_STORE_H

@@ -1,8 +1,8 @@
 /* copy_window.h - how many bytes a copy keeps on their way, so that step frames on the same link do not wait behind it.
  *
  * LEDBAT's idea (RFC 6817): what a piece takes longer than the quickest of late waited in some queue; the window grows
- * while that is less than a target, and shrinks when it is more. So a copy takes what a link has left and keeps its queue
- * short. Between window_min, which a processor that is late for a while must not starve, and window_max.
+ * while that is less than a target, and shrinks when it is more. So a copy takes what a link has left and keeps its
+ * queue short. Between window_min, which a processor that is late for a while must not starve, and window_max.
  * No thread and no clock: times are given. A value. */
 #ifndef ATTENTION_NODE_COPY_WINDOW_H
 #define ATTENTION_NODE_COPY_WINDOW_H

@@ -433,7 +433,8 @@ static hd_status check_int8(const attention_layer_table *table, hd_error *error)
     for (uint32_t i = 0; i < table->stream_count; i++) {
         const attention_stream *s = &table->streams[i];
         if (s->codec != HD_INT8 || s->dim <= KERNEL_INT8_DIM_MAX) continue;
-        return hd_error_set(error, HD_UNSUPPORTED, "--kv-dtype int8 takes heads of at most %u elements, and stream %u has %u",
+        return hd_error_set(error, HD_UNSUPPORTED,
+                            "--kv-dtype int8 takes heads of at most %u elements, and stream %u has %u",
                             KERNEL_INT8_DIM_MAX, i, s->dim);
     }
     return HD_OK;

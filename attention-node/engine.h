@@ -14,18 +14,18 @@
 
 typedef struct engine_config {
     attention_layer_table layers;
-    hd_dtype kv_dtype;      /* HD_BF16, HD_F32 or HD_INT8 */
+    hd_dtype kv_dtype; /* HD_BF16, HD_F32 or HD_INT8 */
     /* The budget of memory: blocks, pages and their tables together stay within hot_bytes + warm_bytes. Without a cold
      * tier both hold blocks. With one, hot holds blocks and warm holds pages of cold blocks. */
     uint64_t hot_bytes, warm_bytes;
     const char *cold_directory; /* NULL: no cold tier */
     uint64_t cold_bytes;        /* files in it, at most */
     uint32_t cold_patience_ms;  /* with the disk about one read, before a step goes on without it; 0: 500 */
-    uint64_t index_bytes;   /* beside it, for indexes and searches; 0: selections that search are refused */
-    uint32_t head_first;    /* of the model's KV heads the table's first: indexes are the same however they are split */
+    uint64_t index_bytes;       /* beside it, for indexes and searches; 0: selections that search are refused */
+    uint32_t head_first; /* of the model's KV heads the table's first: indexes are the same however they are split */
     const struct selection_overrides *overrides; /* or NULL; lent until the engine closes */
-    uint32_t index_builders; /* threads that build indexes; with index_bytes at least 1 */
-    uint32_t step_rows_max; /* rows of a step, at most */
+    uint32_t index_builders;                     /* threads that build indexes; with index_bytes at least 1 */
+    uint32_t step_rows_max;                      /* rows of a step, at most */
     uint32_t sequences_max;
     uint32_t views_max;            /* callers of engine_attach; 0 for none */
     uint32_t snapshots_max;        /* of tables with states: at least sequences_max. Others ignore it */

@@ -1,5 +1,5 @@
-/* engine_bench.c - pages from a source, or random ones: a packed page is a permutation of its elements, so random elements
- * need no packing. */
+/* engine_bench.c - pages from a source, or random ones: a packed page is a permutation of its elements, so random
+ * elements need no packing. */
 #include "attention-node/engine_bench.h"
 
 #include <assert.h>

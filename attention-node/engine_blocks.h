@@ -2,9 +2,9 @@
  *
  * Out: a sequence is looked at, its full blocks are held (nobody writes or frees them), and their pages are read where
  * they lie. The block that is not full is copied, since the next step writes into it.
- * In: a sequence is opened with the tokens that it will have; what the prefix cache has of them is there at once. Then it
- * is extended by blocks of known tokens, whose pages come in any order, and which are committed in theirs. Until it is
- * ended, an import takes no rows, nobody finds it, and its blocks count as its own.
+ * In: a sequence is opened with the tokens that it will have; what the prefix cache has of them is there at once. Then
+ * it is extended by blocks of known tokens, whose pages come in any order, and which are committed in theirs. Until it
+ * is ended, an import takes no rows, nobody finds it, and its blocks count as its own.
  *   1. A page counts when its checksum is the one that the other node recorded as the page was written.
  *   2. Blocks that others have here already are shared, not kept twice, as with every sequence.
  * Threads: as the engine, but for engine_block_page, engine_block_checksum and engine_import_page, which any thread may
@@ -35,8 +35,8 @@ void engine_block_hold(attention *engine, uint64_t sequence, uint32_t first, uin
 /* Whether that is the sequence's block of that number. */
 bool engine_block_is_at(const attention *engine, uint64_t sequence, uint32_t index, block_name block);
 void engine_block_release(attention *engine, block_name block);
-/* The sequence's tokens behind its full blocks, length % 128 of them, and all unit pages of the block that they lie in, one
- * after the other. HD_FULL and disk errors as block_store_load. */
+/* The sequence's tokens behind its full blocks, length % 128 of them, and all unit pages of the block that they lie in,
+ * one after the other. HD_FULL and disk errors as block_store_load. */
 hd_status engine_block_copy_tail(attention *engine, uint64_t sequence, uint32_t *tokens, unsigned char *pages);
 
 uint32_t engine_unit_count(const attention *engine); /* of a block */

@@ -53,8 +53,8 @@ static finder_sizes sizes_of(const attention_layer_table *table, hd_dtype kv_dty
         sizes.rest = largest(sizes.rest, (size_t)group_size * (sizes.value_dim_max + 2) * sizeof(float));
         sizes.keys = largest(sizes.keys, kernel_page_key_bytes(&shape));
         sizes.values = largest(sizes.values, kernel_page_value_bytes(&shape));
-        sizes.queries = largest(sizes.queries,
-                                (size_t)group_size * HD_ALIGN_UP(keys->dim, KERNEL_K_ALIGN) * sizeof(uint16_t));
+        sizes.queries =
+            largest(sizes.queries, (size_t)group_size * HD_ALIGN_UP(keys->dim, KERNEL_K_ALIGN) * sizeof(uint16_t));
     }
     return sizes;
 }
@@ -62,8 +62,7 @@ static finder_sizes sizes_of(const attention_layer_table *table, hd_dtype kv_dty
 /* Of all threads, and where there is a cold tier of what is found ahead of attention. */
 static size_t finders_bytes(const finder_sizes *sizes, uint32_t thread_count, uint32_t found_count) {
     size_t lines = 6 * HD_CACHE_LINE;
-    size_t each =
-        sizes->scratch + sizes->tokens + sizes->keys + sizes->values + sizes->queries + sizes->rest + lines;
+    size_t each = sizes->scratch + sizes->tokens + sizes->keys + sizes->values + sizes->queries + sizes->rest + lines;
     return each * thread_count + (sizes->tokens + sizes->rest + 2 * HD_CACHE_LINE) * found_count;
 }
 
@@ -77,8 +76,10 @@ uint64_t engine_index_bytes(const engine_config *config, const char *text, uint6
         .table = &config->layers, .kernels = config->kernels, .builder_count = config->index_builders};
     uint64_t sets = index_home_bytes(&home, &chosen, tokens);
     if (sets == UINT64_MAX) return UINT64_MAX;
-    return sets + finders_bytes(&sizes, hd_pool_thread_count(config->pool),
-                                config->cold_directory != NULL ? ENGINE_FOUNDS : 0) + HD_CACHE_LINE;
+    return sets +
+           finders_bytes(&sizes, hd_pool_thread_count(config->pool),
+                         config->cold_directory != NULL ? ENGINE_FOUNDS : 0) +
+           HD_CACHE_LINE;
 }
 
 static void *part(unsigned char **next, size_t bytes) {

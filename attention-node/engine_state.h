@@ -42,9 +42,9 @@ typedef struct engine_search_counts {
 /* What a thread of the pool works with. */
 typedef struct engine_thread {
     void *kernel_scratch;
-    kernel_span *spans;  /* [HD_GROUP_TOKENS] */
-    uint64_t *positions; /* [item_rows_max] */
-    float *partials;     /* [partials_per_thread] of partial_floats each */
+    kernel_span *spans;            /* [HD_GROUP_TOKENS] */
+    uint64_t *positions;           /* [item_rows_max] */
+    float *partials;               /* [partials_per_thread] of partial_floats each */
     engine_search_counts searched; /* since the engine opened; the thread alone writes */
 } engine_thread;
 
@@ -82,9 +82,9 @@ typedef struct engine_step {
     bool is_submitted;
     _Atomic size_t ticket;
     size_t ticket_end;
-    bool is_storing;         /* this run of the pool is the layer's first */
-    bool is_finding;         /* sparse tickets only search, for founds[ticket - found_first] and on */
-    bool has_found;          /* they have, and now attend */
+    bool is_storing; /* this run of the pool is the layer's first */
+    bool is_finding; /* sparse tickets only search, for founds[ticket - found_first] and on */
+    bool has_found;  /* they have, and now attend */
     size_t found_first;
     bool is_cold;            /* blocks of its sequences are not in memory */
     uint32_t dropped_frames; /* by then: is_cold has to be looked at again when it has grown */
@@ -133,7 +133,8 @@ typedef struct engine {
     const selection_overrides *overrides;
     index_home *indexes;    /* NULL: none are kept */
     engine_finder *finders; /* [threads] */
-    engine_found *founds;   /* [ENGINE_FOUNDS]: with a cold tier, whose pages have to come before tokens are attended to */
+    engine_found
+        *founds; /* [ENGINE_FOUNDS]: with a cold tier, whose pages have to come before tokens are attended to */
     void *finder_memory;
 
     struct {
@@ -205,8 +206,8 @@ void engine_attend_found(engine *e, const engine_layer *layer, unsigned thread, 
 bool engine_select_rows(engine *e, const engine_layer *layer);
 void engine_ask_selection(const engine *e, const engine_layer *layer, const sequence *s, uint64_t position,
                           uint32_t head, selection_answer *answer);
-/* known: what it has found already; NULL: it searches. is_alone: on the step thread, which sees to it group by group that
- * the pages are in memory. */
+/* known: what it has found already; NULL: it searches. is_alone: on the step thread, which sees to it group by group
+ * that the pages are in memory. */
 void engine_attend_sparse(engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,
                           uint32_t head, const engine_found *known, bool is_alone);
 void engine_find_sparse(engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row,

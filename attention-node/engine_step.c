@@ -23,8 +23,7 @@ static hd_status check_span(engine *e, const attention_rows *rows, sequence **ou
     if (rows->epoch < s->epoch) {
         return hd_error_set(error, HD_STALE, "sequence %llu has epoch %llu now", name, (unsigned long long)s->epoch);
     }
-    if (s->is_importing)
-        return hd_error_set(error, HD_STALE, "sequence %llu is still being copied to this node", name);
+    if (s->is_importing) return hd_error_set(error, HD_STALE, "sequence %llu is still being copied to this node", name);
     if (s->view_in_step != NULL) {
         return hd_error_set(error, HD_STALE, "sequence %llu is in a step of another caller", name);
     }
@@ -244,12 +243,11 @@ uint32_t engine_gather_spans(const engine *e, const engine_layer *layer, const k
         const kv_run *run = &runs[i];
         uint32_t skipped = run->position < begin ? (uint32_t)(begin - run->position) : 0;
         uint64_t run_end = run->position + run->count;
-        spans[count++] =
-            (kernel_span){.keys = engine_page(e, runs, run->block.index, key_stream, head),
-                          .values = engine_page(e, runs, run->block.index, value_stream, head),
-                          .first = run->first + skipped,
-                          .count = (uint32_t)((run_end < end ? run_end : end) - run->position) - skipped,
-                          .position = run->position + skipped};
+        spans[count++] = (kernel_span){.keys = engine_page(e, runs, run->block.index, key_stream, head),
+                                       .values = engine_page(e, runs, run->block.index, value_stream, head),
+                                       .first = run->first + skipped,
+                                       .count = (uint32_t)((run_end < end ? run_end : end) - run->position) - skipped,
+                                       .position = run->position + skipped};
     }
     return count;
 }

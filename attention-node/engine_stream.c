@@ -1,9 +1,9 @@
 /* engine_stream.c - attention over blocks that are not in memory.
  *
- * The pages that a layer needs may be more than the page cache holds. So its tickets are done in rounds: as many as have
- * their pages pinned. While the pool works on one round, the reads of the next one run, and while it works on the last,
- * those that the next layer is likely to begin with. Which rounds there are depends on what is cached; the bits do not,
- * because items are nodes of the merge tree wherever rounds part them. */
+ * The pages that a layer needs may be more than the page cache holds. So its tickets are done in rounds: as many as
+ * have their pages pinned. While the pool works on one round, the reads of the next one run, and while it works on the
+ * last, those that the next layer is likely to begin with. Which rounds there are depends on what is cached; the bits
+ * do not, because items are nodes of the merge tree wherever rounds part them. */
 #include <assert.h>
 
 #include "attention-node/engine_state.h"

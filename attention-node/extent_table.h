@@ -3,8 +3,8 @@
  * Slots are places for blocks, 16 to an extent. Blocks that follow each other in a sequence lie in one extent where
  * that is possible: a sequence that expects n more takes the extent whose longest free run is the smallest that holds
  * min(n, 16), claims that run, and takes the next slots from its claim. Short sequences thus fill the holes and leave
- * whole extents to long ones. Claims are wishes: when nothing else is free, a claimed slot is taken by whoever needs it.
- * Threads: one. */
+ * whole extents to long ones. Claims are wishes: when nothing else is free, a claimed slot is taken by whoever needs
+ * it. Threads: one. */
 #ifndef ATTENTION_NODE_EXTENT_TABLE_H
 #define ATTENTION_NODE_EXTENT_TABLE_H
 

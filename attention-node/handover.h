@@ -7,9 +7,10 @@
  *   COPYING, SWITCHING --refused, lost, no progress, cancel--> ENDING --ended--> IDLE
  *
  * In COPYING the owner asks the receiving node now and then how far it is; that node fetches full blocks from the other
- * one by itself. In SWITCHING the owner stands between two steps: it names the sequence's length, and the receiver fetches
- * the rest, the block that is not full included. When it has all tokens, the sequence is the receiver's as well as the
- * source's, and the owner changes the placement: with a move the source is closed, with a repair both go on as replicas.
+ * one by itself. In SWITCHING the owner stands between two steps: it names the sequence's length, and the receiver
+ * fetches the rest, the block that is not full included. When it has all tokens, the sequence is the receiver's as well
+ * as the source's, and the owner changes the placement: with a move the source is closed, with a repair both go on as
+ * replicas.
  *   1. The placement never names the receiver before it has said that it has every token of every block.
  *   2. Whatever ends a handover before that leaves the sequence as it is. The receiver is told to forget it.
  *   3. A switch takes at most switch_ns, and the next attempt comes no sooner than pause_ns later.
@@ -54,10 +55,11 @@ typedef struct handover {
 void handover_begin(handover *h, const handover_limits *limits, uint64_t now_ns);
 /* Between two steps: what to do, for a sequence of so many tokens. */
 handover_action handover_next(handover *h, uint64_t length, uint64_t now_ns);
-/* What the receiver said to ASK or SWITCH. HD_PENDING: it has `tokens` and goes on. HD_OK: all of them, to SWITCH alone.
- * Everything else ends it. */
+/* What the receiver said to ASK or SWITCH. HD_PENDING: it has `tokens` and goes on. HD_OK: all of them, to SWITCH
+ * alone. Everything else ends it. */
 void handover_answered(handover *h, hd_status status, uint64_t tokens, uint64_t now_ns);
-/* What asked for it is over: the operator has changed his mind, the sequence was cut, closed or taken over, a node lost. */
+/* What asked for it is over: the operator has changed his mind, the sequence was cut, closed or taken over, a node
+ * lost. */
 void handover_cancel(handover *h, hd_status why);
 void handover_adopted(handover *h);
 void handover_ended(handover *h);

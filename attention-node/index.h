@@ -29,9 +29,10 @@
 
 #include "kernels/ops.h"
 
-#define INDEX_GRAIN 1024u       /* tokens: extents are multiples of it */
+#define INDEX_GRAIN 1024u /* tokens: extents are multiples of it */
 #define INDEX_LEVELS 3u
-#define INDEX_LEVEL_TOKENS {INDEX_GRAIN, 16u * INDEX_GRAIN, 128u * INDEX_GRAIN}
+#define INDEX_LEVEL_TOKENS                                                                                             \
+    { INDEX_GRAIN, 16u * INDEX_GRAIN, 128u * INDEX_GRAIN }
 #define INDEX_QUERY_POSITIONS 16u /* of as many positions, one query row is sampled */
 #define INDEX_QUERIES_MAX 32u     /* of one search */
 
@@ -55,9 +56,9 @@ typedef struct index_params {
     const kernel_ops *kernels;
     uint32_t key_dim, value_dim; /* multiples of 16, at most 512 */
     uint64_t keys_max;
-    uint32_t sinks;              /* leading tokens that no search finds or estimates; 16 n < INDEX_GRAIN */
-    uint64_t seed;               /* from the sequence's identity, layer and head; equal seeds and data, equal indexes */
-    bool has_rest;               /* keep what search needs for `rest` */
+    uint32_t sinks; /* leading tokens that no search finds or estimates; 16 n < INDEX_GRAIN */
+    uint64_t seed;  /* from the sequence's identity, layer and head; equal seeds and data, equal indexes */
+    bool has_rest;  /* keep what search needs for `rest` */
 } index_params;
 
 /* Which tokens the segments of a search cover, and how. */
@@ -68,15 +69,15 @@ typedef struct index_extent {
 } index_extent;
 
 typedef struct index_search {
-    const uint16_t *queries;   /* bf16 [query_count, query_stride], the query heads that share this KV head */
-    size_t query_stride;       /* elements, >= key_dim */
-    uint32_t query_count;      /* 1 .. INDEX_QUERIES_MAX */
-    float scale;               /* of q.k in the softmax; tells the estimate how sharp it is */
-    index_extent extent;       /* one for which index_is_ready */
-    uint32_t tokens_each;      /* how many tokens each query asks for, >= 1 */
-    void *scratch;             /* index_search_bytes of the extent and tokens_each, 64-byte aligned; one a thread */
+    const uint16_t *queries; /* bf16 [query_count, query_stride], the query heads that share this KV head */
+    size_t query_stride;     /* elements, >= key_dim */
+    uint32_t query_count;    /* 1 .. INDEX_QUERIES_MAX */
+    float scale;             /* of q.k in the softmax; tells the estimate how sharp it is */
+    index_extent extent;     /* one for which index_is_ready */
+    uint32_t tokens_each;    /* how many tokens each query asks for, >= 1 */
+    void *scratch;           /* index_search_bytes of the extent and tokens_each, 64-byte aligned; one a thread */
     /* Results. */
-    uint32_t *tokens;          /* room for query_count * tokens_each: ascending, each once, for all queries together */
+    uint32_t *tokens; /* room for query_count * tokens_each: ascending, each once, for all queries together */
     uint32_t token_count;
     const kernel_partial *rest; /* NULL, or (with has_rest) the estimate of all covered tokens but the sinks and
                                  * `tokens`, a row per query, in the form that kernel_ops.merge takes */
@@ -97,7 +98,7 @@ size_t index_builder_bytes(const index_params *params);
 size_t index_search_bytes(const index_params *params, uint32_t query_count, uint32_t tokens_each);
 
 hd_status index_open(const index_params *params, const index_source *source, kv_index **out); /* source is copied */
-void index_close(kv_index *self); /* accepts NULL */
+void index_close(kv_index *self);                                                             /* accepts NULL */
 
 /* The query heads of the token at a position that is a multiple of INDEX_QUERY_POSITIONS, in ascending position: bf16
  * [count, stride]. Others are ignored, so a caller may pass every row. A position that is there already keeps its
@@ -117,7 +118,7 @@ hd_status index_fork(const kv_index *source, uint64_t length, uint64_t keys_max,
                      kv_index **out);
 
 hd_status index_builder_open(const index_params *params, index_builder **out); /* seed and keys_max do not matter */
-void index_builder_close(index_builder *builder);                             /* accepts NULL */
+void index_builder_close(index_builder *builder);                              /* accepts NULL */
 /* A piece of the work towards the target, a few milliseconds: HD_PENDING when there is more, HD_OK when the target is
  * reached, HD_NO_MEMORY. A builder that turns to another index forgets the segment that it was at. */
 hd_status index_build(kv_index *self, index_builder *builder);

@@ -144,8 +144,7 @@ static void set_slots(const index_building *building, workspace *w, clusters_seg
     }
 }
 
-static void residual_of(const workspace *w, const clusters_segment *s, uint32_t key,
-                        float *x) {
+static void residual_of(const workspace *w, const clusters_segment *s, uint32_t key, float *x) {
     const float *centre = w->centres + (size_t)w->clusters[key] * s->dim;
     index_points_load(&w->points, key, x);
     for (uint32_t i = 0; i < s->dim; i++) x[i] -= centre[i];

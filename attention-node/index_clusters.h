@@ -11,9 +11,9 @@
 #include "attention-node/index_sketch.h"
 
 enum {
-    CLUSTERS_KEYS = 64,      /* of a cluster, on average */
+    CLUSTERS_KEYS = 64,       /* of a cluster, on average */
     CLUSTERS_CENTRE_DIM = 32, /* of a centre, at most: beyond, it counts as 0 */
-    CLUSTERS_FINE_DIM = 48,  /* coordinates of the fine sketch, at most */
+    CLUSTERS_FINE_DIM = 48,   /* coordinates of the fine sketch, at most */
 };
 
 typedef struct clusters_header {
@@ -26,14 +26,14 @@ typedef struct clusters_segment { /* where the parts of a segment's data lie */
     uint32_t dim, centre_dim;     /* coordinates: of the space, and, fewer, of the centres */
     uint32_t cluster_count, block_max, fine_bytes;
     clusters_header *header;
-    uint16_t *mean, *to_queries;  /* bf16 [key_dim], [dim, key_dim] */
-    kernel_matrix centres;        /* int8, a column each */
-    float *spreads;               /* [cluster_count] of residuals, 1 on average */
+    uint16_t *mean, *to_queries; /* bf16 [key_dim], [dim, key_dim] */
+    kernel_matrix centres;       /* int8, a column each */
+    float *spreads;              /* [cluster_count] of residuals, 1 on average */
     uint32_t *sizes, *first_blocks;
-    uint16_t *block_clusters;     /* [block_max] */
+    uint16_t *block_clusters; /* [block_max] */
     uint8_t *blocks, *fine;
-    uint32_t *tokens;             /* [slots], from the segment's first */
-    kernel_matrix values;         /* with has_rest: bf16, as rows of k the mean value of each cluster, and behind them
+    uint32_t *tokens;     /* [slots], from the segment's first */
+    kernel_matrix values; /* with has_rest: bf16, as rows of k the mean value of each cluster, and behind them
                                    * how values change along each coordinate */
     size_t bytes;
 } clusters_segment;

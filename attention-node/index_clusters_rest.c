@@ -157,8 +157,8 @@ static void weigh_list_survivors(const estimate *e, uint32_t first, uint32_t end
         float log_weight = score + spread_bonus(variance, tilt);
         uint32_t row = q->rows[i];
         e->s->tilts[i] = tilt;
-        q->fine[i] = (log_weight < q->limit ? log_weight : q->limit) +
-                     shifts[masks[row / SCAN_BLOCK] >> row % SCAN_BLOCK & 1];
+        q->fine[i] =
+            (log_weight < q->limit ? log_weight : q->limit) + shifts[masks[row / SCAN_BLOCK] >> row % SCAN_BLOCK & 1];
     }
 }
 
@@ -203,10 +203,10 @@ static float weigh_segment(estimate *e, uint16_t *row) {
     weigh_survivors(e);
     float *moments = s->weights + at->cluster_count, sums[4] = {0};
     for (uint32_t i = 0; i < at->dim; i++)
-        moments[i] = e->moments[i] + s->search->scale * e->asked->z[i] *
-                                         (e->whole * at->header->residual_variances[i] +
-                                          e->read * at->header->plan.coarse_error[i] +
-                                          e->fine * at->header->plan.fine_error[i]);
+        moments[i] =
+            e->moments[i] + s->search->scale * e->asked->z[i] *
+                                (e->whole * at->header->residual_variances[i] +
+                                 e->read * at->header->plan.coarse_error[i] + e->fine * at->header->plan.fine_error[i]);
     for (uint32_t c = 0; c < at->cluster_count; c++) sums[c % 4] += s->weights[c];
     memset(row, 0, at->values.k_padded * sizeof(*row));
     s->view->params->kernels->convert(s->weights, HD_F32, row, HD_BF16, at->cluster_count + at->dim);

@@ -45,8 +45,8 @@ typedef struct clusters_query {
     float found_least;        /* score of the worst that it found; infinity where it found fewer than it asked for */
     /* How far the estimate has come. */
     uint32_t list_next, survivor_next;
-    float max;                /* what exponentials refer to */
-    float limit;              /* what the score of a key that was not found stays below, times scale; at most max */
+    float max;   /* what exponentials refer to */
+    float limit; /* what the score of a key that was not found stays below, times scale; at most max */
 } clusters_query;
 
 typedef struct clusters_search_state {
@@ -72,7 +72,7 @@ typedef struct clusters_search_state {
     float *weights;         /* [cluster_count of a segment + dim]: of clusters, then of their gradients */
     uint16_t *weight_rows;  /* the same in bf16, a row for each query, 64-byte aligned */
     size_t weight_stride;
-    float *out;             /* [query_count, value_dim] */
+    float *out; /* [query_count, value_dim] */
     void *scratch;
     size_t bytes;
 } clusters_search_state;

@@ -1,8 +1,8 @@
 /* index_exact.c - reads every key. Its segments are empty; what it finds is right by definition. */
 #include "attention-node/index_kind.h"
-#include <assert.h>
 #include "attention-node/index_top.h"
 #include "kernels/dtype.h"
+#include <assert.h>
 
 typedef struct exact_scratch {
     uint16_t *keys; /* room for a grain of rows */

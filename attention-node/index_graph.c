@@ -32,21 +32,33 @@ enum {
 };
 
 typedef enum {
-    FIT, PROJECT, TRAIN, ASSIGN, ARRANGE, PLACE, CENTRES, ENCODE, ANSWER, LINK, LINK_BACK, WRITE, DONE
+    FIT,
+    PROJECT,
+    TRAIN,
+    ASSIGN,
+    ARRANGE,
+    PLACE,
+    CENTRES,
+    ENCODE,
+    ANSWER,
+    LINK,
+    LINK_BACK,
+    WRITE,
+    DONE
 } build_phase;
 
 typedef struct workspace { /* of a build; begins its memory, arrays follow */
     index_points points;
-    uint32_t *clusters;      /* [count], by key */
-    uint32_t *places;        /* [count], by key */
-    float *centres;          /* [cluster_count, dim]: means, and then what a search sees of them */
-    uint16_t *means;         /* bf16 [cluster_count, dim] */
-    float *squares;          /* [count] of points' lengths, by place */
-    uint32_t *rows;          /* [count, GRAPH_LINKS], by place: candidates by queries, and then links, as places */
-    uint32_t *offer_counts;  /* [count]: of all that were made, of which the last ones are kept */
-    uint8_t *link_counts;    /* [count] */
-    float *scores;           /* of clusters, or of the keys of some */
-    uint32_t *picks;         /* [QUERY_CLUSTERS] */
+    uint32_t *clusters;     /* [count], by key */
+    uint32_t *places;       /* [count], by key */
+    float *centres;         /* [cluster_count, dim]: means, and then what a search sees of them */
+    uint16_t *means;        /* bf16 [cluster_count, dim] */
+    float *squares;         /* [count] of points' lengths, by place */
+    uint32_t *rows;         /* [count, GRAPH_LINKS], by place: candidates by queries, and then links, as places */
+    uint32_t *offer_counts; /* [count]: of all that were made, of which the last ones are kept */
+    uint8_t *link_counts;   /* [count] */
+    float *scores;          /* of clusters, or of the keys of some */
+    uint32_t *picks;        /* [QUERY_CLUSTERS] */
     uint64_t *items;
 } workspace;
 
@@ -128,8 +140,8 @@ static void arrange(const index_building *building, workspace *w, graph_segment 
 
 static float dot(const index_building *building, const workspace *w, const float *x, uint32_t at) {
     float product;
-    building->params->kernels->scan->dot_rows(x, w->points.space.dim, index_points_at(&w->points, at),
-                                              w->points.stride, 1, &product);
+    building->params->kernels->scan->dot_rows(x, w->points.space.dim, index_points_at(&w->points, at), w->points.stride,
+                                              1, &product);
     return product;
 }
 

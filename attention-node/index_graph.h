@@ -23,16 +23,16 @@ typedef struct graph_header {
     sketch_plan plan;
 } graph_header;
 
-typedef struct graph_segment { /* where the parts of a segment's data lie */
-    uint32_t dim;              /* coordinates of the space */
+typedef struct graph_segment {                  /* where the parts of a segment's data lie */
+    uint32_t dim;                               /* coordinates of the space */
     uint32_t code_bytes, row_bytes, link_bytes; /* of a code, of its row, of a link: 2 or 3 */
     graph_header *header;
     uint16_t *mean, *to_queries; /* bf16 [key_dim], [dim, key_dim] */
     index_centres centres;
-    uint32_t *starts;          /* [cluster count + 1]: the first place of each cluster */
-    uint8_t *rows;             /* [places, row_bytes]: a key's code, and its cluster in 2 bytes; both low half first */
-    uint8_t *links;            /* [places, GRAPH_LINKS] of link_bytes: places, the low byte first */
-    uint32_t *tokens;          /* [places], from the segment's first */
+    uint32_t *starts; /* [cluster count + 1]: the first place of each cluster */
+    uint8_t *rows;    /* [places, row_bytes]: a key's code, and its cluster in 2 bytes; both low half first */
+    uint8_t *links;   /* [places, GRAPH_LINKS] of link_bytes: places, the low byte first */
+    uint32_t *tokens; /* [places], from the segment's first */
     size_t bytes;
 } graph_segment;
 

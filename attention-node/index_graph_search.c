@@ -30,17 +30,17 @@ typedef struct search_state {
     const index_view *view;
     index_search *search;
     segment_query *segments;
-    uint64_t *seen;        /* a bit for each place that was scored */
-    uint64_t *frontier;    /* a heap of items of places, the largest first */
+    uint64_t *seen;     /* a bit for each place that was scored */
+    uint64_t *frontier; /* a heap of items of places, the largest first */
     uint32_t frontier_count;
     uint32_t visits_left;
     index_top best;
     uint64_t *best_items;
-    float *bases;          /* of all segments' clusters */
+    float *bases; /* of all segments' clusters */
     int32_t *sums;
     uint32_t *picks;
-    float *query;          /* [key_dim] */
-    uint32_t *other;       /* room to sort */
+    float *query;    /* [key_dim] */
+    uint32_t *other; /* room to sort */
     size_t bytes;
 } search_state;
 
@@ -163,8 +163,8 @@ static void ask_segment(search_state *s, segment_query *q) {
     scan->dot_rows(s->query, params->key_dim, at->to_queries, params->key_dim, at->dim, z);
     index_centres_score(&at->centres, scan, z, offset, s->sums, s->bases + q->first_cluster);
     sketch_fine_ask(&at->header->plan, z, &q->fine);
-    s->search->bytes_scanned += (at->dim + 1) * params->key_dim * sizeof(uint16_t) + sizeof(graph_header) +
-                                index_centres_bytes(&at->centres);
+    s->search->bytes_scanned +=
+        (at->dim + 1) * params->key_dim * sizeof(uint16_t) + sizeof(graph_header) + index_centres_bytes(&at->centres);
 }
 
 /* A few keys of every segment's best cluster, and all keys of the best of all. */

@@ -30,13 +30,13 @@ struct index_set {
     uint64_t keys_max, bytes; /* bytes: accounted */
     uint32_t full_layers;
     bool has_rest, has_rows, is_retained;
-    bool is_held;   /* no builder begins */
+    bool is_held;           /* no builder begins */
     _Atomic bool is_failed; /* a builder found no memory */
     uint32_t building_count;
     kv_index **indexes; /* [index_count], NULL in layers that have none */
     index_source_context *contexts;
-    uint8_t *states;    /* INDEX_WANTED, INDEX_BUILDING */
-    const kv_run *runs; /* the sequence's */
+    uint8_t *states;               /* INDEX_WANTED, INDEX_BUILDING */
+    const kv_run *runs;            /* the sequence's */
     _Atomic uint32_t sealed_count; /* grows while builders read */
     uint64_t exact_count;
     identity *ids; /* [id_max] of the leading blocks that others may have too */

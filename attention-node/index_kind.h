@@ -24,9 +24,9 @@ typedef struct index_building { /* a segment in the making; a kind may use phase
     const index_source *source;
     const uint16_t *queries; /* [query_count, key_dim], sampled evenly from the tokens before the segment's end */
     uint32_t query_count;
-    uint64_t seed;           /* of this segment */
-    index_segment *segment;  /* range set, data zeroed */
-    void *workspace;         /* workspace_bytes, 64-byte aligned; contents survive from step to step */
+    uint64_t seed;          /* of this segment */
+    index_segment *segment; /* range set, data zeroed */
+    void *workspace;        /* workspace_bytes, 64-byte aligned; contents survive from step to step */
     uint32_t phase, cursor;
 } index_building;
 
@@ -35,17 +35,17 @@ typedef struct index_view { /* what a search may look at */
     const index_source *source;
     const index_segment *const *segments; /* an extent's, in ascending position, without a gap from token 0 */
     uint32_t segment_count;
-    unsigned char *scratch;               /* search_bytes, 64-byte aligned */
+    unsigned char *scratch; /* search_bytes, 64-byte aligned */
 } index_view;
 
 struct index_kind {
     const char *name;
     uint32_t queries_max; /* sampled queries that a build reads; 0: none are kept */
     bool has_rest;        /* its search can estimate the rest */
-    size_t (*segment_bytes)(const index_params *params, uint32_t count);    /* of a segment of so many tokens */
+    size_t (*segment_bytes)(const index_params *params, uint32_t count); /* of a segment of so many tokens */
     size_t (*workspace_bytes)(const index_params *params, uint32_t count);
     size_t (*search_bytes)(const index_params *params, uint32_t query_count, uint32_t tokens_each);
-    bool (*build_step)(index_building *building);                           /* true when the segment is done */
+    bool (*build_step)(index_building *building); /* true when the segment is done */
     /* Writes tokens (ascending, each once, no sinks), token_count, rest where it is asked for, and what was read. */
     void (*search)(const index_view *view, index_search *search);
 };

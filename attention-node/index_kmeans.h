@@ -19,18 +19,18 @@ typedef struct kmeans {
     uint32_t sample_count, rounds;           /* sample_count >= centre_count, unless there are fewer points */
     uint64_t seed;
     /* The state; arrays are the caller's. */
-    float *centres;         /* [centre_count, dim] */
-    float *sums, *bias;     /* [centre_count, dim], [centre_count] */
-    uint32_t *counts;       /* [centre_count] */
-    kernel_matrix packed;   /* of the centres, bf16 */
-    uint16_t *inputs;       /* [KMEANS_CHUNK, dim], 64-byte aligned */
-    float *scores;          /* [KMEANS_CHUNK, centre_count] */
-    void *scratch;          /* kernels->scratch_bytes, 64-byte aligned */
+    float *centres;       /* [centre_count, dim] */
+    float *sums, *bias;   /* [centre_count, dim], [centre_count] */
+    uint32_t *counts;     /* [centre_count] */
+    kernel_matrix packed; /* of the centres, bf16 */
+    uint16_t *inputs;     /* [KMEANS_CHUNK, dim], 64-byte aligned */
+    float *scores;        /* [KMEANS_CHUNK, centre_count] */
+    void *scratch;        /* kernels->scratch_bytes, 64-byte aligned */
     uint32_t round, cursor;
 } kmeans;
 
-void kmeans_begin(kmeans *self);        /* the first centres */
-bool kmeans_train(kmeans *self);        /* a piece; true when the centres are final */
+void kmeans_begin(kmeans *self); /* the first centres */
+bool kmeans_train(kmeans *self); /* a piece; true when the centres are final */
 /* The nearest centres of points [first, first + count). */
 void kmeans_assign(kmeans *self, uint32_t first, uint32_t count, uint32_t *centres);
 

@@ -44,10 +44,8 @@ void index_points_lay_out(index_points *self, const index_params *params, uint32
     self->rows = index_carve_take(carve, INDEX_GRAIN * d * sizeof(uint16_t));
     self->sample = index_carve_take(carve, INDEX_POINTS_SAMPLE * d * sizeof(uint16_t));
     self->dense = index_carve_take(carve, index_space_bytes(params->key_dim));
-    self->clustering = (kmeans){.points = self->points,
-                                .point_stride = self->stride,
-                                .point_count = count,
-                                .dim = INDEX_POINTS_TRAIN_DIM};
+    self->clustering = (kmeans){
+        .points = self->points, .point_stride = self->stride, .point_count = count, .dim = INDEX_POINTS_TRAIN_DIM};
     lay_out_clustering(&self->clustering, params, cluster_count, carve);
     if (carve->base != NULL) kernel_matrix_init(&self->projection, HD_BF16, dim, params->key_dim, projection, NULL);
 }

@@ -13,7 +13,7 @@
 #include "attention-node/index_space.h"
 
 enum {
-    INDEX_POINTS_SAMPLE = 4096,   /* keys that moments are taken of */
+    INDEX_POINTS_SAMPLE = 4096,  /* keys that moments are taken of */
     INDEX_POINTS_QUERIES = 8192, /* more do not make the space better */
     INDEX_POINTS_TRAIN_DIM = 32, /* coordinates that clusters are made by */
 };
@@ -28,7 +28,7 @@ typedef struct index_points {
     float *projected; /* [KMEANS_CHUNK, dim] */
     uint16_t *rows;   /* INDEX_GRAIN keys of the source's */
     uint16_t *sample;
-    float *dense;     /* scratch of index_space_fit */
+    float *dense; /* scratch of index_space_fit */
 } index_points;
 
 /* Takes the arrays from the carve (without memory: only counts). dim <= key_dim coordinates are kept. */

@@ -1,7 +1,8 @@
 /* index_set.c - sets of indexes: opening them from what others had, growing them, and giving them up.
  *
  * Every list and flag that builders look at is under the home's lock. Whoever needs an index to itself (to cut, share
- * or close it) first marks its set as held, which keeps builders from beginning a piece, and waits for those at work. */
+ * or close it) first marks its set as held, which keeps builders from beginning a piece, and waits for those at work.
+ * */
 #include "attention-node/index_set.h"
 
 #include <assert.h>
@@ -39,8 +40,8 @@ static const uint16_t *rows_at(const index_source_context *context, bool is_keys
         uint32_t skipped = (uint32_t)(first + done - run->position), rows = run->count - skipped;
         if (rows > count - done) rows = count - done;
         page_rows copied = {&layer->shape, is_keys, run->first + skipped, rows, room + (size_t)done * dim};
-        hd_status status = block_store_visit(set->home->config.store, run->block.index, stream, context->head,
-                                             copy_rows, &copied);
+        hd_status status =
+            block_store_visit(set->home->config.store, run->block.index, stream, context->head, copy_rows, &copied);
         if (status != HD_OK) memset(copied.room, 0, (size_t)rows * dim * sizeof(*room));
         if (status != HD_OK && status != HD_STALE) index_set_fail(set); /* what is given up is asked for no more */
         done += rows;

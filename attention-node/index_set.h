@@ -7,8 +7,8 @@
  *      then or never. Retained sets give way, the one that was retained first first.
  *   2. A set is a function of the tokens that its sequence begins with. So a sequence that starts from cached blocks
  *      takes the indexes of whoever had the same blocks: a retained set as it is, an open one by a fork, which copies
- *      no segment. Where nobody has them, and the kind learns from queries, the blocks have to be computed again: without
- *      their queries the index would be another one (index_set_reusable).
+ *      no segment. Where nobody has them, and the kind learns from queries, the blocks have to be computed again:
+ *      without their queries the index would be another one (index_set_reusable).
  *   3. Builders run at low priority, beside steps, and take one index after another, those of the oldest sets first. A
  *      step that needs what is not built yet waits (index_set_wait).
  *   4. Where the budget leaves the memory when a set opens, it keeps its keys as rows too, which makes attention to

@@ -115,7 +115,8 @@ static void nibble_values(const sketch_part *parts, const float *z, float values
     uint32_t known = 1;
     float down = 0.0f, up = 0.0f;
     values[0] = 0.0f;
-    for (uint32_t p = 0; p < SKETCH_PARTS && parts[p].bits > 0; p++) values[0] += z[parts[p].coordinate] * parts[p].least;
+    for (uint32_t p = 0; p < SKETCH_PARTS && parts[p].bits > 0; p++)
+        values[0] += z[parts[p].coordinate] * parts[p].least;
     for (uint32_t p = 0; p < SKETCH_PARTS && parts[p].bits > 0; p++) {
         float step = z[parts[p].coordinate] * parts[p].step;
         for (uint32_t bit = 0; bit < parts[p].bits; bit++, known *= 2, step *= 2.0f) {

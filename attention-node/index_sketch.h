@@ -14,8 +14,8 @@
 #include "kernels/scan.h"
 
 enum {
-    SKETCH_DIM_MAX = 64,    /* coordinates that sketches see */
-    SKETCH_PARTS = 4,       /* coordinates that share a nibble, at most */
+    SKETCH_DIM_MAX = 64, /* coordinates that sketches see */
+    SKETCH_PARTS = 4,    /* coordinates that share a nibble, at most */
 };
 
 typedef struct sketch_part {
@@ -26,10 +26,10 @@ typedef struct sketch_part {
 
 typedef struct sketch_plan {
     sketch_part parts[SCAN_NIBBLES][SKETCH_PARTS];
-    uint32_t fine_count;                      /* coordinates with a fine code, even; in this order: */
+    uint32_t fine_count; /* coordinates with a fine code, even; in this order: */
     uint16_t fine_coordinates[SKETCH_DIM_MAX];
-    float fine_step[SKETCH_DIM_MAX];          /* code c of entry i means fine_step[i] * (c - 7.5) */
-    float coarse_error[SKETCH_DIM_MAX];       /* mean squares that the codes leave, by coordinate */
+    float fine_step[SKETCH_DIM_MAX];    /* code c of entry i means fine_step[i] * (c - 7.5) */
+    float coarse_error[SKETCH_DIM_MAX]; /* mean squares that the codes leave, by coordinate */
     float fine_error[SKETCH_DIM_MAX];
 } sketch_plan;
 

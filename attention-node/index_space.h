@@ -14,11 +14,11 @@
 #include <stdint.h>
 
 typedef struct index_space {
-    uint32_t key_dim, dim;   /* dim coordinates, the most important first; dim <= key_dim */
-    float *to_keys;          /* T [dim, key_dim] */
-    float *to_queries;       /* U [dim, key_dim] */
-    float *mean;             /* [key_dim] */
-    float *variances;        /* [dim]: of the keys' coordinates, descending */
+    uint32_t key_dim, dim; /* dim coordinates, the most important first; dim <= key_dim */
+    float *to_keys;        /* T [dim, key_dim] */
+    float *to_queries;     /* U [dim, key_dim] */
+    float *mean;           /* [key_dim] */
+    float *variances;      /* [dim]: of the keys' coordinates, descending */
 } index_space;
 
 size_t index_space_bytes(uint32_t key_dim); /* of the scratch of index_space_fit */

@@ -15,9 +15,9 @@
 #include "kernels/scan.h"
 
 typedef struct index_top {
-    uint64_t *items;      /* index_top_room(wanted) */
+    uint64_t *items; /* index_top_room(wanted) */
     uint32_t wanted, count;
-    uint64_t least;       /* items at or below it are not among the best */
+    uint64_t least; /* items at or below it are not among the best */
 } index_top;
 
 static inline uint32_t index_top_room(uint32_t wanted) {

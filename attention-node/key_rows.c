@@ -58,7 +58,8 @@ hd_status key_rows_add(key_rows *rows, uint64_t position, const uint16_t *keys, 
         uint64_t at = position + i;
         uint32_t slot = (uint32_t)(at % KEY_ROWS_CHUNK);
         key_rows_chunk **chunk = &rows->chunks[at / KEY_ROWS_CHUNK];
-        if (*chunk == NULL && slot == 0 && (*chunk = chunk_open(rows, (uint32_t)(at / KEY_ROWS_CHUNK))) == NULL) return HD_NO_MEMORY;
+        if (*chunk == NULL && slot == 0 && (*chunk = chunk_open(rows, (uint32_t)(at / KEY_ROWS_CHUNK))) == NULL)
+            return HD_NO_MEMORY;
         if (*chunk == NULL || (*chunk)->filled != slot) continue;
         memcpy((*chunk)->rows + (size_t)slot * rows->dim, keys + i * stride, rows->dim * sizeof(uint16_t));
         (*chunk)->filled++;

@@ -3,8 +3,8 @@
  * A page is packed for products with all of its tokens; one token's key lies in as many cache lines as it has pairs of
  * elements (32 for 64 elements), and attending to scattered tokens reads mostly what it does not need. As a row it lies
  * in two. Rows are bf16, exactly what the page has, so whether they are there changes no bit.
- * Rows lie in chunks of 16,384 tokens, in huge pages where they fill some, which forks share. A chunk is filled from its first token on; what is not filled
- * is not there, and its reader goes to the page.
+ * Rows lie in chunks of 16,384 tokens, in huge pages where they fill some, which forks share. A chunk is filled from
+ * its first token on; what is not filled is not there, and its reader goes to the page.
  * Threads: one writes; others read what has been written before they were told of it. */
 #ifndef ATTENTION_NODE_KEY_ROWS_H
 #define ATTENTION_NODE_KEY_ROWS_H

@@ -19,7 +19,8 @@ static bool is_state(const attention_stream *stream) {
 static hd_status check_stream(const attention_layer_table *table, uint32_t index, hd_error *error) {
     const attention_stream *s = &table->streams[index];
     if (s->heads == 0 || s->heads > HEADS_MAX)
-        return hd_error_set(error, HD_INVALID, "stream %u: 'heads' must be at least 1 and at most %u", index, HEADS_MAX);
+        return hd_error_set(error, HD_INVALID, "stream %u: 'heads' must be at least 1 and at most %u", index,
+                            HEADS_MAX);
     if (s->dim == 0 || s->dim > DIM_MAX)
         return hd_error_set(error, HD_INVALID, "stream %u: 'dim' must be at least 1 and at most %u", index, DIM_MAX);
     if ((unsigned)s->codec >= HD_DTYPE_COUNT) {
@@ -112,7 +113,8 @@ uint64_t attention_stream_page_bytes(const attention_stream *stream) {
     uint64_t records = HD_BLOCK_TOKENS / stream->tokens_per_record;
     uint64_t record_bits = HD_ALIGN_UP((uint64_t)stream->dim, KERNEL_K_ALIGN) * hd_dtype_bits(stream->codec);
     if (stream->codec == HD_INT8) { /* whole sectors of a disk, whatever the number of exponents */
-        uint64_t exponents = HD_ALIGN_UP((uint64_t)stream->dim, KERNEL_INT8_GROUP) / KERNEL_INT8_GROUP * sizeof(uint16_t);
+        uint64_t exponents =
+            HD_ALIGN_UP((uint64_t)stream->dim, KERNEL_INT8_GROUP) / KERNEL_INT8_GROUP * sizeof(uint16_t);
         return HD_ALIGN_UP(records * (record_bits / 8 + exponents), SECTOR_BYTES);
     }
     return HD_ALIGN_UP(records * record_bits / 8, (uint64_t)HD_CACHE_LINE);

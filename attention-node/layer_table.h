@@ -57,8 +57,8 @@ uint32_t attention_layer_table_kv_heads(const attention_layer_table *table);
 void attention_layer_table_cut(const attention_layer_table *table, uint32_t first, uint32_t count,
                                attention_stream *streams, attention_layer *layers, attention_layer_table *out);
 
-/* Bytes of one head's page of a stream, records padded to a multiple of 32 elements, those of int8 with their exponents; 0
- * for a state. */
+/* Bytes of one head's page of a stream, records padded to a multiple of 32 elements, those of int8 with their
+ * exponents; 0 for a state. */
 uint64_t attention_stream_page_bytes(const attention_stream *stream);
 /* Bytes of a snapshot of a state, all heads; 0 for pages. */
 uint64_t attention_stream_state_bytes(const attention_stream *stream);

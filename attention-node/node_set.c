@@ -19,7 +19,7 @@
 typedef struct known_node {
     char id[NAME_BYTES], address[RPC_ADDRESS_BYTES];
     bool is_known, is_listed, is_draining;
-    bool is_back; /* announced again: it is tried at once */
+    bool is_back;   /* announced again: it is tried at once */
     bool is_let_go; /* for a lane that has nobody; the step thread's */
     uint32_t index; /* in the sharded attention; the step thread's */
     uint32_t lane;  /* that it has, or had when it was linked last: it is likely to have it still, or to get it again */
@@ -196,8 +196,8 @@ static bool lane_is_announced(const node_set *set, uint32_t lane) {
     return false;
 }
 
-/* Nothing new goes to who is draining or has vanished; but where all of a lane have vanished, those that did not drain take
- * it, for who is linked is alive. */
+/* Nothing new goes to who is draining or has vanished; but where all of a lane have vanished, those that did not drain
+ * take it, for who is linked is alive. */
 static void set_draining(node_set *set) {
     bool drains[PLACEMENT_NODES_MAX], leaves[PLACEMENT_NODES_MAX];
     pthread_mutex_lock(&set->lock);
@@ -215,8 +215,8 @@ static void set_draining(node_set *set) {
 }
 
 /* Workers that meet new nodes at the same time may have given all of them one lane. When everybody who is there is
- * linked and a lane has nobody, every worker lets go of the same node, the last by name where there are several, and the
- * first one that finds it empty takes it for what is missing. */
+ * linked and a lane has nobody, every worker lets go of the same node, the last by name where there are several, and
+ * the first one that finds it empty takes it for what is missing. */
 static void rearrange(node_set *set) {
     known_node *last = NULL;
     if (missing_lane(set) == set->config.lanes) return;

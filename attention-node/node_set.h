@@ -8,8 +8,8 @@
  *   1. With `lanes` head ranges, a node takes the one that it had before, else the one that fewest nodes have; one that
  *      keeps another already keeps it.
  *      When all are linked and a head range has no node, the last by name of a range that has several is let go for it.
- *   2. That membership has lost a node ends nothing: what runs there goes on until the link itself is lost. Nothing new goes
- *      there, unless every node of its heads has vanished: a membership that forgets all of them stops nobody.
+ *   2. That membership has lost a node ends nothing: what runs there goes on until the link itself is lost. Nothing new
+ *      goes there, unless every node of its heads has vanished: a membership that forgets all of them stops nobody.
  *   3. A node that cannot be linked is tried again, after pauses that double from a second to a minute; the step thread
  *      waits for it at most link_ms each time.
  *   4. Links are looked at without requests, too: a worker that has none holds no node back that others miss.

@@ -3,14 +3,14 @@
  *     FREE --pin of a page that is not here--> READING --the read ends--> READ --first use: verified--> GOOD
  *                                                                     \-> LOST (HD_IO)              \-> CORRUPT
  *
- * A pin names a round, a number that grows; a page stays where it is until its last round is released. So many pages are
- * pinned and let go without a list, and control work does not grow with them. Reads of pages that lie side by side on
- * disk are joined.
+ * A pin names a round, a number that grows; a page stays where it is until its last round is released. So many pages
+ * are pinned and let go without a list, and control work does not grow with them. Reads of pages that lie side by side
+ * on disk are joined.
  *   1. All memory is taken at init. When every page is pinned, pin answers false; nothing grows.
  *   2. A page is used only after its checksums, which its block's identity seeds, have been found right.
- *   3. Two ways of giving way: pages that retrieval asked for by second chance (CLOCK), pages of a scan last in, first out.
- *      A scan of more than the cache holds thus finds the part that it left here, where the least recently used one
- *      would find nothing.
+ *   3. Two ways of giving way: pages that retrieval asked for by second chance (CLOCK), pages of a scan last in, first
+ *      out. A scan of more than the cache holds thus finds the part that it left here, where the least recently used
+ *      one would find nothing.
  * Threads: the step thread; use: any thread while the step thread waits for it, with the page pinned. */
 #ifndef ATTENTION_NODE_PAGE_CACHE_H
 #define ATTENTION_NODE_PAGE_CACHE_H
@@ -66,8 +66,8 @@ bool page_cache_pin(page_cache *cache, uint32_t block, uint32_t unit, uint32_t c
 void page_cache_submit(page_cache *cache);                  /* what pins have asked for since the last one */
 void page_cache_release(page_cache *cache, uint64_t round); /* and all before it */
 
-/* The bytes of a pinned page, waited for and verified. HD_IO: the read failed. HD_CORRUPT. HD_TIMED_OUT: the disk has had
- * the read for longer than patience_ns; it goes on. */
+/* The bytes of a pinned page, waited for and verified. HD_IO: the read failed. HD_CORRUPT. HD_TIMED_OUT: the disk has
+ * had the read for longer than patience_ns; it goes on. */
 hd_status page_cache_use(page_cache *cache, uint32_t block, uint32_t unit, uint64_t patience_ns,
                          const unsigned char **bytes);
 

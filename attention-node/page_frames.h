@@ -1,4 +1,5 @@
-/* page_frames.h - what attention nodes say to each other about blocks, as frames (proto/frame.h) of the channel "pages".
+/* page_frames.h - what attention nodes say to each other about blocks, as frames (proto/frame.h) of the channel
+ * "pages".
  *
  * The node that fetches calls, the node that has the blocks answers; nothing is pushed, so the one that fetches decides
  * how much is on its way. A link is about one sequence, and begins with HELLO.
@@ -12,13 +13,13 @@
  *   HELLO   sentence
  *   LOOK    sentence | wire_look | tokens of full blocks from the first one asked for on | tokens of the tail
  *   READ    sentence | wire_piece | checksums of the units' pages, u64, in the order of streams | a unit page ...
- * READ answers come in the order of their calls. LOOK makes the other node hold the full blocks that the sequence has, so
- * that they stay; where its length is the wanted one, also a copy of the block that is not full (the tail), which READ then
- * has under the number behind the last full one. Nothing is held any more when the link ends.
+ * READ answers come in the order of their calls. LOOK makes the other node hold the full blocks that the sequence has,
+ * so that they stay; where its length is the wanted one, also a copy of the block that is not full (the tail), which
+ * READ then has under the number behind the last full one. Nothing is held any more when the link ends.
  *
  * Nodes have different secrets for identities, so what goes by the wire is a chain of hashes under a key that is none
- * (page_chain_*): over weights, type, scope and all tokens up to a block. The fetching node makes it itself from the tokens
- * that it was told, and takes no page of a block with another one.
+ * (page_chain_*): over weights, type, scope and all tokens up to a block. The fetching node makes it itself from the
+ * tokens that it was told, and takes no page of a block with another one.
  * Threads: values. */
 #ifndef ATTENTION_NODE_PAGE_FRAMES_H
 #define ATTENTION_NODE_PAGE_FRAMES_H

@@ -1,7 +1,7 @@
 /* page_mover.h - copies blocks between attention nodes, beside the steps: a thread and connections of its own.
  *
- * The node that is to have a sequence fetches it (page_frames.h): full blocks while the sequence's owner goes on decoding
- * at the other node, then, between two of the owner's steps, the rest.
+ * The node that is to have a sequence fetches it (page_frames.h): full blocks while the sequence's owner goes on
+ * decoding at the other node, then, between two of the owner's steps, the rest.
  *
  *   a pull: LOOKING --> OPENING (by the engine's thread) --> COPYING --pull with the length, and everything is here-->
  *           the sequence is like any other, the pull gone
@@ -10,10 +10,10 @@
  *   1. The mover's thread does I/O, checksums and copies; the engine's thread alone changes what sequences have
  *      (page_mover_tend). They meet under one lock, which neither holds while it copies or waits.
  *   2. Blocks that are fetched from here are held until the link ends: closing their sequence frees nothing under way.
- *   3. A link that is lost is made again twice; whole blocks stay. What fails keeps its blocks as prefix cache, so that the
- *      next attempt begins there.
- *   4. As many bytes are on their way as keep a link busy and no more (copy_window.h). While an owner stands between two
- *      steps, its pull alone asks for more.
+ *   3. A link that is lost is made again twice; whole blocks stay. What fails keeps its blocks as prefix cache, so that
+ *      the next attempt begins there.
+ *   4. As many bytes are on their way as keep a link busy and no more (copy_window.h). While an owner stands between
+ *      two steps, its pull alone asks for more.
  * Threads: as each function says. */
 #ifndef ATTENTION_NODE_PAGE_MOVER_H
 #define ATTENTION_NODE_PAGE_MOVER_H

@@ -94,7 +94,8 @@ bool placement_row_has(const placement_row *row, uint32_t node);
 /* How far the lane's rows reach; UINT64_MAX with a whole one. */
 uint64_t placement_lane_end(const placement *map, placement_heads heads);
 
-/* The different head ranges of usable nodes, ascending. HD_FULL: a head has no node now. HD_INVALID: one has two ranges. */
+/* The different head ranges of usable nodes, ascending. HD_FULL: a head has no node now. HD_INVALID: one has two
+ * ranges. */
 hd_status placement_lanes(const placement_request *request, placement_heads *lanes, uint32_t *lane_count,
                           hd_error *error);
 

@@ -1,7 +1,7 @@
 /* read_queue.h - reads of a file behind the caller's back: many at once, in no order, each ended by a callback.
  *
- * One thread with an io_uring, or, where the kernel refuses that (seccomp profiles of containers often do), a few threads
- * with preadv. What is read, and whether a read fails, does not depend on which.
+ * One thread with an io_uring, or, where the kernel refuses that (seccomp profiles of containers often do), a few
+ * threads with preadv. What is read, and whether a read fails, does not depend on which.
  * Threads: submit from one thread, the owner; done runs on a thread of the queue. */
 #ifndef ATTENTION_NODE_READ_QUEUE_H
 #define ATTENTION_NODE_READ_QUEUE_H

@@ -23,7 +23,7 @@ typedef struct remote_config {
     unsigned char fingerprint[16];
     uint32_t step_rows_max, sequences_max;
     uint64_t answer_ms, link_ms; /* for an answer; for the link and its HELLO (0: answer_ms) */
-    const char *kernels;         /* the worker's table, static: another one at the node gives other bits, and is logged */
+    const char *kernels; /* the worker's table, static: another one at the node gives other bits, and is logged */
 } remote_config;
 
 /* Links and says HELLO. HD_PEER_LOST: nobody there. HD_INVALID, HD_UNSUPPORTED: it does not fit, the error says why. */

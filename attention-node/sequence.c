@@ -71,8 +71,7 @@ static hd_status reserve(sequence_home *home, sequence *s, uint64_t blocks, hd_e
     uint32_t capacity = block_store_capacity(&home->store);
     return hd_error_set(error, HD_FULL, "%llu tokens need room for %llu more now, but only %llu of %llu are free%s",
                         (unsigned long long)s->tokens_max, (unsigned long long)blocks * HD_BLOCK_TOKENS,
-                        (unsigned long long)available * HD_BLOCK_TOKENS,
-                        (unsigned long long)capacity * HD_BLOCK_TOKENS,
+                        (unsigned long long)available * HD_BLOCK_TOKENS, (unsigned long long)capacity * HD_BLOCK_TOKENS,
                         capacity < home->store.pool.block_count ? ": the cold tier takes no writes" : "");
 }
 

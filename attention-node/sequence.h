@@ -38,16 +38,16 @@ typedef struct sequence {
     bool is_private; /* its blocks are never found by identity */
     selection selection;
     struct index_set *indexes; /* the engine's, of a selection that searches; or NULL */
-    uint64_t exact_count; /* positions before attend to everything; what comes later is private but with full */
+    uint64_t exact_count;      /* positions before attend to everything; what comes later is private but with full */
     kv_run *runs;
     uint32_t run_count, sealed_count; /* the first sealed_count runs are of sealed blocks */
     uint64_t length, end, tokens_max;
-    uint32_t reserved; /* blocks */
-    block_claim claim, cold_claim;   /* of frames, and of slots on the cold tier */
-    uint64_t step;                   /* the last one that it had rows in */
-    _Atomic uint32_t step_status;    /* of that step: what else than HD_OK became of its pages */
-    attention *view_in_step;         /* whose step it is in now; NULL for none */
-    bool is_importing;               /* its blocks are being copied here: it takes no rows yet, and nobody finds it */
+    uint32_t reserved;             /* blocks */
+    block_claim claim, cold_claim; /* of frames, and of slots on the cold tier */
+    uint64_t step;                 /* the last one that it had rows in */
+    _Atomic uint32_t step_status;  /* of that step: what else than HD_OK became of its pages */
+    attention *view_in_step;       /* whose step it is in now; NULL for none */
+    bool is_importing;             /* its blocks are being copied here: it takes no rows yet, and nobody finds it */
 } sequence;
 
 /* A position of the caller's, counted from the range's first; what lies outside is cut to its ends. */

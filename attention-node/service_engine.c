@@ -211,8 +211,8 @@ static hd_status take_memory(service_link *link, hd_error *error) {
     uint64_t row_bytes = HD_ALIGN_UP(link->sequences_max * sizeof(attention_rows), line);
     uint64_t token_bytes = HD_ALIGN_UP(rows * sizeof(uint32_t), line);
     uint64_t lost = HD_ALIGN_UP(link->sequences_max * sizeof(uint32_t), line);
-    unsigned char *next =
-        hd_alloc(row_bytes + token_bytes + 2 * keys + SERVICE_ANSWERS * (output + out + 2 * sums + lost), HD_CACHE_LINE);
+    unsigned char *next = hd_alloc(
+        row_bytes + token_bytes + 2 * keys + SERVICE_ANSWERS * (output + out + 2 * sums + lost), HD_CACHE_LINE);
     link->owned_max = s->hello.sequences_max;
     link->owned = hd_alloc(link->owned_max * sizeof(*link->owned), HD_CACHE_LINE);
     link->memory = next;

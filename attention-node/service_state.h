@@ -90,7 +90,7 @@ void service_link_end(service_link *link); /* its step is rolled back, its seque
 /* service_engine.c */
 hd_status service_hello(service_link *link, const frame *f, hd_error *error);
 void service_engine_close(attention_service *service);
-void service_own(service_link *link, uint64_t name, uint64_t epoch); /* and nobody else does */
+void service_own(service_link *link, uint64_t name, uint64_t epoch);          /* and nobody else does */
 service_link *service_owner(const attention_service *service, uint64_t name); /* NULL: nobody */
 void service_disown(service_link *link, uint64_t name);
 void service_close_owned(service_link *link); /* what no newer epoch has taken */

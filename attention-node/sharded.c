@@ -321,7 +321,8 @@ static void add_stats(attention_stats *sum, const attention_stats *of) {
 static void read_stats(const attention *self, attention_stats *stats) {
     const sharded *s = sharded_home(self);
     uint64_t budget_bytes = 0, block_bytes = 0, blocks_whole = UINT64_MAX, index_budget_bytes = UINT64_MAX;
-    uint64_t step_wait_ns = 0, layer_work_ns = 0; /* nodes are waited for one after the other, and work at the same time */
+    uint64_t step_wait_ns = 0,
+             layer_work_ns = 0; /* nodes are waited for one after the other, and work at the same time */
     bool has_lane = false;
     for (uint32_t head = 0; head < s->kv_heads;) {
         attention_stats lane = {.budget_bytes = 0}, node;
@@ -406,8 +407,8 @@ bool sharded_step_take_memory(sharded *s) {
     s->step.lost = hd_alloc(sequences * sizeof(hd_status), HD_CACHE_LINE);
     s->step.merges = hd_alloc((uint64_t)sequences * s->kv_heads * sizeof(shard_merge), HD_CACHE_LINE);
     s->step.parts = hd_alloc((uint64_t)sequences * PLACEMENT_ROWS_MAX * sizeof(shard_part), HD_CACHE_LINE);
-    return s->step.first_rows != NULL && s->step.counts != NULL && s->step.staged != NULL && s->step.lost != NULL && s->step.merges != NULL &&
-           s->step.parts != NULL;
+    return s->step.first_rows != NULL && s->step.counts != NULL && s->step.staged != NULL && s->step.lost != NULL &&
+           s->step.merges != NULL && s->step.parts != NULL;
 }
 
 static void close_all(attention *self) {

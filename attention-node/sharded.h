@@ -2,8 +2,8 @@
  *
  * Each node (an engine, or a remote one) has a range of the KV heads. Where a sequence lies is its placement. Every
  * node gets the rows that concern it, and all of them work at the same time where they are remote. Whole rows answer
- * with finished output for their heads; ranges of positions answer with partial results, which are merged here in the order
- * of the one tree (merge_tree.h), so that the bits are those of one engine.
+ * with finished output for their heads; ranges of positions answer with partial results, which are merged here in the
+ * order of the one tree (merge_tree.h), so that the bits are those of one engine.
  *   1. Opening and beginning a step reserve on every node or on none. All nodes begin a step at the same time, and end
  *      it so.
  *   2. On a node, range n of a sequence goes by a name that is a function of the caller's name and n (sharded_name),
@@ -35,7 +35,7 @@ typedef struct sharded_config {
     uint32_t step_rows_max, sequences_max;
     uint64_t range_min; /* as placement.h */
     uint32_t replicas;
-    bool stage_where_faster; /* prompts are staged only where this process computes more than their nodes */
+    bool stage_where_faster;   /* prompts are staged only where this process computes more than their nodes */
     const kernel_ops *kernels; /* merges */
     hd_pool *pool;             /* likewise; idle while the caller waits */
     /* Before a sequence is opened and before a step begins: the time for nodes to come and go. NULL for none. */

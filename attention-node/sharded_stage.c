@@ -2,8 +2,8 @@
  *
  * A staged row has this process's own engine in front of its nodes, so that answers for it and its nodes only store,
  * which is what a replica does: each chunk is written through as it is made, and what is merged, in which order, stays
- * as it is. Rows that nodes have something of already are answered there, and so is what there was no room for. When the
- * prompt is there, the engine lets go of it, and nothing has to be moved. */
+ * as it is. Rows that nodes have something of already are answered there, and so is what there was no room for. When
+ * the prompt is there, the engine lets go of it, and nothing has to be moved. */
 #include <assert.h>
 
 #include "attention-node/selection.h"

@@ -230,8 +230,8 @@ static void post_end(sharded *s) {
         shard_node *node = &s->nodes[i];
         if (!node->is_begun) continue;
         node->is_begun = false;
-        /* Also one that another view has lost: this view's link may stand, and a layer's answer still be on its way into
-         * tensors that are the next step's then. */
+        /* Also one that another view has lost: this view's link may stand, and a layer's answer still be on its way
+         * into tensors that are the next step's then. */
         (void)is_lost_since(s, i);
         hd_status status = node->attention->ops->step_end_post(node->attention);
         node->is_pending = status == HD_PENDING;
@@ -384,7 +384,8 @@ hd_status sharded_step_submit(attention *self, const attention_layer_call *call)
     sharded *s = sharded_of(self);
     assert(s->step.is_open);
     if (s->step.status != HD_OK) return s->step.status;
-    if (call->layer >= s->config.layers.layer_count || call->queries.dtype != kernel_row_dtype(s->config.kv_dtype)) return HD_INVALID;
+    if (call->layer >= s->config.layers.layer_count || call->queries.dtype != kernel_row_dtype(s->config.kv_dtype))
+        return HD_INVALID;
     s->step.call = *call;
     for (uint32_t i = 0; i < s->node_count; i++) {
         shard_node *node = &s->nodes[i];
@@ -438,8 +439,7 @@ hd_status sharded_step_lost(attention *self, uint32_t span) {
     for (uint32_t i = 0; i < s->node_count; i++) {
         const shard_node *node = &s->nodes[i];
         for (uint32_t k = 0; node->is_begun && !node->is_lost && k < node->span_count; k++) {
-            if (node->spans[k].span == span)
-                lost = worse(lost, node->attention->ops->step_lost(node->attention, k));
+            if (node->spans[k].span == span) lost = worse(lost, node->attention->ops->step_lost(node->attention, k));
         }
     }
     return lost;

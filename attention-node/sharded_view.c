@@ -1,7 +1,8 @@
 /* sharded_view.c - a second step at a time: links of its own to the nodes, and the home's sequences.
  *
  * A view's nodes have the home's indices, so placements mean the same in both. What becomes of a node (it comes, is
- * lost, goes) is decided at the home and told to the views; only a step that the view itself has open finds a loss first. */
+ * lost, goes) is decided at the home and told to the views; only a step that the view itself has open finds a loss
+ * first. */
 #include <assert.h>
 
 #include "attention-node/sharded_state.h"

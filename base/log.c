@@ -46,9 +46,9 @@ void hd_log(hd_log_level level, const char *event, const char *pairs_format, ...
     clock_gettime(CLOCK_REALTIME, &now);
     gmtime_r(&now.tv_sec, &utc);
     size_t used = strftime(line, sizeof(line), "time=%Y-%m-%dT%H:%M:%S", &utc);
-    int head = snprintf(line + used, sizeof(line) - used, ".%03ldZ level=%s %sevent=%s ", now.tv_nsec / 1000000,
-                        level_names[level],
-                        atomic_load_explicit(&has_origin, memory_order_acquire) ? origin : "", event);
+    int head =
+        snprintf(line + used, sizeof(line) - used, ".%03ldZ level=%s %sevent=%s ", now.tv_nsec / 1000000,
+                 level_names[level], atomic_load_explicit(&has_origin, memory_order_acquire) ? origin : "", event);
     if (head < 0) return;
     used += (size_t)head < sizeof(line) - used ? (size_t)head : sizeof(line) - used - 1;
 

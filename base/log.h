@@ -9,8 +9,8 @@
 typedef enum { HD_LOG_DEBUG, HD_LOG_INFO, HD_LOG_WARN, HD_LOG_ERROR } hd_log_level;
 
 void hd_log_set_level(hd_log_level minimum);
-/* This node's name, cut to 127 bytes: every line says it from now on, as origin=... Once, before there are threads that log
- * much: a line that is written meanwhile may be without it. */
+/* This node's name, cut to 127 bytes: every line says it from now on, as origin=... Once, before there are threads that
+ * log much: a line that is written meanwhile may be without it. */
 void hd_log_set_origin(const char *name);
 
 /* event is a short snake_case word; pairs_format prints "key=value key=value" with strings already quoted through %s of

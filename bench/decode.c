@@ -25,7 +25,7 @@
 #define EPOCH 1u
 #define STEPS_MIN 3u /* of a timed series, however long they take */
 #define SERIES_NS 20000000000u
-#define CHUNK_REPEATS 2u /* the best counts */
+#define CHUNK_REPEATS 2u                 /* the best counts */
 #define REGION_BYTES ((size_t)512 << 20) /* read to measure the bandwidth: far more than the caches hold */
 
 typedef struct sequence {
@@ -45,8 +45,8 @@ typedef struct bench {
     bench_random random;
     synthetic_steps synthetic; /* opened when a depth is filled with made-up keys and values */
     bool has_synthetic;        /* the sequences are filled from it */
-    void *region;     /* [REGION_BYTES] */
-    double bandwidth; /* bytes a second, at the start of the run */
+    void *region;              /* [REGION_BYTES] */
+    double bandwidth;          /* bytes a second, at the start of the run */
     FILE *table;
     json_t *decode, *chunks, *prefills; /* borrowed from the report */
 } bench;
@@ -126,15 +126,17 @@ static hd_status sequence_begin(bench *b, sequence *s, uint64_t prompt_count, ui
     b->config->attention->ops->stats(b->config->attention, &stats);
     uint64_t fits = stats.blocks_total * HD_BLOCK_TOKENS, full_up_to = b->config->full_up_to;
     char chosen[SELECTION_TEXT_BYTES];
-    hd_status status = selection_resolve(b->config->selection, tokens_max, full_up_to < fits ? full_up_to : fits,
-                                         chosen, error);
+    hd_status status =
+        selection_resolve(b->config->selection, tokens_max, full_up_to < fits ? full_up_to : fits, chosen, error);
     if (status != HD_OK) return status;
     s->name = ++b->next_name;
     s->length = 0;
     s->next_token = 0;
-    attention_sequence_params params = {
-        .sequence = s->name, .epoch = EPOCH, .tokens_max = tokens_max, .prompt_count = prompt_count,
-        .selection = chosen};
+    attention_sequence_params params = {.sequence = s->name,
+                                        .epoch = EPOCH,
+                                        .tokens_max = tokens_max,
+                                        .prompt_count = prompt_count,
+                                        .selection = chosen};
     uint64_t cached_tokens;
     attention *a = &b->attention.base;
     return a->ops->sequence_open(a, &params, &cached_tokens, error);
@@ -245,7 +247,8 @@ static void print_searches(bench *b, const step_times *times, size_t steps, doub
     fprintf(b->table, "%16s  a step of %.2f ms: search %.2f, fetch %.2f, attention %.2f, other %.2f\n", "", total_ms,
             search_ms, fetch_ms, attention_ms - search_ms - fetch_ms, total_ms - attention_ms);
     fprintf(b->table,
-            "%16s  a search: %.0f tokens found, %.1f KiB read and %.1f KiB for the rest; indexes %.1f MiB, filled and built "
+            "%16s  a search: %.0f tokens found, %.1f KiB read and %.1f KiB for the rest; indexes %.1f MiB, filled and "
+            "built "
             "in %.1f s\n",
             "", (double)found.searched_tokens * each, (double)found.search_bytes * each / 1024,
             (double)found.search_rest_bytes * each / 1024, (double)found.index_bytes / (1 << 20), times->ready_s);
@@ -258,8 +261,8 @@ static json_t *searches_json(const bench *b, const step_times *times, size_t ste
     return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:f}", "search_ms", step_ms(b, found.search_ns, steps),
                      "fetch_ms", step_ms(b, found.fetch_ns, steps), "found_ms", step_ms(b, found.found_ns, steps),
                      "tokens", (double)found.searched_tokens * each, "bytes", (double)found.search_bytes * each,
-                     "rest_bytes", (double)found.search_rest_bytes * each, "index_bytes",
-                     (json_int_t)found.index_bytes, "ready_s", times->ready_s);
+                     "rest_bytes", (double)found.search_rest_bytes * each, "index_bytes", (json_int_t)found.index_bytes,
+                     "ready_s", times->ready_s);
 }
 
 /* What came from the cold tier in the timed steps, and what of its pages was in memory. */
@@ -285,7 +288,8 @@ static tier_figures tiers_of(const bench *b, const step_times *times, size_t ste
                          ((double)c->model->layer_count * c->model->kv_heads);
     return (tier_figures){.is_there = true,
                           .misses = (double)misses / (double)steps,
-                          .missed_bytes = pages > 0 ? tokens / (double)steps * token_bytes * (double)misses / pages : 0.0,
+                          .missed_bytes =
+                              pages > 0 ? tokens / (double)steps * token_bytes * (double)misses / pages : 0.0,
                           .hit_rate = hits + misses > 0 ? (double)hits / (double)(hits + misses) : 1.0,
                           .read_bytes = read,
                           .read_rate = read / (attention_ms * 1e-3),
@@ -297,11 +301,12 @@ static tier_figures tiers_of(const bench *b, const step_times *times, size_t ste
 
 static void print_tiers(bench *b, const tier_figures *t) {
     if (!t->is_there) return;
-    fprintf(b->table,
-            "%16s  a step: %.1f MiB read from disk at %.2f GB/s; of the pages of cold blocks %.1f %% were in memory; hot "
-            "%.0f MiB, warm %.0f MiB, cold %.0f MiB; resident %.0f MiB\n",
-            "", t->read_bytes / (1 << 20), t->read_rate * 1e-9, 100 * t->hit_rate, t->hot_bytes / (1 << 20),
-            t->warm_bytes / (1 << 20), t->cold_bytes / (1 << 20), t->resident_bytes / (1 << 20));
+    fprintf(
+        b->table,
+        "%16s  a step: %.1f MiB read from disk at %.2f GB/s; of the pages of cold blocks %.1f %% were in memory; hot "
+        "%.0f MiB, warm %.0f MiB, cold %.0f MiB; resident %.0f MiB\n",
+        "", t->read_bytes / (1 << 20), t->read_rate * 1e-9, 100 * t->hit_rate, t->hot_bytes / (1 << 20),
+        t->warm_bytes / (1 << 20), t->cold_bytes / (1 << 20), t->resident_bytes / (1 << 20));
     if (t->missed_bytes == 0.0) return;
     fprintf(b->table, "%16s  that is %.1f times the %.2f MiB of the tokens found and not in memory\n", "",
             t->read_bytes / t->missed_bytes, t->missed_bytes / (1 << 20));
@@ -310,9 +315,9 @@ static void print_tiers(bench *b, const tier_figures *t) {
 static json_t *tiers_json(const tier_figures *t) {
     if (!t->is_there) return json_null();
     return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "page_hit_rate", t->hit_rate, "read_bytes",
-                     t->read_bytes, "page_misses", t->misses, "missed_token_bytes", t->missed_bytes,
-                     "read_bytes_per_s", t->read_rate, "hot_bytes", t->hot_bytes, "warm_bytes", t->warm_bytes,
-                     "cold_bytes", t->cold_bytes, "resident_bytes", t->resident_bytes);
+                     t->read_bytes, "page_misses", t->misses, "missed_token_bytes", t->missed_bytes, "read_bytes_per_s",
+                     t->read_rate, "hot_bytes", t->hot_bytes, "warm_bytes", t->warm_bytes, "cold_bytes", t->cold_bytes,
+                     "resident_bytes", t->resident_bytes);
 }
 
 static void report_decode(bench *b, uint64_t depth, bool is_synthetic, step_times *times) {
@@ -332,13 +337,13 @@ static void report_decode(bench *b, uint64_t depth, bool is_synthetic, step_time
     print_tiers(b, &tiers);
     fflush(b->table);
     json_t *row = json_pack("{s:I, s:i, s:b, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "depth", (json_int_t)depth,
-                            "batch", (int)c->batch, "synthetic_kv", (int)is_synthetic, "steps",
-                            (json_int_t)total.count, "step_ms_median", total.median, "step_ms_min", total.min,
-                            "step_ms_p90", total.p90, "tokens_per_s", 1e3 * c->batch / total.median, "attention_ms",
-                            attention_ms.median, "begin_ms", begin_ms.median, "other_ms", other_ms);
-    json_t *limits = json_pack("{s:f, s:f, s:f, s:f, s:f}", "read_bytes", bytes, "read_bytes_per_s", rate,
-                               "kv_read_bytes_per_s", kv_rate, "read_bandwidth_bytes_per_s", bandwidth.median,
-                               "bandwidth_share", share);
+                            "batch", (int)c->batch, "synthetic_kv", (int)is_synthetic, "steps", (json_int_t)total.count,
+                            "step_ms_median", total.median, "step_ms_min", total.min, "step_ms_p90", total.p90,
+                            "tokens_per_s", 1e3 * c->batch / total.median, "attention_ms", attention_ms.median,
+                            "begin_ms", begin_ms.median, "other_ms", other_ms);
+    json_t *limits =
+        json_pack("{s:f, s:f, s:f, s:f, s:f}", "read_bytes", bytes, "read_bytes_per_s", rate, "kv_read_bytes_per_s",
+                  kv_rate, "read_bandwidth_bytes_per_s", bandwidth.median, "bandwidth_share", share);
     json_object_update(row, limits);
     json_decref(limits);
     json_object_set_new(row, "searches", searches_json(b, times, total.count));
@@ -517,8 +522,7 @@ hd_status bench_decode_run(const bench_decode_config *config, hd_error *error) {
                             .rows_max = config->batch_tokens_max,
                             .spans_max = config->batch,
                             .logits_rows_max = config->batch};
-    hd_status status = b.rope != NULL && b.sequences != NULL && b.spans != NULL && b.tokens != NULL &&
-                               b.region != NULL
+    hd_status status = b.rope != NULL && b.sequences != NULL && b.spans != NULL && b.tokens != NULL && b.region != NULL
                            ? forward_open(&shape, &b.forward)
                            : HD_NO_MEMORY;
     if (status != HD_OK) hd_error_set(error, status, "no memory for a step of %u rows", config->batch_tokens_max);

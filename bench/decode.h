@@ -2,9 +2,9 @@
  *
  * For every depth: sequences are opened and filled to it, then a batch of one row each is decoded, then one chunk of a
  * prompt is run at that depth. Depths up to prefill_up_to tokens (of all sequences together) are filled by real
- * prefill; deeper ones with synthetic keys and values, because prefill is quadratic; the report says which it was. Where
- * they are synthetic, steps ask heads like a trained model's (synthetic_steps.h), and the report says how far the output
- * is from exact attention. Times are split into attention and the rest by a timer around the
+ * prefill; deeper ones with synthetic keys and values, because prefill is quadratic; the report says which it was.
+ * Where they are synthetic, steps ask heads like a trained model's (synthetic_steps.h), and the report says how far the
+ * output is from exact attention. Times are split into attention and the rest by a timer around the
  * attention interface.
  * Threads: runs on the calling thread as the step thread; the pool must be free. */
 #ifndef BENCH_DECODE_H
@@ -32,15 +32,15 @@ typedef struct bench_decode_config {
     const model_weights *weights;
     const kernel_ops *kernels;
     hd_pool *pool;
-    attention *attention;      /* an engine; lent, empty */
-    bench_list depths;         /* decode at these */
-    bench_list prefills;       /* prompts of these lengths, from nothing */
-    uint32_t batch;            /* sequences that decode together */
-    uint32_t chunk;            /* tokens of a prompt's chunk at each depth but 0; 0: none */
-    uint32_t steps;            /* decode steps to time at each depth, less where they take long */
-    uint32_t batch_tokens_max; /* rows of a step: the chunks of a prefill */
+    attention *attention;               /* an engine; lent, empty */
+    bench_list depths;                  /* decode at these */
+    bench_list prefills;                /* prompts of these lengths, from nothing */
+    uint32_t batch;                     /* sequences that decode together */
+    uint32_t chunk;                     /* tokens of a prompt's chunk at each depth but 0; 0: none */
+    uint32_t steps;                     /* decode steps to time at each depth, less where they take long */
+    uint32_t batch_tokens_max;          /* rows of a step: the chunks of a prefill */
     uint64_t prefill_up_to, full_up_to; /* full_up_to: of the selection auto */
-    const char *json_path; /* NULL: none; "-": standard output */
+    const char *json_path;              /* NULL: none; "-": standard output */
 } bench_decode_config;
 
 hd_status bench_decode_run(const bench_decode_config *config, hd_error *error);

@@ -111,8 +111,8 @@ static hd_status read_reference(bench *b, hd_error *error) {
     fclose(file);
     b->has_reference = is_whole;
     if (is_whole) return HD_OK;
-    return hd_error_set(error, HD_INVALID, "--reference %s is not of %u tokens and %u logits each", path, b->config->steps,
-                        b->vocabulary);
+    return hd_error_set(error, HD_INVALID, "--reference %s is not of %u tokens and %u logits each", path,
+                        b->config->steps, b->vocabulary);
 }
 
 static hd_status write_reference(const bench *b, hd_error *error) {

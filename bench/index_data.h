@@ -14,10 +14,10 @@ typedef struct index_data {
     safetensors *file;
     uint32_t key_dim, value_dim, key_count, query_count, test_count;
     const uint16_t *keys, *values, *queries, *tests; /* bf16 rows; key_count is a whole number of index grains */
-    uint16_t *drawn;     /* values that are not the file's, or NULL */
+    uint16_t *drawn;                                 /* values that are not the file's, or NULL */
     float scale;
-    uint32_t *best;      /* [test_count, INDEX_DATA_BEST] tokens */
-    float *outputs;      /* [output_count, value_dim] attention of the first tests */
+    uint32_t *best; /* [test_count, INDEX_DATA_BEST] tokens */
+    float *outputs; /* [output_count, value_dim] attention of the first tests */
     uint32_t output_count;
 } index_data;
 

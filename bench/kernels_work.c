@@ -300,8 +300,8 @@ hd_status kernels_work_each(const kernels_memory *memory, void (*each)(const ker
     static const uint32_t few[] = {1, 4, 8};
     hd_status status = HD_OK;
     for (size_t i = 0; status == HD_OK && i < sizeof(attention) / sizeof(attention[0]); i++)
-        status = attention_each(memory, attention[i].dtype, attention[i].dim, attention[i].rows, attention[i].tokens, each,
-                                context);
+        status = attention_each(memory, attention[i].dtype, attention[i].dim, attention[i].rows, attention[i].tokens,
+                                each, context);
     for (size_t i = 0; status == HD_OK && i < 4; i++)
         status = matmul_each(memory, i < 2 ? HD_BF16 : HD_INT8, 512, large[i % 2][0], large[i % 2][1], each, context);
     for (size_t i = 0; status == HD_OK && i < 6; i++)

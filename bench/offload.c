@@ -257,7 +257,8 @@ static void report(bench *b, const remote_traffic *traffic, double seconds, cons
 /* Random signs and mantissas of moderate size, as bf16 or as f32. */
 static uint16_t *draw_rows(bench *b) {
     const bench_offload_config *c = b->config;
-    uint64_t row_bytes = (uint64_t)c->model->kv_heads * c->model->head_dim * hd_dtype_bits(kernel_row_dtype(c->kv_dtype)) / 8;
+    uint64_t row_bytes =
+        (uint64_t)c->model->kv_heads * c->model->head_dim * hd_dtype_bits(kernel_row_dtype(c->kv_dtype)) / 8;
     uint16_t *rows = hd_alloc(c->rows_max * row_bytes, HD_CACHE_LINE);
     for (uint64_t i = 0; rows != NULL && i < c->rows_max * row_bytes / 2; i++)
         rows[i] = (uint16_t)((bench_random_u64(&b->random) & 0x80ff) | 0x3e00);

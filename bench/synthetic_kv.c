@@ -13,12 +13,12 @@
 enum { DIM_MAX = 256, KEY_CLUSTERS = 512, QUERY_CLUSTERS = 64, CALIBRATION = 256 };
 
 typedef struct head {
-    kernel_matrix mix;      /* bf16, [dim random numbers] to [keys, values] */
-    float *centres;         /* [KEY_CLUSTERS, 2 * dim]: of keys, the mean left out, and of their values */
-    float *mean;            /* [dim] */
-    float *query_centres;   /* [QUERY_CLUSTERS, dim] */
-    float *query_mix;       /* [dim, dim] */
-    float *query_mean;      /* [dim] */
+    kernel_matrix mix;    /* bf16, [dim random numbers] to [keys, values] */
+    float *centres;       /* [KEY_CLUSTERS, 2 * dim]: of keys, the mean left out, and of their values */
+    float *mean;          /* [dim] */
+    float *query_centres; /* [QUERY_CLUSTERS, dim] */
+    float *query_mix;     /* [dim, dim] */
+    float *query_mean;    /* [dim] */
     float query_length, query_scale;
 } head;
 
@@ -172,8 +172,7 @@ static void make_query(const synthetic_kv *self, const head *h, uint32_t cluster
                        const float *pull, float *query) {
     uint32_t dim = self->dim;
     float drawn[DIM_MAX];
-    for (uint32_t i = 0; i < dim; i++)
-        drawn[i] = h->query_centres[(size_t)cluster * dim + i] + 0.5f * numbers[i];
+    for (uint32_t i = 0; i < dim; i++) drawn[i] = h->query_centres[(size_t)cluster * dim + i] + 0.5f * numbers[i];
     multiply(drawn, h->query_mix, dim, dim, query);
     for (uint32_t i = 0; i < dim; i++)
         query[i] = h->query_scale * (query[i] / h->query_length + 0.25f * pull[i] + h->query_mean[i]);
@@ -247,8 +246,12 @@ hd_status synthetic_kv_open(const kernel_ops *kernels, uint32_t layers, uint32_t
     if (dim % KERNEL_K_ALIGN != 0 || dim > DIM_MAX) return HD_UNSUPPORTED;
     synthetic_kv *self = calloc(1, sizeof(*self));
     if (self == NULL) return HD_NO_MEMORY;
-    *self = (synthetic_kv){.kernels = kernels, .layers = layers, .kv_heads = kv_heads, .group_size = group_size,
-                           .dim = dim, .random = {7}};
+    *self = (synthetic_kv){.kernels = kernels,
+                           .layers = layers,
+                           .kv_heads = kv_heads,
+                           .group_size = group_size,
+                           .dim = dim,
+                           .random = {7}};
     double sum = 0.0, all = 0.0;
     for (uint32_t c = 0; c < KEY_CLUSTERS; c++) all += pow(c + 1, -1.1);
     for (uint32_t c = 0; c < KEY_CLUSTERS; c++) self->chances[c] = (float)((sum += pow(c + 1, -1.1)) / all);
@@ -346,7 +349,8 @@ void synthetic_kv_drift(synthetic_kv *self) {
         bool keeps = bench_random_unit(&self->random) < SYNTHETIC_KV_KEPT;
         memcpy(numbers, a->numbers, self->dim * sizeof(*numbers));
         if (!keeps) asked_begin(self, i);
-        for (uint32_t k = 0; k < self->dim; k++) a->numbers[k] = kept * numbers[k] + moved * about_normal(&self->random);
+        for (uint32_t k = 0; k < self->dim; k++)
+            a->numbers[k] = kept * numbers[k] + moved * about_normal(&self->random);
     }
 }
 

@@ -1,10 +1,10 @@
 /* synthetic_kv.h - keys, values and queries of made-up heads, distributed as those of trained models are.
  *
  * The recipe is that of tools/index_data.py, `shifted`, drawn anew for every layer and KV head: keys are rotated,
- * anisotropic clusters around a large shared mean; queries have clusters, a rotation and a mean of their own, far from all
- * keys, and each leans a little towards one key; half of a value is said by its key and half is not. The queries of one
- * step are like those of the step before: their correlation, each query's mean taken away, is SYNTHETIC_KV_KEPT (in a
- * trained model's heads it was 0.50 to 0.63 over two tokens).
+ * anisotropic clusters around a large shared mean; queries have clusters, a rotation and a mean of their own, far from
+ * all keys, and each leans a little towards one key; half of a value is said by its key and half is not. The queries of
+ * one step are like those of the step before: their correlation, each query's mean taken away, is SYNTHETIC_KV_KEPT (in
+ * a trained model's heads it was 0.50 to 0.63 over two tokens).
  * Keys and values are a function of layer, head and position alone, so that whoever checks can make them again.
  * Threads: rows and queries from any; drift and asked from one. */
 #ifndef BENCH_SYNTHETIC_KV_H

@@ -61,7 +61,8 @@ static void rewrite(void *context, const attention_layer_call *call) {
         for (uint32_t g = 0; g < self->group_size; g++) {
             synthetic_kv_asked(self->kv, call->layer, head * self->group_size + g, query);
             for (uint32_t row = 0; row < self->rows; row++)
-                put(&call->queries, (((size_t)head * self->rows + row) * self->group_size + g) * padded, query, self->dim);
+                put(&call->queries, (((size_t)head * self->rows + row) * self->group_size + g) * padded, query,
+                    self->dim);
         }
     }
 }

@@ -1,8 +1,8 @@
-/* synthetic_steps.h - decode steps that ask made-up heads (synthetic_kv.h) what a model with them would ask, and how far
- * what they are answered is from exact attention.
+/* synthetic_steps.h - decode steps that ask made-up heads (synthetic_kv.h) what a model with them would ask, and how
+ * far what they are answered is from exact attention.
  *
- * A model with random weights has queries that fit no keys. So what its layers submit is replaced: queries drift from step
- * to step, and the new token's key and value are of the same heads as all others.
+ * A model with random weights has queries that fit no keys. So what its layers submit is replaced: queries drift from
+ * step to step, and the new token's key and value are of the same heads as all others.
  * Threads: as attention.h. */
 #ifndef BENCH_SYNTHETIC_STEPS_H
 #define BENCH_SYNTHETIC_STEPS_H

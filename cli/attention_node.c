@@ -54,7 +54,8 @@ static size_t attention_node_flags(hd_flag *flags) {
          false},
         {"kernels", HD_FLAG_STRING, &options.kernels, "NAME",
          "the table of kernels (default: the best that this CPU runs)", false},
-        {"max-workers", HD_FLAG_U64, &options.max_workers, "N", "links of workers at once: one for each micro-batch, so a worker mostly has two", false},
+        {"max-workers", HD_FLAG_U64, &options.max_workers, "N",
+         "links of workers at once: one for each micro-batch, so a worker mostly has two", false},
         {"orphan-timeout", HD_FLAG_DURATION, &options.orphan_timeout, "TIME",
          "how long a lost worker's sequences wait for another one", false},
         {"log-level", HD_FLAG_STRING, &options.log_level, "debug|info|warn|error", "what is logged", false},
@@ -277,7 +278,8 @@ const cli_command attention_node_command = {
         "    hadal attention-node --etcd http://10.0.0.1:2379 --listen 10.0.0.7:7001 --hot-memory 200G\n"
         "    hadal attention-node --etcd http://10.0.0.1:2379 --listen 10.0.0.7:7001 --hot-memory 100G "
         "--warm-memory 40G \\\n        --cold-dir /mnt/kv --cold-size 2T\n"
-        "SIGTERM takes nothing new, waits until other nodes have what is here (--drain-timeout), then ends; a second one "
+        "SIGTERM takes nothing new, waits until other nodes have what is here (--drain-timeout), then ends; a second "
+        "one "
         "ends at once.\n",
     .positionals_min = 0,
     .positionals_max = 0,

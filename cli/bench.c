@@ -267,7 +267,8 @@ const cli_command bench_stream_command = {
     .name = "bench stream",
     .arguments = "",
     .summary = "what one gRPC stream carries between two processes",
-    .details = "The most that a copy of keys and values between attention nodes could reach; ./run accept cluster 6 compares.\n"
+    .details = "The most that a copy of keys and values between attention nodes could reach; ./run accept cluster 6 "
+               "compares.\n"
                "    hadal bench stream --listen 127.0.0.1:7900\n"
                "    hadal bench stream --connect 127.0.0.1:7900 --total 4G\n",
     .positionals_min = 0,

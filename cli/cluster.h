@@ -29,7 +29,7 @@ typedef struct cluster {
     rpc_loop *loop;
     membership *membership;
     membership_hub *listed; /* of --nodes; NULL: etcd */
-    rpc_tls *tls; /* NULL: plain */
+    rpc_tls *tls;           /* NULL: plain */
     membership_node node;
 } cluster;
 

@@ -7,12 +7,25 @@
 #include "cli/command.h"
 #include "cli/signals.h"
 
-const cli_command *const cli_commands[] = {
-    &attention_node_command, &bench_offload_command,
-    &serve_command,        &coordinator_command,   &worker_command,       &nodes_command,    &sequences_command,
-    &drain_command,        &undrain_command,       &cancel_command,       &generate_command, &bench_serve_command,
-    &bench_decode_command, &bench_fidelity_command, &bench_kernels_command, &bench_stream_command, &bench_device_command,
-    &bench_index_command, NULL};
+const cli_command *const cli_commands[] = {&attention_node_command,
+                                           &bench_offload_command,
+                                           &serve_command,
+                                           &coordinator_command,
+                                           &worker_command,
+                                           &nodes_command,
+                                           &sequences_command,
+                                           &drain_command,
+                                           &undrain_command,
+                                           &cancel_command,
+                                           &generate_command,
+                                           &bench_serve_command,
+                                           &bench_decode_command,
+                                           &bench_fidelity_command,
+                                           &bench_kernels_command,
+                                           &bench_stream_command,
+                                           &bench_device_command,
+                                           &bench_index_command,
+                                           NULL};
 
 cli_exit cli_fail(const hd_error *error) {
     fprintf(stderr, "hadal: %s\n", error->text);

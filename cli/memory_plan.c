@@ -80,10 +80,9 @@ hd_status memory_plan_make(const memory_request *r, memory_plan *plan, hd_error 
     if (status != HD_OK) return status;
     uint64_t left = r->usable_bytes - r->weights_bytes - r->working_bytes, warm_bytes = warm_of(r, left);
     if (r->hot_bytes > left)
-        return hd_error_set(error, HD_NO_MEMORY,
-                            "--hot-memory %s does not fit: this process may use %s, of which %s; %s is left",
-                            size_of(r->hot_bytes).text, size_of(r->usable_bytes).text, taken_of(r).text,
-                            size_of(left).text);
+        return hd_error_set(
+            error, HD_NO_MEMORY, "--hot-memory %s does not fit: this process may use %s, of which %s; %s is left",
+            size_of(r->hot_bytes).text, size_of(r->usable_bytes).text, taken_of(r).text, size_of(left).text);
     if (warm_bytes > left - r->hot_bytes)
         return hd_error_set(error, HD_NO_MEMORY,
                             "--warm-memory %s does not fit: this process may use %s, of which %s, and hot memory %s; "

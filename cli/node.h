@@ -34,7 +34,7 @@ typedef struct node {
     selection_overrides overrides; /* lent to the attention */
     uint64_t index_bytes;          /* of the hot memory */
     attention *attention;
-    bool is_offloaded; /* attention is somebody else's */
+    bool is_offloaded;   /* attention is somebody else's */
     hd_metrics *metrics; /* what worker and coordinator count */
     worker *worker;      /* after node_start */
 } node;

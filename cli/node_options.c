@@ -31,7 +31,8 @@ size_t node_options_flags(node_options *o, hd_flag *flags) {
         {"selection-overrides", HD_FLAG_STRING, &o->selection_overrides, "FILE",
          "layers and KV heads that stay full, or see a window alone, under every other selection than full", false},
         {"index-memory", HD_FLAG_SIZE, &o->index_memory, "BYTES",
-         "of the hot memory, for indexes (default: what the longest request needs that is not full, at least an eighth)",
+         "of the hot memory, for indexes (default: what the longest request needs that is not full, at least an "
+         "eighth)",
          false},
         {"threads", HD_FLAG_U64, &o->threads, "N", "compute threads (default: the CPUs this process may use)", false},
         {"weights", HD_FLAG_STRING, &o->weights, "auto|f32|bf16|int8",

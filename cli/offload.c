@@ -13,8 +13,7 @@
 size_t offload_options_flags(offload_options *o, hd_flag *flags) {
     const hd_flag own[] = {
         {"attention", HD_FLAG_STRING, &o->attention, "auto|nodes|local",
-         "where KV is: on attention nodes, in this process, or on nodes where there are any",
-         false},
+         "where KV is: on attention nodes, in this process, or on nodes where there are any", false},
         {"kv-replicas", HD_FLAG_U64, &o->replicas, "N", "attention nodes that keep the same", false},
         {"kv-lanes", HD_FLAG_U64, &o->lanes, "N",
          "parts that the KV heads are split into over attention nodes; the same for all workers of a model", false},

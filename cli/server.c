@@ -72,8 +72,8 @@ hd_status server_open(const server_options *o, const node *n, coordinator **out,
     return coordinator_open(&config, out, error);
 }
 
-hd_status server_open_cluster(const server_options *o, router *routes, const model_set *models, const char *operator_listen,
-                              hd_metrics *metrics, coordinator **out, hd_error *error) {
+hd_status server_open_cluster(const server_options *o, router *routes, const model_set *models,
+                              const char *operator_listen, hd_metrics *metrics, coordinator **out, hd_error *error) {
     coordinator_config config = config_of(o, metrics);
     config.router = routes;
     config.models = models;

@@ -10,8 +10,8 @@
 void answer_begin(generation *g, const char *request_id) {
     text_buffer *head = &g->head;
     text_buffer_text(head, "{\"id\":\"");
-    text_buffer_format(head, "%s-%s\",\"object\":\"%s\",\"created\":%" PRIu64 ",\"model\":", g->format->id_prefix, request_id,
-                       g->request.is_stream ? g->format->chunk_object : g->format->object, g->created_s);
+    text_buffer_format(head, "%s-%s\",\"object\":\"%s\",\"created\":%" PRIu64 ",\"model\":", g->format->id_prefix,
+                       request_id, g->request.is_stream ? g->format->chunk_object : g->format->object, g->created_s);
     text_buffer_json_text(head, g->model->limits.model_name);
     text_buffer_text(head, ",\"system_fingerprint\":");
     text_buffer_json_text(head, g->model->fingerprint);
@@ -28,8 +28,7 @@ static void write_usage(const generation *g, text_buffer *out) {
     text_buffer_format(out,
                        "{\"prompt_tokens\":%" PRIu64 ",\"completion_tokens\":%" PRIu64 ",\"total_tokens\":%" PRIu64
                        ",\"prompt_tokens_details\":{\"cached_tokens\":%" PRIu64 "}}",
-                       g->prompt_tokens, completion_tokens, g->prompt_tokens + completion_tokens,
-                       g->cached_tokens);
+                       g->prompt_tokens, completion_tokens, g->prompt_tokens + completion_tokens, g->cached_tokens);
 }
 
 /* Which selection made the answer. */
@@ -90,8 +89,8 @@ void answer_write_progress(generation *g, uint64_t prompt_done, uint64_t now_ns)
     sse_event_begin(out);
     write_head(g);
     text_buffer_format(out,
-                       "],\"prompt_progress\":{\"total\":%" PRIu64 ",\"cache\":%" PRIu64 ",\"processed\":%" PRIu64 ",\"time_ms\":%" PRIu64
-                       ",\"estimated_remaining_ms\":",
+                       "],\"prompt_progress\":{\"total\":%" PRIu64 ",\"cache\":%" PRIu64 ",\"processed\":%" PRIu64
+                       ",\"time_ms\":%" PRIu64 ",\"estimated_remaining_ms\":",
                        g->prompt_tokens, g->cached_tokens, prompt_done, elapsed_ms);
     if (remaining_s < 0.0) text_buffer_text(out, "null}}");
     else text_buffer_format(out, "%.0f}}", remaining_s * 1000.0);
@@ -106,7 +105,8 @@ void answer_write_error(generation *g, const api_error *error) {
 }
 
 void answer_finish_reason(const choice *c, text_buffer *out) {
-    static const char *const reasons[] = {[CHOICE_OPEN] = "null", [CHOICE_STOP] = "\"stop\"", [CHOICE_LENGTH] = "\"length\""};
+    static const char *const reasons[] = {
+        [CHOICE_OPEN] = "null", [CHOICE_STOP] = "\"stop\"", [CHOICE_LENGTH] = "\"length\""};
     text_buffer_format(out, ",\"finish_reason\":%s", reasons[c->finish]);
     if (c->finish == CHOICE_OPEN) return;
     text_buffer_text(out, ",\"stop_reason\":");

@@ -11,7 +11,8 @@
 typedef struct answer_format {
     const char *id_prefix, *object, *chunk_object;
     /* The choice in a chunk: its ready text and log entries, and how it ended where it has. */
-    void (*write_chunk)(const generation *generation, const choice *choice, size_t ready_bytes, size_t ready_entries, text_buffer *out);
+    void (*write_chunk)(const generation *generation, const choice *choice, size_t ready_bytes, size_t ready_entries,
+                        text_buffer *out);
     void (*write_choice)(const generation *generation, const choice *choice, text_buffer *out);
 } answer_format;
 
@@ -27,10 +28,11 @@ void answer_write_progress(generation *g, uint64_t prompt_done, uint64_t now_ns)
 void answer_write_error(generation *g, const api_error *error);
 
 /* For the formats. */
-void answer_finish_reason(const choice *c, text_buffer *out);  /* ,"finish_reason":...,"stop_reason":... */
-void answer_token_ids(const generation *g, const choice *c, size_t entries, text_buffer *out); /* with their comma, or nothing */
-void answer_prompt_logprobs(const generation *g, uint32_t part, text_buffer *out); /* the same */
-void answer_token_text(const generation *g, uint32_t id, text_buffer *out); /* a JSON string */
+void answer_finish_reason(const choice *c, text_buffer *out); /* ,"finish_reason":...,"stop_reason":... */
+void answer_token_ids(const generation *g, const choice *c, size_t entries,
+                      text_buffer *out);                                              /* with their comma, or nothing */
+void answer_prompt_logprobs(const generation *g, uint32_t part, text_buffer *out);    /* the same */
+void answer_token_text(const generation *g, uint32_t id, text_buffer *out);           /* a JSON string */
 void answer_token_text_and_bytes(const generation *g, uint32_t id, text_buffer *out); /* "token":...,"bytes":[...] */
 
 #endif

@@ -33,7 +33,8 @@ static void write_logprobs(const generation *g, const choice *c, size_t entries,
     text_buffer_text(out, "],\"refusal\":null}");
 }
 
-static void write_chunk(const generation *g, const choice *c, size_t ready_bytes, size_t ready_entries, text_buffer *out) {
+static void write_chunk(const generation *g, const choice *c, size_t ready_bytes, size_t ready_entries,
+                        text_buffer *out) {
     text_buffer_format(out, "{\"index\":%u,\"delta\":{", c->index);
     if (!c->is_first_written) text_buffer_text(out, "\"role\":\"assistant\",");
     if (!c->is_first_written || ready_bytes > 0) {

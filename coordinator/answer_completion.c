@@ -50,7 +50,8 @@ static void write_logprobs(const generation *g, const choice *c, size_t entries,
         write_top(g, token_log_logprobs(&c->log, i), out);
     }
     text_buffer_text(out, "],\"text_offset\":[");
-    for (size_t i = 0; i < entries; i++) text_buffer_format(out, i > 0 ? ",%" PRIu64 : "%" PRIu64, c->log.entries[i].text_point);
+    for (size_t i = 0; i < entries; i++)
+        text_buffer_format(out, i > 0 ? ",%" PRIu64 : "%" PRIu64, c->log.entries[i].text_point);
     text_buffer_text(out, "]}");
 }
 
@@ -62,7 +63,8 @@ static void write_parts(const generation *g, const choice *c, size_t bytes, size
     answer_token_ids(g, c, entries, out);
 }
 
-static void write_chunk(const generation *g, const choice *c, size_t ready_bytes, size_t ready_entries, text_buffer *out) {
+static void write_chunk(const generation *g, const choice *c, size_t ready_bytes, size_t ready_entries,
+                        text_buffer *out) {
     write_parts(g, c, ready_bytes, ready_entries, out);
     text_buffer_text(out, "}");
 }

@@ -20,7 +20,8 @@ uint64_t api_wall_s(const api *a) {
 void api_call_text(api_call *call, unsigned status, const char *content_type, char *text, size_t text_bytes) {
     http_exchange_set_header(call->exchange, "X-Request-Id", call->request_id);
     /* So that connections end while the server does. */
-    if (atomic_load_explicit(&call->api->is_ending, memory_order_relaxed)) http_exchange_set_header(call->exchange, "Connection", "close");
+    if (atomic_load_explicit(&call->api->is_ending, memory_order_relaxed))
+        http_exchange_set_header(call->exchange, "Connection", "close");
     http_exchange_respond(call->exchange, status, content_type, text, text_bytes);
 }
 
@@ -42,8 +43,9 @@ void api_call_fail(api_call *call, const api_error *error) {
     if (error->status == 401) http_exchange_set_header(call->exchange, "WWW-Authenticate", "Bearer");
     /* The message may quote the request, which is never logged. */
     char path[192];
-    hd_log(error->status >= 500 ? HD_LOG_WARN : HD_LOG_INFO, "request_refused", "request_id=%s path=%s status=%u code=%s param=%s",
-           call->request_id, hd_log_quote(http_exchange_path(call->exchange), path, sizeof(path)), error->status,
+    hd_log(error->status >= 500 ? HD_LOG_WARN : HD_LOG_INFO, "request_refused",
+           "request_id=%s path=%s status=%u code=%s param=%s", call->request_id,
+           hd_log_quote(http_exchange_path(call->exchange), path, sizeof(path)), error->status,
            error->code != NULL ? error->code : "none", error->param[0] != '\0' ? "given" : "none");
     text_buffer body;
     text_buffer_init(&body);
@@ -57,7 +59,8 @@ bool api_call_choose_model(api_call *call) {
     call->model = model_set_of_body(call->api->models, body, body_bytes);
     if (call->model != NULL) return true;
     api_error error;
-    api_error_set(&error, 503, "service_unavailable", "no_model", "no worker has joined yet, so no model is served; try again");
+    api_error_set(&error, 503, "service_unavailable", "no_model",
+                  "no worker has joined yet, so no model is served; try again");
     error.retry_after_s = 5;
     api_call_fail(call, &error);
     return false;
@@ -78,7 +81,8 @@ void api_count_end(api *a) {
 }
 
 hd_status api_error_ending(const api *a, api_error *error) {
-    api_error_set(error, 503, "service_unavailable", "ending", "the server is ending and takes no more requests; try again, or another server");
+    api_error_set(error, 503, "service_unavailable", "ending",
+                  "the server is ending and takes no more requests; try again, or another server");
     error->retry_after_s = 5;
     return HD_INVALID;
 }

@@ -1,6 +1,7 @@
 /* api.h - what every endpoint sees: the model, the worker, the pools, and how a call is answered.
  *
- *   a call:  headers (HTTP thread: route, key, limits) -> body -> serve, on the HTTP thread or, where it may take long, on a request
+ *   a call:  headers (HTTP thread: route, key, limits) -> body -> serve, on the HTTP thread or, where it may take long,
+ *   on a request
  *            thread -> answered there, or by its generation
  * An endpoint is one row of the table in api_router.c and one api_*.c file.
  * Threads: an api is read only once open, but for its atomics. A call belongs to one thread at a time. */
@@ -25,13 +26,13 @@
 
 typedef struct api {
     http_server *http;
-    const model_set *models;     /* grows while workers with others join */
-    router *router;              /* NULL: no cluster */
-    api_keys *keys;              /* NULL: everybody may, from this machine */
-    work_pool *request_pool;     /* parsing, templates, tokenising */
-    work_pool *reply_pool;       /* detokenising, serialising; one item a generation */
+    const model_set *models; /* grows while workers with others join */
+    router *router;          /* NULL: no cluster */
+    api_keys *keys;          /* NULL: everybody may, from this machine */
+    work_pool *request_pool; /* parsing, templates, tokenising */
+    work_pool *reply_pool;   /* detokenising, serialising; one item a generation */
     sequence_table *sequences;
-    hd_metrics *registry;        /* or NULL */
+    hd_metrics *registry; /* or NULL */
     serving_metrics metrics;
     hd_clock clock;
     size_t body_bytes_max;
@@ -39,7 +40,7 @@ typedef struct api {
     uint64_t request_timeout_ms, queue_timeout_ms; /* 0: none */
     uint64_t keep_alive_ms;
     _Atomic bool is_ending;
-    _Atomic uint64_t next_id;    /* of worker requests */
+    _Atomic uint64_t next_id;                  /* of worker requests */
     _Atomic uint64_t last_end_ns, mean_gap_ns; /* between the ends of requests, for Retry-After */
 } api;
 
@@ -68,7 +69,8 @@ typedef struct api_call {
 /* How an answer is given, once. Also after the client has gone. */
 void api_call_fail(api_call *call, const api_error *error);
 void api_call_json(api_call *call, unsigned status, text_buffer *body); /* takes the buffer's bytes */
-void api_call_text(api_call *call, unsigned status, const char *content_type, char *text, size_t text_bytes); /* takes text */
+void api_call_text(api_call *call, unsigned status, const char *content_type, char *text,
+                   size_t text_bytes); /* takes text */
 
 uint64_t api_now_ns(const api *a);
 uint64_t api_wall_s(const api *a);
@@ -85,18 +87,18 @@ void api_router_callbacks(api_port *port, http_callbacks *callbacks);
 bool api_call_choose_model(api_call *call);
 
 /* The endpoints, by file. */
-void api_serve_chat(api_call *call);       /* api_generate.c */
+void api_serve_chat(api_call *call); /* api_generate.c */
 void api_serve_completion(api_call *call);
-void api_serve_models(api_call *call);     /* api_models.c */
+void api_serve_models(api_call *call); /* api_models.c */
 void api_serve_model(api_call *call);
-void api_serve_tokenize(api_call *call);   /* api_tokenize.c */
+void api_serve_tokenize(api_call *call); /* api_tokenize.c */
 void api_serve_detokenize(api_call *call);
-void api_serve_health(api_call *call);     /* api_status.c */
+void api_serve_health(api_call *call); /* api_status.c */
 void api_serve_ready(api_call *call);
 void api_serve_version(api_call *call);
 void api_serve_metrics(api_call *call);
 void api_serve_cache_reset(api_call *call);
-void api_serve_nodes(api_call *call);      /* api_operator.c */
+void api_serve_nodes(api_call *call); /* api_operator.c */
 void api_serve_steps(api_call *call);
 void api_serve_sequences(api_call *call);
 void api_serve_drain(api_call *call);

@@ -23,7 +23,8 @@ hd_status api_error_invalid(api_error *error, const char *param, const char *cod
     return HD_INVALID;
 }
 
-hd_status api_error_set(api_error *error, unsigned status, const char *type, const char *code, const char *format, ...) {
+hd_status api_error_set(api_error *error, unsigned status, const char *type, const char *code, const char *format,
+                        ...) {
     *error = (api_error){.status = status, .type = type, .code = code};
     va_list arguments;
     va_start(arguments, format);
@@ -33,7 +34,8 @@ hd_status api_error_set(api_error *error, unsigned status, const char *type, con
 }
 
 hd_status api_error_no_memory(api_error *error) {
-    api_error_set(error, 503, "server_error", "out_of_memory", "the server has no memory left for this request; try again later");
+    api_error_set(error, 503, "server_error", "out_of_memory",
+                  "the server has no memory left for this request; try again later");
     error->retry_after_s = 5;
     return HD_NO_MEMORY;
 }

@@ -12,12 +12,12 @@
 #include "coordinator/text_buffer.h"
 
 typedef struct api_error {
-    unsigned status;          /* HTTP's */
-    const char *type, *code;  /* literals; code may be NULL */
-    char param[128];          /* the field; empty: none */
+    unsigned status;         /* HTTP's */
+    const char *type, *code; /* literals; code may be NULL */
+    char param[128];         /* the field; empty: none */
     char message[640];
-    unsigned retry_after_s;   /* 0: no Retry-After header */
-    const char *allow;        /* with 405: the methods there are; else NULL */
+    unsigned retry_after_s; /* 0: no Retry-After header */
+    const char *allow;      /* with 405: the methods there are; else NULL */
 } api_error;
 
 /* 400, invalid_request_error. Returns HD_INVALID, so that a failing path reads return api_error_invalid(...). */
@@ -31,7 +31,8 @@ hd_status api_error_no_memory(api_error *error);
 /* {"error": {...}} */
 void api_error_write(const api_error *error, text_buffer *out);
 
-/* Foreign text for use in a message: cut to fit the buffer, between characters, with "..." where it was cut. Returns buffer. */
+/* Foreign text for use in a message: cut to fit the buffer, between characters, with "..." where it was cut. Returns
+ * buffer. */
 const char *api_quote(const char *text, size_t text_bytes, char *buffer, size_t buffer_bytes);
 
 #endif

@@ -2,7 +2,8 @@
 #include "coordinator/api.h"
 #include "coordinator/generation.h"
 
-typedef hd_status parse_function(request *r, const request_limits *limits, const char *body, size_t body_bytes, api_error *error);
+typedef hd_status parse_function(request *r, const request_limits *limits, const char *body, size_t body_bytes,
+                                 api_error *error);
 
 static void serve(api_call *call, request_kind kind, parse_function *parse) {
     if (!api_call_choose_model(call)) return;

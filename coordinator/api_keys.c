@@ -13,7 +13,7 @@
 
 #define KEY_BYTES_MIN 8u
 #define KEY_BYTES_MAX 512u
-#define KEYS_MAX      65536u
+#define KEYS_MAX 65536u
 
 typedef struct stored_key {
     unsigned char digest[32];
@@ -58,7 +58,8 @@ static hd_status add_line(api_keys *keys, char *line, const char *path, size_t n
     if (key == NULL || key[0] == '#') return HD_OK;
     char *role = strtok_r(NULL, " \t\r", &rest);
     if (strlen(key) < KEY_BYTES_MIN || strlen(key) > KEY_BYTES_MAX) {
-        return hd_error_set(error, HD_INVALID, "%s, line %zu: a key has %u to %u bytes", path, number, KEY_BYTES_MIN, KEY_BYTES_MAX);
+        return hd_error_set(error, HD_INVALID, "%s, line %zu: a key has %u to %u bytes", path, number, KEY_BYTES_MIN,
+                            KEY_BYTES_MAX);
     }
     if (role != NULL && (strcmp(role, "admin") != 0 || strtok_r(NULL, " \t\r", &rest) != NULL)) {
         return hd_error_set(error, HD_INVALID, "%s, line %zu: only the word admin may follow a key", path, number);
@@ -132,6 +133,7 @@ bool api_keys_find(const api_keys *keys, const char *authorization, api_tenant *
 
 void api_tenant_mix(unsigned char salt[TENANT_SALT_BYTES], const char *cache_salt) {
     unsigned char mixed[TENANT_SALT_BYTES];
-    crypto_generichash(mixed, sizeof(mixed), (const unsigned char *)cache_salt, strlen(cache_salt), salt, TENANT_SALT_BYTES);
+    crypto_generichash(mixed, sizeof(mixed), (const unsigned char *)cache_salt, strlen(cache_salt), salt,
+                       TENANT_SALT_BYTES);
     memcpy(salt, mixed, sizeof(mixed));
 }

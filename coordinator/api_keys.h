@@ -1,9 +1,9 @@
 /* api_keys.h - who may use the API: bearer keys from a file, and each key's tenant salt.
  *
- * The file has one key a line; the word "admin" after it lets the key do what concerns every tenant (empty the prefix cache).
- * Blank lines and lines that begin with # are skipped. Only keyed hashes are kept, and all of them are compared, so the time
- * that a look-up takes says nothing of the keys. A tenant's salt is a hash of its key alone: it is the same after a restart,
- * so that its cached blocks are found again, and no two keys share blocks.
+ * The file has one key a line; the word "admin" after it lets the key do what concerns every tenant (empty the prefix
+ * cache). Blank lines and lines that begin with # are skipped. Only keyed hashes are kept, and all of them are
+ * compared, so the time that a look-up takes says nothing of the keys. A tenant's salt is a hash of its key alone: it
+ * is the same after a restart, so that its cached blocks are found again, and no two keys share blocks.
  * Threads: read only once open. */
 #ifndef COORDINATOR_API_KEYS_H
 #define COORDINATOR_API_KEYS_H

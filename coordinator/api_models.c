@@ -8,8 +8,9 @@
 static void write_model(const served_model *model, text_buffer *out) {
     text_buffer_text(out, "{\"id\":");
     text_buffer_json_text(out, model->limits.model_name);
-    text_buffer_format(out, ",\"object\":\"model\",\"created\":%" PRIu64 ",\"owned_by\":\"hadal\",\"max_model_len\":%" PRIu64 "}",
-                       model->created_s, served_model_context_max(model));
+    text_buffer_format(
+        out, ",\"object\":\"model\",\"created\":%" PRIu64 ",\"owned_by\":\"hadal\",\"max_model_len\":%" PRIu64 "}",
+        model->created_s, served_model_context_max(model));
 }
 
 void api_serve_models(api_call *call) {
@@ -32,11 +33,14 @@ void api_serve_model(api_call *call) {
     const model_set *models = call->api->models;
     const served_model *model = model_set_find(models, name, strlen(name));
     if (model == NULL) {
-        const served_model *first = atomic_load_explicit(&models->count, memory_order_acquire) > 0 ? models->models[0] : NULL;
+        const served_model *first =
+            atomic_load_explicit(&models->count, memory_order_acquire) > 0 ? models->models[0] : NULL;
         char quoted[128];
         api_error error;
-        api_error_set(&error, 404, "invalid_request_error", "model_not_found", "there is no model '%s' here; this server serves '%s'",
-                      api_quote(name, strlen(name), quoted, sizeof(quoted)), first != NULL ? first->limits.model_name : "none");
+        api_error_set(&error, 404, "invalid_request_error", "model_not_found",
+                      "there is no model '%s' here; this server serves '%s'",
+                      api_quote(name, strlen(name), quoted, sizeof(quoted)),
+                      first != NULL ? first->limits.model_name : "none");
         snprintf(error.param, sizeof(error.param), "model");
         api_call_fail(call, &error);
         return;

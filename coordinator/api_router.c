@@ -1,4 +1,5 @@
-/* api_router.c - from a request's headers to its endpoint: path, method, key, and everything else that needs no body. */
+/* api_router.c - from a request's headers to its endpoint: path, method, key, and everything else that needs no body.
+ * */
 #include <sodium.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,7 +10,12 @@
 
 #define LARGE_BODY_BYTES (256u << 10) /* parsing and tokenising it takes some 100 ms: such bodies share the slow lane */
 
-typedef enum { ACCESS_OPEN, ACCESS_KEY, ACCESS_ADMIN, ACCESS_OPERATOR } api_access; /* OPERATOR: ADMIN, on the operators' port */
+typedef enum {
+    ACCESS_OPEN,
+    ACCESS_KEY,
+    ACCESS_ADMIN,
+    ACCESS_OPERATOR
+} api_access; /* OPERATOR: ADMIN, on the operators' port */
 
 struct api_route {
     const char *path;
@@ -70,7 +76,8 @@ static void choose_request_id(api_call *call) {
     bool is_plain = length > 0 && length < sizeof(call->request_id);
     for (size_t i = 0; is_plain && i < length; i++) {
         char c = given[i];
-        is_plain = (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || strchr("-_.:", c) != NULL;
+        is_plain =
+            (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || strchr("-_.:", c) != NULL;
     }
     if (is_plain) {
         memcpy(call->request_id, given, length + 1);
@@ -111,10 +118,13 @@ static hd_status check_key(api_call *call, api_error *error) {
 static hd_status check_content_type(const api_call *call, api_error *error) {
     if (!call->route->has_body) return HD_OK;
     const char *type = http_exchange_header(call->exchange, "Content-Type");
-    /* Insisting on JSON's own type also keeps web pages from sending requests to a server on this machine: for it a browser
-     * asks first, and gets no permission. */
-    if (type != NULL && strncasecmp(type, "application/json", 16) == 0 && (type[16] == '\0' || type[16] == ';' || type[16] == ' ')) return HD_OK;
-    api_error_set(error, 415, "invalid_request_error", "unsupported_media_type", "the header 'Content-Type' must be application/json");
+    /* Insisting on JSON's own type also keeps web pages from sending requests to a server on this machine: for it a
+     * browser asks first, and gets no permission. */
+    if (type != NULL && strncasecmp(type, "application/json", 16) == 0 &&
+        (type[16] == '\0' || type[16] == ';' || type[16] == ' '))
+        return HD_OK;
+    api_error_set(error, 415, "invalid_request_error", "unsupported_media_type",
+                  "the header 'Content-Type' must be application/json");
     snprintf(error->param, sizeof(error->param), "Content-Type");
     return HD_INVALID;
 }
@@ -128,14 +138,15 @@ static hd_status check_headers(api_call *call, api_view view, api_error *error) 
                              api_quote(path, strlen(path), quoted, sizeof(quoted)));
     }
     if (!is_method(call->route, method)) {
-        api_error_set(error, 405, "invalid_request_error", "method_not_allowed", "%s takes %s, not %s", call->route->path, call->route->method,
-                      api_quote(method, strlen(method), quoted, 32));
+        api_error_set(error, 405, "invalid_request_error", "method_not_allowed", "%s takes %s, not %s",
+                      call->route->path, call->route->method, api_quote(method, strlen(method), quoted, 32));
         error->allow = strcmp(call->route->method, "GET") == 0 ? "GET, HEAD" : call->route->method;
         return HD_INVALID;
     }
     hd_status status = check_key(call, error);
     if (status == HD_OK) status = check_content_type(call, error);
-    if (status == HD_OK && call->route->has_body && atomic_load(&call->api->is_ending)) status = api_error_ending(call->api, error);
+    if (status == HD_OK && call->route->has_body && atomic_load(&call->api->is_ending))
+        status = api_error_ending(call->api, error);
     return status;
 }
 
@@ -162,8 +173,8 @@ static void on_refuse(void *context, http_exchange *exchange, http_refusal refus
     api *a = ((api_port *)context)->api;
     api_error error;
     if (refusal == HTTP_BODY_TOO_LARGE) {
-        api_error_set(&error, 413, "invalid_request_error", "body_too_large", "the body is larger than %zu bytes, the most this server takes",
-                      a->body_bytes_max);
+        api_error_set(&error, 413, "invalid_request_error", "body_too_large",
+                      "the body is larger than %zu bytes, the most this server takes", a->body_bytes_max);
     } else {
         api_error_full(a, &error, "the bodies of other requests fill the memory that is set aside for them");
     }
@@ -199,6 +210,9 @@ static void on_answer(void *context, unsigned status) {
 }
 
 void api_router_callbacks(api_port *port, http_callbacks *callbacks) {
-    *callbacks = (http_callbacks){
-        .on_headers = on_headers, .on_refuse = on_refuse, .on_request = on_request, .on_answer = on_answer, .context = port};
+    *callbacks = (http_callbacks){.on_headers = on_headers,
+                                  .on_refuse = on_refuse,
+                                  .on_request = on_request,
+                                  .on_answer = on_answer,
+                                  .context = port};
 }

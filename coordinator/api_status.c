@@ -50,7 +50,8 @@ void api_serve_metrics(api_call *call) {
         text = text_buffer_take(&all, &bytes);
         text_buffer_fini(&all);
     }
-    api_call_text(call, text != NULL || bytes == 0 ? 200 : 503, "text/plain; version=0.0.4; charset=utf-8", text, bytes);
+    api_call_text(call, text != NULL || bytes == 0 ? 200 : 503, "text/plain; version=0.0.4; charset=utf-8", text,
+                  bytes);
 }
 
 void api_serve_cache_reset(api_call *call) {

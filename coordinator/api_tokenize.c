@@ -6,7 +6,8 @@
 #include "coordinator/prompt.h"
 
 static hd_status write_tokens(const served_model *model, const prompt *p, bool wants_texts, text_buffer *out) {
-    text_buffer_format(out, "{\"count\":%zu,\"max_model_len\":%" PRIu64 ",\"tokens\":[", p->id_count, served_model_context_max(model));
+    text_buffer_format(out, "{\"count\":%zu,\"max_model_len\":%" PRIu64 ",\"tokens\":[", p->id_count,
+                       served_model_context_max(model));
     for (size_t i = 0; i < p->id_count; i++) text_buffer_format(out, i > 0 ? ",%u" : "%u", p->ids[i]);
     text_buffer_text(out, "],\"token_strs\":");
     if (!wants_texts) text_buffer_text(out, "null");

@@ -1,7 +1,7 @@
 /* body_fields.h - reads the members of a JSON object, each with its type and range, and names the first that is wrong.
  *
- * The first failure sticks: later reads do nothing, so a parser reads all of its fields in a row and asks is_failed once. A
- * member that is null counts as absent, as OpenAI's clients mean it, and leaves the output as it was.
+ * The first failure sticks: later reads do nothing, so a parser reads all of its fields in a row and asks is_failed
+ * once. A member that is null counts as absent, as OpenAI's clients mean it, and leaves the output as it was.
  * Threads: a value; the object is borrowed. */
 #ifndef COORDINATOR_BODY_FIELDS_H
 #define COORDINATOR_BODY_FIELDS_H

@@ -31,8 +31,8 @@ void choice_prepend(choice *c, const char *bytes, size_t count) {
     c->text_points += utf8_count(bytes, count);
 }
 
-hd_status choice_log_prompt(choice *c, const text_model *model, const uint32_t *ids, size_t id_count, const worker_logprob *logprobs,
-                            size_t width) {
+hd_status choice_log_prompt(choice *c, const text_model *model, const uint32_t *ids, size_t id_count,
+                            const worker_logprob *logprobs, size_t width) {
     text_stream *stream;
     hd_status status = text_stream_open(model, c->request->skip_special_tokens, &stream);
     if (status != HD_OK) return status;
@@ -57,7 +57,8 @@ static void log_token(choice *c, uint32_t id, const worker_logprob *logprobs) {
     token_log_add(&c->log, entry, logprobs);
 }
 
-/* Takes the stop string that ends at the end of the text off again, unless it is to be shown, and the tokens behind it. */
+/* Takes the stop string that ends at the end of the text off again, unless it is to be shown, and the tokens behind it.
+ * */
 static void cut_at_stop(choice *c, uint32_t stop) {
     size_t stop_bytes = c->request->stops[stop].text_bytes;
     if (!c->request->include_stop_text) {
@@ -110,7 +111,8 @@ void choice_finish(choice *c, choice_finish_reason reason, uint32_t stop_id) {
         if (is_own_stop(c, stop_id)) {
             c->stop_id = stop_id;
             if (c->request->include_stop_text) {
-                if (text_stream_push(c->stream, stop_id, &piece, &piece_bytes) == HD_OK) add_text(c, piece, piece_bytes, false);
+                if (text_stream_push(c->stream, stop_id, &piece, &piece_bytes) == HD_OK)
+                    add_text(c, piece, piece_bytes, false);
             }
         }
     }

@@ -1,7 +1,7 @@
 /* coordinator.c - opens the parts in the order in which they need each other, and ends them in reverse.
  *
- * The ticker is the one thread that looks at the clock for all requests: a table of a few thousand entries every 50 ms costs less than a
- * timer for each. */
+ * The ticker is the one thread that looks at the clock for all requests: a table of a few thousand entries every 50 ms
+ * costs less than a timer for each. */
 #include "coordinator/coordinator.h"
 
 #include <pthread.h>
@@ -18,12 +18,12 @@
 #include "coordinator/generation.h"
 #include "coordinator/listen_address.h"
 
-#define TICK_NS             50000000L
-#define IDLE_TIMEOUT_S      120u
-#define FLUSH_MS            2000u       /* for the last answers to leave */
-#define BODIES_BYTES_MAX    (1ull << 30)
+#define TICK_NS 50000000L
+#define IDLE_TIMEOUT_S 120u
+#define FLUSH_MS 2000u /* for the last answers to leave */
+#define BODIES_BYTES_MAX (1ull << 30)
 #define OPERATOR_CONNECTIONS_MAX 64u
-#define OPERATOR_BODY_BYTES      (64u << 10)
+#define OPERATOR_BODY_BYTES (64u << 10)
 
 struct coordinator {
     api api;
@@ -144,7 +144,8 @@ static hd_status open_http(coordinator *c, const coordinator_config *config, hd_
     http.connections_max = OPERATOR_CONNECTIONS_MAX;
     http.body_bytes_max = http.bodies_bytes_max = OPERATOR_BODY_BYTES;
     api_router_callbacks(&c->operator_port, &http.callbacks);
-    status = listen_address_open(config->operator_address, must_be_loopback, &http.listener, c->operator_address, error);
+    status =
+        listen_address_open(config->operator_address, must_be_loopback, &http.listener, c->operator_address, error);
     return status == HD_OK ? http_server_open(&http, &c->operator_http, error) : status;
 }
 
@@ -168,7 +169,8 @@ hd_status coordinator_open(const coordinator_config *config, coordinator **out, 
     init_api(c, config);
     hd_status status = HD_OK;
     if (config->api_keys_file != NULL) status = api_keys_open(config->api_keys_file, &c->api.keys, error);
-    if (status == HD_OK && serving_metrics_init(&c->api.metrics, config->metrics, config->worker != NULL ? &c->model.info : NULL) != HD_OK) {
+    if (status == HD_OK && serving_metrics_init(&c->api.metrics, config->metrics,
+                                                config->worker != NULL ? &c->model.info : NULL) != HD_OK) {
         status = hd_error_set(error, HD_NO_MEMORY, "no memory for the metrics");
     }
     if (status == HD_OK && (open_pools(&c->api, config) != HD_OK || start_ticker(c) != HD_OK)) {
@@ -181,10 +183,10 @@ hd_status coordinator_open(const coordinator_config *config, coordinator **out, 
     }
     char model[160];
     const char *name = config->worker != NULL ? c->model.limits.model_name : "those of the cluster's workers";
-    hd_log(HD_LOG_INFO, "listening", "address=%s operators=%s model=%s keys=%zu context_max=%llu body_bytes_max=%llu", c->address,
-           c->operator_http != NULL ? c->operator_address : c->address, hd_log_quote(name, model, sizeof(model)),
-           c->api.keys != NULL ? api_keys_count(c->api.keys) : 0, (unsigned long long)c->model.info.context_max,
-           (unsigned long long)config->body_bytes_max);
+    hd_log(HD_LOG_INFO, "listening", "address=%s operators=%s model=%s keys=%zu context_max=%llu body_bytes_max=%llu",
+           c->address, c->operator_http != NULL ? c->operator_address : c->address,
+           hd_log_quote(name, model, sizeof(model)), c->api.keys != NULL ? api_keys_count(c->api.keys) : 0,
+           (unsigned long long)c->model.info.context_max, (unsigned long long)config->body_bytes_max);
     *out = c;
     return HD_OK;
 }

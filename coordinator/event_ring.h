@@ -1,8 +1,9 @@
 /* event_ring.h - the worker's events on their way to the thread that writes the answer: a bounded ring of records.
  *
- * All memory is taken at open, for the worker's thread must not wait for an allocation; being empty moves it back to its beginning,
- * so a ring that is drained in time touches little of it. At its bound a token is refused, and its request ends. The ends of choices have room of their own and always fit.
- * Threads: none of its own; the owner's lock guards it. */
+ * All memory is taken at open, for the worker's thread must not wait for an allocation; being empty moves it back to
+ * its beginning, so a ring that is drained in time touches little of it. At its bound a token is refused, and its
+ * request ends. The ends of choices have room of their own and always fit. Threads: none of its own; the owner's lock
+ * guards it. */
 #ifndef COORDINATOR_EVENT_RING_H
 #define COORDINATOR_EVENT_RING_H
 
@@ -15,11 +16,11 @@
 
 typedef struct event_record {
     uint64_t time_ns;
-    uint32_t choice;      /* of the whole request */
-    uint32_t token_id;    /* or stop_id */
-    uint8_t kind;         /* worker_event_kind: STARTED, TOKEN, FINISHED or FAILED */
-    uint8_t finish;       /* worker_finish */
-    uint8_t status;       /* hd_status, with FAILED */
+    uint32_t choice;   /* of the whole request */
+    uint32_t token_id; /* or stop_id */
+    uint8_t kind;      /* worker_event_kind: STARTED, TOKEN, FINISHED or FAILED */
+    uint8_t finish;    /* worker_finish */
+    uint8_t status;    /* hd_status, with FAILED */
     bool is_last, has_logprobs;
     uint64_t cached_tokens;
 } event_record;

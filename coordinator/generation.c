@@ -12,10 +12,10 @@
 #include "coordinator/answer.h"
 #include "coordinator/sse.h"
 
-#define RECORDS_PER_BATCH       32u
-#define BATCHES_PER_RUN         16u            /* then the others' turn */
-#define RING_BYTES_MAX          (2u << 20)     /* touched as far as tokens wait: of a request that is kept up with, a page */
-#define STREAM_PENDING_MAX      (256u << 10)   /* bytes that wait for a slow client before its tokens wait in the ring */
+#define RECORDS_PER_BATCH 32u
+#define BATCHES_PER_RUN 16u             /* then the others' turn */
+#define RING_BYTES_MAX (2u << 20)       /* touched as far as tokens wait: of a request that is kept up with, a page */
+#define STREAM_PENDING_MAX (256u << 10) /* bytes that wait for a slow client before its tokens wait in the ring */
 #define PROMPT_LOGPROBS_BYTES_MAX (256u << 20)
 
 /* -- made -- */
@@ -68,7 +68,8 @@ static hd_status choose_max_tokens(generation *g, api_error *error) {
         uint64_t rest = context_max - longest;
         g->max_tokens = g->api->default_max_tokens < rest ? g->api->default_max_tokens : rest;
         if (g->max_tokens < g->request.sampling.min_tokens) {
-            return api_error_invalid(error, "min_tokens", "out_of_range", "'min_tokens' is %u, and at most %" PRIu64 " tokens are generated here",
+            return api_error_invalid(error, "min_tokens", "out_of_range",
+                                     "'min_tokens' is %u, and at most %" PRIu64 " tokens are generated here",
                                      g->request.sampling.min_tokens, g->max_tokens);
         }
     }
@@ -78,14 +79,16 @@ static hd_status choose_max_tokens(generation *g, api_error *error) {
 static hd_status make_choices(generation *g) {
     g->choice_count = g->choices_open = g->request.prompt_count * g->request.choices;
     g->choices = calloc(g->choice_count, sizeof(*g->choices));
-    hd_status status = g->choices != NULL ? stop_set_init(&g->stops, g->request.stops, g->request.stop_count) : HD_NO_MEMORY;
+    hd_status status =
+        g->choices != NULL ? stop_set_init(&g->stops, g->request.stops, g->request.stop_count) : HD_NO_MEMORY;
     for (uint32_t i = 0; status == HD_OK && i < g->choice_count; i++) {
         status = choice_init(&g->choices[i], i, g->model->text, &g->request, &g->stops, g->logprob_width);
     }
     return status;
 }
 
-static hd_status make_part(generation *g, uint32_t index, uint64_t first_id, const unsigned char salt[TENANT_SALT_BYTES], api_error *error) {
+static hd_status make_part(generation *g, uint32_t index, uint64_t first_id,
+                           const unsigned char salt[TENANT_SALT_BYTES], api_error *error) {
     generation_part *part = &g->parts[index];
     const prompt *p = &g->prompts[index];
     *part = (generation_part){
@@ -106,10 +109,10 @@ static hd_status make_part(generation *g, uint32_t index, uint64_t first_id, con
     memcpy(part->request.trace_id, g->call->trace_id, sizeof(part->request.trace_id));
     if (g->prompt_logprob_width == 0) return HD_OK;
     if (p->id_count > PROMPT_LOGPROBS_BYTES_MAX / sizeof(worker_logprob) / g->prompt_logprob_width) {
-        return api_error_invalid(error, g->request.prompt_logprobs >= 0 ? "prompt_logprobs" : "logprobs", "out_of_range",
-                                 "log-probabilities of %zu prompt tokens, %u each, are more than the %u that one prompt may have",
-                                 p->id_count, g->prompt_logprob_width,
-                                 (unsigned)(PROMPT_LOGPROBS_BYTES_MAX / sizeof(worker_logprob)));
+        return api_error_invalid(
+            error, g->request.prompt_logprobs >= 0 ? "prompt_logprobs" : "logprobs", "out_of_range",
+            "log-probabilities of %zu prompt tokens, %u each, are more than the %u that one prompt may have",
+            p->id_count, g->prompt_logprob_width, (unsigned)(PROMPT_LOGPROBS_BYTES_MAX / sizeof(worker_logprob)));
     }
     part->prompt_logprobs = calloc(p->id_count * g->prompt_logprob_width, sizeof(*part->prompt_logprobs));
     return part->prompt_logprobs != NULL ? HD_OK : api_error_no_memory(error);
@@ -123,7 +126,8 @@ static hd_status make_parts(generation *g, api_error *error) {
     if (g->request.cache_salt != NULL) api_tenant_mix(salt, g->request.cache_salt);
     uint64_t first_id = atomic_fetch_add(&g->api->next_id, g->request.prompt_count);
     hd_status status = HD_OK;
-    for (uint32_t i = 0; status == HD_OK && i < g->request.prompt_count; i++) status = make_part(g, i, first_id, salt, error);
+    for (uint32_t i = 0; status == HD_OK && i < g->request.prompt_count; i++)
+        status = make_part(g, i, first_id, salt, error);
     return status;
 }
 
@@ -142,7 +146,8 @@ static hd_status make_ring(generation *g) {
 static hd_status make(generation *g, api_error *error) {
     if (!g->request.has_seed) randombytes_buf(&g->request.sampling.seed, sizeof(g->request.sampling.seed));
     g->logprob_width = g->request.sampling.logprobs >= 0 ? (uint32_t)g->request.sampling.logprobs + 1 : 0;
-    g->prompt_logprob_width = g->request.sampling.prompt_logprobs >= 0 ? (uint32_t)g->request.sampling.prompt_logprobs + 1 : 0;
+    g->prompt_logprob_width =
+        g->request.sampling.prompt_logprobs >= 0 ? (uint32_t)g->request.sampling.prompt_logprobs + 1 : 0;
     g->created_s = api_wall_s(g->api);
     hd_status status = choose_max_tokens(g, error);
     if (status != HD_OK) return status;
@@ -161,8 +166,10 @@ static void observe_end(const generation *g, uint64_t now_ns) {
     for (uint32_t i = 0; i < g->choice_count; i++) tokens += g->choices[i].token_count;
     hd_histogram_observe(metrics->request_generation_tokens, (double)tokens);
     hd_histogram_observe(metrics->e2e_request_latency, (double)(now_ns - g->arrived_ns) * 1e-9);
-    if (g->started_ns > 0) hd_histogram_observe(metrics->request_inference_time, (double)(now_ns - g->started_ns) * 1e-9);
-    if (g->first_token_ns > 0) hd_histogram_observe(metrics->request_decode_time, (double)(now_ns - g->first_token_ns) * 1e-9);
+    if (g->started_ns > 0)
+        hd_histogram_observe(metrics->request_inference_time, (double)(now_ns - g->started_ns) * 1e-9);
+    if (g->first_token_ns > 0)
+        hd_histogram_observe(metrics->request_decode_time, (double)(now_ns - g->first_token_ns) * 1e-9);
 }
 
 static void log_end(const generation *g, const char *how, uint64_t now_ns) {
@@ -170,10 +177,10 @@ static void log_end(const generation *g, const char *how, uint64_t now_ns) {
     for (uint32_t i = 0; i < g->choice_count; i++) tokens += g->choices[i].token_count;
     uint64_t first_ms = g->first_token_ns > 0 ? (g->first_token_ns - g->arrived_ns) / 1000000u : 0;
     hd_log(HD_LOG_INFO, "request_ended",
-           "request_id=%s end=%s prompt_tokens=%" PRIu64 " cached_tokens=%" PRIu64 " generated_tokens=%" PRIu64 " first_token_ms=%" PRIu64
-           " total_ms=%" PRIu64 " trace_id=%s",
-           g->call->request_id, how, g->prompt_tokens, g->cached_tokens, tokens, first_ms, (now_ns - g->arrived_ns) / 1000000u,
-           g->call->trace_id);
+           "request_id=%s end=%s prompt_tokens=%" PRIu64 " cached_tokens=%" PRIu64 " generated_tokens=%" PRIu64
+           " first_token_ms=%" PRIu64 " total_ms=%" PRIu64 " trace_id=%s",
+           g->call->request_id, how, g->prompt_tokens, g->cached_tokens, tokens, first_ms,
+           (now_ns - g->arrived_ns) / 1000000u, g->call->trace_id);
 }
 
 /* The exchange has its answer: lets go of it, and of what the worker still does. */
@@ -206,7 +213,8 @@ static void begin_stream(generation *g) {
 static hd_status flush_stream(generation *g) {
     if (g->out.count == 0 && !g->out.is_failed) return HD_OK;
     begin_stream(g);
-    hd_status status = g->out.is_failed ? HD_NO_MEMORY : http_exchange_stream_write(g->call->exchange, g->out.bytes, g->out.count);
+    hd_status status =
+        g->out.is_failed ? HD_NO_MEMORY : http_exchange_stream_write(g->call->exchange, g->out.bytes, g->out.count);
     g->out.is_failed = false;
     text_buffer_clear(&g->out);
     atomic_store_explicit(&g->last_write_ns, api_now_ns(g->api), memory_order_relaxed);
@@ -270,7 +278,8 @@ static void complete(generation *g) {
 
 /* -- run -- */
 
-/* Puts as many parts to the worker as it takes. HD_FULL with the first one refuses the request; a later one waits for the earlier. */
+/* Puts as many parts to the worker as it takes. HD_FULL with the first one refuses the request; a later one waits for
+ * the earlier. */
 static hd_status submit_parts(generation *g, api_error *error) {
     worker_rpc *worker = g->model->worker;
     while (g->next_part < g->request.prompt_count) {
@@ -294,7 +303,8 @@ static hd_status submit_parts(generation *g, api_error *error) {
             prompt_name(&g->request, g->next_part, name, sizeof(name));
             return api_error_invalid(error, name, NULL, "%s", cause.text);
         }
-        api_error_set(error, 503, "service_unavailable", NULL, "the model's worker takes no requests: %s", hd_status_text(status));
+        api_error_set(error, 503, "service_unavailable", NULL, "the model's worker takes no requests: %s",
+                      hd_status_text(status));
         error->retry_after_s = 5;
         return status;
     }
@@ -348,7 +358,8 @@ static bool heed_notes(generation *g, const generation_notes *notes) {
         return true;
     }
     if (notes->overflow == OVERFLOW_SERVER) {
-        api_error_set(&error, 503, "service_unavailable", "overloaded", "the server cannot keep up with the tokens of its model; try again");
+        api_error_set(&error, 503, "service_unavailable", "overloaded",
+                      "the server cannot keep up with the tokens of its model; try again");
         error.retry_after_s = api_retry_after_s(g->api);
         fail(g, &error);
         return true;
@@ -416,14 +427,16 @@ static void run(work_item *item) {
     generation_notes notes;
     uint32_t count;
     for (unsigned batch = 0; batch < BATCHES_PER_RUN; batch++) {
-        bool is_paused = !g->is_answered && g->is_stream_begun && http_exchange_pending(g->call->exchange) >= STREAM_PENDING_MAX;
+        bool is_paused =
+            !g->is_answered && g->is_stream_begun && http_exchange_pending(g->call->exchange) >= STREAM_PENDING_MAX;
         if (take_work(g, is_paused, records, &count, &notes)) {
             notes.is_keep_alive_due = notes.is_keep_alive_due && !is_paused; /* what waits to be sent keeps it alive */
             advance(g, records, count, &notes);
             continue;
         }
         if (!g->is_answered || g->parts_open > 0) return;
-        /* Answered, and nothing of it is left at the worker: it is still marked as scheduled, so nobody else will run it. */
+        /* Answered, and nothing of it is left at the worker: it is still marked as scheduled, so nobody else will run
+         * it. */
         sequence_table *sequences = g->api->sequences;
         uint32_t slot = g->slot;
         sequence_table_remove(sequences, slot);

@@ -1,13 +1,16 @@
 /* generation.h - one request being answered: from its tokens to the last byte of its answer.
  *
- *   generation_start (request thread) --worker_rpc.submit--> events (worker's thread) --event_ring--> run (a reply thread): choices, answer
+ *   generation_start (request thread) --worker_rpc.submit--> events (worker's thread)
+ *       --event_ring--> run (a reply thread): choices, answer
  *
- *   1. The worker's thread only puts a record into the ring and, if the generation is not scheduled yet, into the reply pool.
- *   2. One reply thread at a time runs a generation (is_scheduled), so everything but the ring and the flags needs no lock.
+ *   1. The worker's thread only puts a record into the ring and, if the generation is not scheduled yet, into the reply
+ *      pool.
+ *   2. One reply thread at a time runs a generation (is_scheduled), so everything but the ring and the flags needs no
+ *      lock.
  *   3. It is freed when it has been answered and the worker has sent the last event of each part, not before.
- *   4. A stream whose client reads slowly is not written to until the connection has drained; meanwhile tokens wait in the ring. When
- *      that is full, whose fault it is decides: a client that was waited for is cut off; a process that falls behind its worker
- *      refuses the request with 503.
+ *   4. A stream whose client reads slowly is not written to until the connection has drained; meanwhile tokens wait in
+ *      the ring. When that is full, whose fault it is decides: a client that was waited for is cut off; a process that
+ *      falls behind its worker refuses the request with 503.
  * Threads: start on a request thread; the others from any, while the sequence table holds it. */
 #ifndef COORDINATOR_GENERATION_H
 #define COORDINATOR_GENERATION_H

@@ -1,4 +1,5 @@
-/* generation_events.c - the worker's events: put into the ring by the worker's thread, applied to the choices by a reply thread. */
+/* generation_events.c - the worker's events: put into the ring by the worker's thread, applied to the choices by a
+ * reply thread. */
 #include <assert.h>
 #include <stdio.h>
 #include <string.h>
@@ -20,7 +21,8 @@ static void keep_prompt_logprobs(generation_part *part, const worker_event *even
     if (part->prompt_logprobs == NULL || event->position >= prompt_count || event->logprob_count != width) return;
     uint64_t room = prompt_count - event->position;
     uint64_t entries = event->entry_count < room ? event->entry_count : room;
-    memcpy(part->prompt_logprobs + event->position * width, event->logprobs, (size_t)entries * width * sizeof(worker_logprob));
+    memcpy(part->prompt_logprobs + event->position * width, event->logprobs,
+           (size_t)entries * width * sizeof(worker_logprob));
 }
 
 static void push(generation *g, const event_record *record, const worker_logprob *logprobs) {
@@ -96,18 +98,22 @@ static void observe_token(generation *g, choice *c, uint64_t time_ns) {
     if (g->first_token_ns == 0) {
         g->first_token_ns = time_ns;
         hd_histogram_observe(metrics->time_to_first_token, (double)(time_ns - g->arrived_ns) * 1e-9);
-        if (g->started_ns > 0) hd_histogram_observe(metrics->request_prefill_time, (double)(time_ns - g->started_ns) * 1e-9);
+        if (g->started_ns > 0)
+            hd_histogram_observe(metrics->request_prefill_time, (double)(time_ns - g->started_ns) * 1e-9);
     }
-    if (c->last_token_ns > 0) hd_histogram_observe(metrics->inter_token_latency, (double)(time_ns - c->last_token_ns) * 1e-9);
+    if (c->last_token_ns > 0)
+        hd_histogram_observe(metrics->inter_token_latency, (double)(time_ns - c->last_token_ns) * 1e-9);
     c->last_token_ns = time_ns;
 }
 
 static void count_finished(generation *g, const choice *c) {
     g->choices_open--;
-    hd_counter_add(g->api->metrics.request_success[c->finish == CHOICE_STOP ? REQUEST_END_STOP : REQUEST_END_LENGTH], 1);
+    hd_counter_add(g->api->metrics.request_success[c->finish == CHOICE_STOP ? REQUEST_END_STOP : REQUEST_END_LENGTH],
+                   1);
 }
 
-/* A request for no tokens is put to the worker as one for one token, which is not shown: then only the prompt's echo is wanted. */
+/* A request for no tokens is put to the worker as one for one token, which is not shown: then only the prompt's echo is
+ * wanted. */
 static bool wants_tokens(const generation *g) {
     return !g->request.has_max_tokens || g->request.max_tokens > 0;
 }
@@ -158,11 +164,13 @@ static hd_status refuse_failed(generation *g, hd_status cause, api_error *error)
     pthread_mutex_unlock(&g->lock);
     if (cause == HD_INVALID || cause == HD_UNSUPPORTED) return refuse_invalid(message, error);
     if (cause == HD_FULL) return api_error_full(g->api, error, message);
-    api_error_set(error, cause == HD_CANCELLED || cause == HD_PEER_LOST ? 503 : 500, "server_error", NULL, "the model's worker failed: %s", message);
+    api_error_set(error, cause == HD_CANCELLED || cause == HD_PEER_LOST ? 503 : 500, "server_error", NULL,
+                  "the model's worker failed: %s", message);
     return HD_INVALID;
 }
 
-hd_status generation_apply(generation *g, const event_record *record, const worker_logprob *logprobs, api_error *error) {
+hd_status generation_apply(generation *g, const event_record *record, const worker_logprob *logprobs,
+                           api_error *error) {
     generation_part *part = &g->parts[record->choice / g->request.choices];
     choice *c = &g->choices[record->choice];
     switch (record->kind) {

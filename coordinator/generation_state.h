@@ -19,7 +19,7 @@ typedef struct generation_part {
     uint32_t index;
     worker_logprob *prompt_logprobs; /* [prompt tokens][width]; written by events, read after the first token */
     bool is_submitted, is_closed;
-    uint64_t prompt_done;            /* guarded by the generation's lock */
+    uint64_t prompt_done; /* guarded by the generation's lock */
 } generation_part;
 
 typedef enum { TIMEOUT_NONE, TIMEOUT_REQUEST, TIMEOUT_QUEUE } generation_timeout;
@@ -38,40 +38,40 @@ typedef struct generation_notes {
 struct generation {
     work_item work;
     api *api;
-    api_call *call;                /* NULL once answered */
+    api_call *call; /* NULL once answered */
     const served_model *model;
     const struct answer_format *format;
-    uint32_t slot;                 /* in the sequence table */
+    uint32_t slot; /* in the sequence table */
     uint64_t arrived_ns;
 
     request request;
-    prompt *prompts;               /* [request.prompt_count] */
-    generation_part *parts;        /* the same */
-    choice *choices;               /* [choice_count]; those of a prompt stand together */
+    prompt *prompts;        /* [request.prompt_count] */
+    generation_part *parts; /* the same */
+    choice *choices;        /* [choice_count]; those of a prompt stand together */
     uint32_t choice_count, choices_open;
     stop_set stops;
     uint32_t logprob_width, prompt_logprob_width;
 
-    uint64_t max_tokens;           /* of each choice, as the worker was asked */
+    uint64_t max_tokens; /* of each choice, as the worker was asked */
     uint64_t prompt_tokens, cached_tokens;
     uint64_t created_s, started_ns, first_token_ns;
     uint32_t next_part, parts_open;
     bool is_stream_begun, is_answered;
     prefill_estimate estimate;
-    text_buffer head;              /* the members that every chunk begins with */
-    text_buffer out;               /* what is being written */
-    worker_logprob *scratch;       /* of one batch of records */
+    text_buffer head;        /* the members that every chunk begins with */
+    text_buffer out;         /* what is being written */
+    worker_logprob *scratch; /* of one batch of records */
 
     _Atomic uint64_t last_write_ns;
 
-    pthread_mutex_t lock;          /* guards what follows, and prompt_done of each part */
+    pthread_mutex_t lock; /* guards what follows, and prompt_done of each part */
     event_ring ring;
     generation_notes notes;
     bool is_scheduled, is_admitted, has_waiting_parts;
-    bool is_paused;                /* what was written waits for the client, and tokens wait in the ring for that */
-    uint64_t said_tokens;          /* that the worker has told */
-    char failure[256];             /* the worker's message with FAILED */
-    char selection[256];           /* that the worker has started with */
+    bool is_paused;       /* what was written waits for the client, and tokens wait in the ring for that */
+    uint64_t said_tokens; /* that the worker has told */
+    char failure[256];    /* the worker's message with FAILED */
+    char selection[256];  /* that the worker has started with */
 };
 
 /* The worker's callback. */

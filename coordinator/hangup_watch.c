@@ -1,5 +1,5 @@
-/* hangup_watch.c - one epoll set, one thread, and slots with generations: an event that was fetched before its socket was
- * removed finds another generation, or none, and is dropped. */
+/* hangup_watch.c - one epoll set, one thread, and slots with generations: an event that was fetched before its socket
+ * was removed finds another generation, or none, and is dropped. */
 #include "coordinator/hangup_watch.h"
 
 #include <netinet/in.h>
@@ -12,9 +12,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define STOP_EVENT  UINT64_MAX
-#define NO_SLOT     UINT32_MAX
-#define BATCH       64
+#define STOP_EVENT UINT64_MAX
+#define NO_SLOT UINT32_MAX
+#define BATCH 64
 
 typedef struct watch_slot {
     void (*on_hangup)(void *context); /* NULL: free, or told already */
@@ -65,7 +65,8 @@ hd_status hangup_watch_open(uint32_t entries_max, hangup_watch **out) {
     watch->slots = calloc(entries_max, sizeof(*watch->slots));
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = STOP_EVENT};
     hd_status status = watch->slots == NULL ? HD_NO_MEMORY : HD_OK;
-    if (status == HD_OK && (watch->epoll < 0 || watch->stop < 0 || epoll_ctl(watch->epoll, EPOLL_CTL_ADD, watch->stop, &event) != 0)) {
+    if (status == HD_OK &&
+        (watch->epoll < 0 || watch->stop < 0 || epoll_ctl(watch->epoll, EPOLL_CTL_ADD, watch->stop, &event) != 0)) {
         status = HD_IO;
     }
     for (uint32_t i = 0; status == HD_OK && i < entries_max; i++) {
@@ -104,7 +105,8 @@ static void keep_alive(int fd) {
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
 }
 
-hd_status hangup_watch_add(hangup_watch *watch, int fd, void (*on_hangup)(void *context), void *context, hangup_ticket *ticket) {
+hd_status hangup_watch_add(hangup_watch *watch, int fd, void (*on_hangup)(void *context), void *context,
+                           hangup_ticket *ticket) {
     pthread_mutex_lock(&watch->lock);
     uint32_t slot = watch->first_free;
     if (slot == NO_SLOT) {

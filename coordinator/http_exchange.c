@@ -1,7 +1,7 @@
 /* http_exchange.c - answering an exchange from any thread.
  *
- * A connection that has nothing to send is suspended, and whoever gives it something resumes it. Both decisions are taken under the
- * exchange's lock; otherwise a wake-up between "there is nothing" and "suspend" would be lost. */
+ * A connection that has nothing to send is suspended, and whoever gives it something resumes it. Both decisions are
+ * taken under the exchange's lock; otherwise a wake-up between "there is nothing" and "suspend" would be lost. */
 #include "coordinator/http_exchange.h"
 
 #include <assert.h>
@@ -12,7 +12,8 @@
 
 #define STREAM_BLOCK_BYTES 16384u
 
-http_exchange *http_exchange_open(http_server *server, struct MHD_Connection *connection, const char *method, const char *path) {
+http_exchange *http_exchange_open(http_server *server, struct MHD_Connection *connection, const char *method,
+                                  const char *path) {
     http_exchange *exchange = calloc(1, sizeof(*exchange));
     if (exchange == NULL) return NULL;
     exchange->server = server;
@@ -107,7 +108,8 @@ static void set_answer(http_exchange *exchange, answer_kind answer, unsigned sta
     http_server_count_answer(exchange->server, status);
 }
 
-void http_exchange_respond(http_exchange *exchange, unsigned status, const char *content_type, char *body, size_t body_bytes) {
+void http_exchange_respond(http_exchange *exchange, unsigned status, const char *content_type, char *body,
+                           size_t body_bytes) {
     pthread_mutex_lock(&exchange->lock);
     set_answer(exchange, ANSWER_WHOLE, status, content_type);
     exchange->whole = body;
@@ -159,8 +161,8 @@ void http_exchange_cut(http_exchange *exchange) {
     exchange->is_cut = true;
     text_buffer_clear(&exchange->stream);
     exchange->stream_sent = 0;
-    /* libmicrohttpd may be waiting for room in the socket, and then asks us nothing: only the socket itself can wake it. And what
-     * the system still holds for a peer that does not read would stay for minutes. */
+    /* libmicrohttpd may be waiting for room in the socket, and then asks us nothing: only the socket itself can wake
+     * it. And what the system still holds for a peer that does not read would stay for minutes. */
     if (exchange->connection != NULL && exchange->socket >= 0) {
         http_exchange_discard_unsent(exchange);
         shutdown(exchange->socket, SHUT_RDWR);
@@ -260,14 +262,16 @@ static void end_stream(void *context) {
 struct MHD_Response *http_exchange_response(http_exchange *exchange) {
     struct MHD_Response *response;
     if (exchange->answer == ANSWER_STREAM) {
-        response = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK_BYTES, read_stream, exchange, end_stream);
+        response =
+            MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK_BYTES, read_stream, exchange, end_stream);
         if (response != NULL) http_exchange_retain(exchange);
     } else {
         response = MHD_create_response_from_buffer(exchange->whole_bytes, exchange->whole, MHD_RESPMEM_MUST_FREE);
         if (response != NULL) exchange->whole = NULL;
     }
     if (response == NULL) return NULL;
-    if (exchange->content_type[0] != '\0') MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, exchange->content_type);
+    if (exchange->content_type[0] != '\0')
+        MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, exchange->content_type);
     for (unsigned i = 0; i < exchange->header_count; i++) {
         if (exchange->headers[i].name == NULL || exchange->headers[i].value == NULL) continue;
         MHD_add_response_header(response, exchange->headers[i].name, exchange->headers[i].value);

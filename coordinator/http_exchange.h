@@ -1,4 +1,5 @@
-/* http_exchange.h - the inside of an exchange, shared by http_server.c (which owns the connection) and http_exchange.c. */
+/* http_exchange.h - the inside of an exchange, shared by http_server.c (which owns the connection) and http_exchange.c.
+ * */
 #ifndef COORDINATOR_HTTP_EXCHANGE_H
 #define COORDINATOR_HTTP_EXCHANGE_H
 
@@ -52,7 +53,8 @@ struct http_exchange {
     bool is_drain_due;
 };
 
-http_exchange *http_exchange_open(http_server *server, struct MHD_Connection *connection, const char *method, const char *path);
+http_exchange *http_exchange_open(http_server *server, struct MHD_Connection *connection, const char *method,
+                                  const char *path);
 /* The client has gone, or the server ends: marks it, tells the watcher, wakes the connection. */
 void http_exchange_lose(http_exchange *exchange);
 /* Closing the socket will drop what the system has not sent, and reset the connection. */

@@ -1,9 +1,9 @@
 /* http_server.c - libmicrohttpd's daemon and its access handler.
  *
- * The handler is called once with the headers, then with each piece of the body, then with none, and again after a resume. An
- * answer that is known before the body has come is sent after the body has been read and thrown away: a server that closes a
- * socket with unread bytes makes the system reset the connection, and the client never sees the answer. Only a client that
- * waits for "100 Continue", or announces more than we care to read, is answered at once. */
+ * The handler is called once with the headers, then with each piece of the body, then with none, and again after a
+ * resume. An answer that is known before the body has come is sent after the body has been read and thrown away: a
+ * server that closes a socket with unread bytes makes the system reset the connection, and the client never sees the
+ * answer. Only a client that waits for "100 Continue", or announces more than we care to read, is answered at once. */
 #include <assert.h>
 #include <errno.h>
 #include <signal.h>
@@ -15,7 +15,8 @@
 
 #include "coordinator/http_exchange.h"
 
-#define DISCARD_FACTOR 4u /* bodies up to this many times body_bytes_max are read to their end, to be refused in words */
+#define DISCARD_FACTOR                                                                                                 \
+    4u /* bodies up to this many times body_bytes_max are read to their end, to be refused in words */
 
 struct http_server {
     http_config config;
@@ -40,7 +41,8 @@ void http_server_refund(http_server *server, size_t bytes) {
 }
 
 void http_server_count_answer(http_server *server, unsigned status) {
-    if (server->config.callbacks.on_answer != NULL) server->config.callbacks.on_answer(server->config.callbacks.context, status);
+    if (server->config.callbacks.on_answer != NULL)
+        server->config.callbacks.on_answer(server->config.callbacks.context, status);
 }
 
 static void list_add(http_server *server, http_exchange *exchange) {
@@ -114,8 +116,8 @@ static void take_body(http_server *server, http_exchange *exchange, const char *
     exchange->body_count = needed;
 }
 
-/* Without the exchange's lock: an answer that is set does not change any more, and the library takes locks of its own here that it
- * holds when it calls the exchange's reader. */
+/* Without the exchange's lock: an answer that is set does not change any more, and the library takes locks of its own
+ * here that it holds when it calls the exchange's reader. */
 static enum MHD_Result send_answer(http_exchange *exchange, struct MHD_Connection *connection) {
     struct MHD_Response *response = http_exchange_response(exchange);
     if (response == NULL) return MHD_NO;
@@ -131,7 +133,8 @@ static enum MHD_Result begin(http_server *server, http_exchange *exchange, struc
     exchange->is_body_wanted = callbacks->on_headers(callbacks->context, exchange);
     uint64_t declared = declared_bytes(exchange);
     bool has_length = declared != UINT64_MAX;
-    if (exchange->is_body_wanted && has_length && declared > server->config.body_bytes_max) refuse(server, exchange, HTTP_BODY_TOO_LARGE);
+    if (exchange->is_body_wanted && has_length && declared > server->config.body_bytes_max)
+        refuse(server, exchange, HTTP_BODY_TOO_LARGE);
     if (exchange->is_body_wanted) return MHD_YES;
     bool waits = http_exchange_header(exchange, MHD_HTTP_HEADER_EXPECT) != NULL;
     bool is_endless = has_length && declared > (uint64_t)server->config.body_bytes_max * DISCARD_FACTOR;
@@ -208,7 +211,8 @@ static enum MHD_Result on_access(void *context, struct MHD_Connection *connectio
     return resume(exchange, connection);
 }
 
-static void on_completed(void *context, struct MHD_Connection *connection, void **r, enum MHD_RequestTerminationCode code) {
+static void on_completed(void *context, struct MHD_Connection *connection, void **r,
+                         enum MHD_RequestTerminationCode code) {
     http_server *server = context;
     http_exchange *exchange = *r;
     *r = NULL;
@@ -266,7 +270,8 @@ hd_status http_server_open(const http_config *config, http_server **out, hd_erro
         {MHD_OPTION_END, 0, NULL},
     };
     unsigned flags = MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ITC;
-    server->daemon = MHD_start_daemon(flags, 0, NULL, NULL, on_access, server, MHD_OPTION_ARRAY, options, MHD_OPTION_END);
+    server->daemon =
+        MHD_start_daemon(flags, 0, NULL, NULL, on_access, server, MHD_OPTION_ARRAY, options, MHD_OPTION_END);
     if (server->daemon == NULL) {
         http_server_close(server);
         return hd_error_set(error, HD_IO, "the HTTP server cannot be started: %s", strerror(errno));
@@ -302,9 +307,11 @@ bool http_server_wait_idle(http_server *server, uint64_t timeout_ms) {
 }
 
 void http_server_abort(http_server *server) {
-    /* An exchange in the list has the server's own reference; losing it takes its lock alone, and the list cannot change. */
+    /* An exchange in the list has the server's own reference; losing it takes its lock alone, and the list cannot
+     * change. */
     pthread_mutex_lock(&server->lock);
-    for (http_exchange *exchange = server->first; exchange != NULL; exchange = exchange->next) http_exchange_lose(exchange);
+    for (http_exchange *exchange = server->first; exchange != NULL; exchange = exchange->next)
+        http_exchange_lose(exchange);
     pthread_mutex_unlock(&server->lock);
 }
 

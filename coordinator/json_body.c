@@ -60,36 +60,39 @@ static hd_status refuse_parse(const json_error_t *failure, size_t byte_count, ap
     switch (json_error_code(failure)) {
     case json_error_out_of_memory: return api_error_no_memory(error);
     case json_error_invalid_utf8:
-        return api_error_invalid(error, NULL, "invalid_utf8", "the body is not UTF-8: line %d, column %d (byte %d)", line, column,
-                                 position);
+        return api_error_invalid(error, NULL, "invalid_utf8", "the body is not UTF-8: line %d, column %d (byte %d)",
+                                 line, column, position);
     case json_error_duplicate_key:
         return api_error_invalid(error, NULL, "duplicate_key",
-                                 "the body gives an object the same key twice: before line %d, column %d (byte %d)", line, column,
-                                 position);
+                                 "the body gives an object the same key twice: before line %d, column %d (byte %d)",
+                                 line, column, position);
     case json_error_premature_end_of_input:
-        return api_error_invalid(error, NULL, "invalid_json", "the body is not JSON: it ends too early, after %zu bytes",
-                                 byte_count);
+        return api_error_invalid(error, NULL, "invalid_json",
+                                 "the body is not JSON: it ends too early, after %zu bytes", byte_count);
     case json_error_end_of_input_expected:
         return api_error_invalid(error, NULL, "invalid_json",
-                                 "the body is not JSON: something follows the object at line %d, column %d (byte %d)", line,
-                                 column, position);
+                                 "the body is not JSON: something follows the object at line %d, column %d (byte %d)",
+                                 line, column, position);
     case json_error_numeric_overflow:
         return api_error_invalid(error, NULL, "invalid_json",
-                                 "the body holds a number that is too large: line %d, column %d (byte %d)", line, column, position);
+                                 "the body holds a number that is too large: line %d, column %d (byte %d)", line,
+                                 column, position);
     case json_error_null_byte_in_key:
         return api_error_invalid(error, NULL, "invalid_json",
-                                 "the body holds a key with a zero character in it: line %d, column %d (byte %d)", line, column,
-                                 position);
+                                 "the body holds a key with a zero character in it: line %d, column %d (byte %d)", line,
+                                 column, position);
     default:
-        return api_error_invalid(error, NULL, "invalid_json", "the body is not JSON: line %d, column %d (byte %d)", line, column,
-                                 position);
+        return api_error_invalid(error, NULL, "invalid_json", "the body is not JSON: line %d, column %d (byte %d)",
+                                 line, column, position);
     }
 }
 
 bool json_text_parse(const char *bytes, size_t byte_count, size_t depth_max, json_t **value) {
     scan found;
     scan_bytes(bytes, byte_count, &found);
-    if (found.depth_max > depth_max || found.containers > JSON_BODY_CONTAINERS_MAX || found.values > JSON_BODY_VALUES_MAX) return false;
+    if (found.depth_max > depth_max || found.containers > JSON_BODY_CONTAINERS_MAX ||
+        found.values > JSON_BODY_VALUES_MAX)
+        return false;
     json_t *parsed = json_loadb(bytes, byte_count, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_ANY, NULL);
     if (parsed == NULL) return false;
     *value = parsed;
@@ -100,10 +103,13 @@ hd_status json_body_parse(const char *bytes, size_t byte_count, json_t **root, a
     /* The parser would take it for the end. */
     const char *zero = memchr(bytes, '\0', byte_count);
     if (zero != NULL) {
-        return api_error_invalid(error, NULL, "invalid_json", "the body is not JSON: it holds a zero byte, at byte %zu", (size_t)(zero - bytes));
+        return api_error_invalid(error, NULL, "invalid_json", "the body is not JSON: it holds a zero byte, at byte %zu",
+                                 (size_t)(zero - bytes));
     }
     size_t blank = 0;
-    while (blank < byte_count && (bytes[blank] == ' ' || bytes[blank] == '\t' || bytes[blank] == '\r' || bytes[blank] == '\n')) blank++;
+    while (blank < byte_count &&
+           (bytes[blank] == ' ' || bytes[blank] == '\t' || bytes[blank] == '\r' || bytes[blank] == '\n'))
+        blank++;
     if (blank == byte_count) {
         return api_error_invalid(error, NULL, "missing_body", "the request has no body: send a JSON object");
     }
@@ -114,8 +120,9 @@ hd_status json_body_parse(const char *bytes, size_t byte_count, json_t **root, a
                                  JSON_BODY_DEPTH_MAX, found.deepest_at);
     }
     if (found.containers > JSON_BODY_CONTAINERS_MAX) {
-        return api_error_invalid(error, NULL, "too_many_values", "the body holds %zu arrays and objects; at most %u are read",
-                                 found.containers, JSON_BODY_CONTAINERS_MAX);
+        return api_error_invalid(error, NULL, "too_many_values",
+                                 "the body holds %zu arrays and objects; at most %u are read", found.containers,
+                                 JSON_BODY_CONTAINERS_MAX);
     }
     if (found.values + found.containers > JSON_BODY_VALUES_MAX) {
         return api_error_invalid(error, NULL, "too_many_values", "the body holds %zu values; at most %u are read",

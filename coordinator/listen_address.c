@@ -30,7 +30,8 @@ static hd_status split(const char *address, char *host, size_t host_bytes, const
     size_t length = colon == NULL ? 0 : (size_t)(colon - start) - has_brackets;
     bool is_bare_v6 = colon != NULL && !has_brackets && strchr(address, ':') != colon;
     if (colon == NULL || colon[1] == '\0' || length == 0 || length >= host_bytes || is_bare_v6) {
-        return hd_error_set(error, HD_INVALID, "--listen %s: give HOST:PORT, for instance 127.0.0.1:8000 or [::1]:8000", address);
+        return hd_error_set(error, HD_INVALID, "--listen %s: give HOST:PORT, for instance 127.0.0.1:8000 or [::1]:8000",
+                            address);
     }
     char *end;
     errno = 0;
@@ -58,13 +59,16 @@ static hd_status bind_one(const struct addrinfo *found, const char *address, int
     return HD_OK;
 }
 
-hd_status listen_address_open(const char *address, bool must_be_loopback, int *listener, char bound[LISTEN_ADDRESS_BYTES],
-                              hd_error *error) {
+hd_status listen_address_open(const char *address, bool must_be_loopback, int *listener,
+                              char bound[LISTEN_ADDRESS_BYTES], hd_error *error) {
     char host[256];
     const char *port = NULL;
     hd_status status = split(address, host, sizeof(host), &port, error);
     if (status != HD_OK) return status;
-    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV}, *found = NULL;
+    struct addrinfo hints = {.ai_family = AF_UNSPEC,
+                             .ai_socktype = SOCK_STREAM,
+                             .ai_flags = AI_PASSIVE | AI_NUMERICSERV},
+                    *found = NULL;
     int code = getaddrinfo(host, port, &hints, &found);
     if (code != 0) return hd_error_set(error, HD_INVALID, "--listen %s: %s", address, gai_strerror(code));
     assert(found != NULL);
@@ -74,10 +78,11 @@ hd_status listen_address_open(const char *address, bool must_be_loopback, int *l
         if (next->ai_family == AF_INET) chosen = next;
     }
     if (must_be_loopback && !is_loopback(chosen->ai_addr)) {
-        status = hd_error_set(error, HD_INVALID,
-                              "--listen %s can be reached from other machines, and there are no keys: give --api-keys FILE, or listen "
-                              "on 127.0.0.1",
-                              address);
+        status = hd_error_set(
+            error, HD_INVALID,
+            "--listen %s can be reached from other machines, and there are no keys: give --api-keys FILE, or listen "
+            "on 127.0.0.1",
+            address);
     } else {
         status = bind_one(chosen, address, listener, error);
     }

@@ -11,9 +11,9 @@
 
 #define LISTEN_ADDRESS_BYTES 80u
 
-/* Opens a listening, non-blocking socket. bound gets the numeric address with the real port ("127.0.0.1:41873"). is_loopback:
- * only this machine can reach it. The caller closes *listener. */
-hd_status listen_address_open(const char *address, bool must_be_loopback, int *listener, char bound[LISTEN_ADDRESS_BYTES],
-                              hd_error *error);
+/* Opens a listening, non-blocking socket. bound gets the numeric address with the real port ("127.0.0.1:41873").
+ * is_loopback: only this machine can reach it. The caller closes *listener. */
+hd_status listen_address_open(const char *address, bool must_be_loopback, int *listener,
+                              char bound[LISTEN_ADDRESS_BYTES], hd_error *error);
 
 #endif

@@ -6,7 +6,8 @@
 void prefill_estimate_add(prefill_estimate *estimate, uint64_t position, uint64_t now_ns) {
     double now_s = (double)now_ns * 1e-9, end = (double)position;
     if (estimate->is_started && end > estimate->last_position) {
-        double x = end - estimate->last_position, y = x * (end + estimate->last_position) * 0.5, t = now_s - estimate->last_s;
+        double x = end - estimate->last_position, y = x * (end + estimate->last_position) * 0.5,
+               t = now_s - estimate->last_s;
         estimate->xx = KEPT_PER_CHUNK * estimate->xx + x * x;
         estimate->xy = KEPT_PER_CHUNK * estimate->xy + x * y;
         estimate->yy = KEPT_PER_CHUNK * estimate->yy + y * y;

@@ -1,9 +1,9 @@
 /* prefill_estimate.h - how long a prefill will still take, from how it went so far.
  *
  * A chunk costs a time per token (the matrix products) and a time per token and earlier token (attention), so
- * time(position) = a * position + b * position^2 / 2. Both are fitted by least squares over the chunks seen, older chunks counting
- * less as the load on the machine changes; a straight line would promise a million tokens in a third of their time.
- * Threads: a value; one at a time. */
+ * time(position) = a * position + b * position^2 / 2. Both are fitted by least squares over the chunks seen, older
+ * chunks counting less as the load on the machine changes; a straight line would promise a million tokens in a third of
+ * their time. Threads: a value; one at a time. */
 #ifndef COORDINATOR_PREFILL_ESTIMATE_H
 #define COORDINATOR_PREFILL_ESTIMATE_H
 

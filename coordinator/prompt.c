@@ -5,7 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Characters that Python's str.strip takes off, beyond ASCII. Templates strip with it, and so must the search for their text. */
+/* Characters that Python's str.strip takes off, beyond ASCII. Templates strip with it, and so must the search for their
+ * text. */
 static size_t blank_bytes(const char *text, size_t text_bytes) {
     static const char *const wide[] = {"\xc2\x85",     "\xc2\xa0",     "\xe1\x9a\x80", "\xe2\x80\xa8",
                                        "\xe2\x80\xa9", "\xe2\x80\xaf", "\xe2\x81\x9f", "\xe3\x80\x80"};
@@ -14,7 +15,8 @@ static size_t blank_bytes(const char *text, size_t text_bytes) {
     for (size_t i = 0; i < sizeof(wide) / sizeof(wide[0]); i++) {
         if (text_bytes >= strlen(wide[i]) && memcmp(text, wide[i], strlen(wide[i])) == 0) return strlen(wide[i]);
     }
-    bool is_space = text_bytes >= 3 && memcmp(text, "\xe2\x80", 2) == 0 && (unsigned char)text[2] >= 0x80 && (unsigned char)text[2] <= 0x8a;
+    bool is_space = text_bytes >= 3 && memcmp(text, "\xe2\x80", 2) == 0 && (unsigned char)text[2] >= 0x80 &&
+                    (unsigned char)text[2] <= 0x8a;
     return is_space ? 3 : 0;
 }
 
@@ -48,9 +50,9 @@ static const char *find_last(const char *text, size_t text_bytes, const char *pa
     }
 }
 
-/* Cuts the rendered chat after the last message, so that the answer goes on from it: after its text as it stands if the template
- * kept its trailing blanks, else after its last visible character. A message that begins with blanks counts as changed by the
- * template whatever that did, as Hugging Face has it. */
+/* Cuts the rendered chat after the last message, so that the answer goes on from it: after its text as it stands if the
+ * template kept its trailing blanks, else after its last visible character. A message that begins with blanks counts as
+ * changed by the template whatever that did, as Hugging Face has it. */
 static hd_status cut_after_final(const request *r, char *text, size_t *text_bytes, api_error *error) {
     const char *message = json_string_value(r->final_message);
     size_t message_bytes = message != NULL ? json_string_length(r->final_message) : 0;
@@ -60,8 +62,9 @@ static hd_status cut_after_final(const request *r, char *text, size_t *text_byte
     size_t visible_bytes = message_bytes - leading - trailing, kept_bytes = message_bytes - leading;
     const char *found = find_last(text, *text_bytes, visible, visible_bytes);
     if (found == NULL) {
-        return api_error_invalid(error, "continue_final_message", "chat_template_error",
-                                 "'continue_final_message' is set, but the chat template does not print the last message's content");
+        return api_error_invalid(
+            error, "continue_final_message", "chat_template_error",
+            "'continue_final_message' is set, but the chat template does not print the last message's content");
     }
     size_t after = *text_bytes - (size_t)(found - text);
     bool keeps_blanks = leading == 0 && after >= kept_bytes && memcmp(found, visible, kept_bytes) == 0;
@@ -72,8 +75,9 @@ static hd_status cut_after_final(const request *r, char *text, size_t *text_byte
 
 hd_status prompt_render(const text_model *model, const request *r, char **text, size_t *text_bytes, api_error *error) {
     if (r->chat_template == NULL && !text_has_chat_template(model)) {
-        return api_error_invalid(error, "messages", "no_chat_template",
-                                 "this model has no chat template: give one in 'chat_template', or use /v1/completions");
+        return api_error_invalid(
+            error, "messages", "no_chat_template",
+            "this model has no chat template: give one in 'chat_template', or use /v1/completions");
     }
     char *context = json_dumps(r->context, JSON_COMPACT);
     if (context == NULL) return api_error_no_memory(error);
@@ -82,7 +86,8 @@ hd_status prompt_render(const text_model *model, const request *r, char **text, 
     free(context);
     if (status == HD_NO_MEMORY) return api_error_no_memory(error);
     if (status != HD_OK) {
-        return api_error_invalid(error, "messages", "chat_template_error", "the chat template refuses these messages: %s", cause.text);
+        return api_error_invalid(error, "messages", "chat_template_error",
+                                 "the chat template refuses these messages: %s", cause.text);
     }
     if (r->final_message == NULL) return HD_OK;
     status = cut_after_final(r, *text, text_bytes, error);
@@ -90,7 +95,8 @@ hd_status prompt_render(const text_model *model, const request *r, char **text, 
     return status;
 }
 
-static hd_status encode(const text_model *model, const char *text, size_t text_bytes, bool add_special_tokens, prompt *p, api_error *error) {
+static hd_status encode(const text_model *model, const char *text, size_t text_bytes, bool add_special_tokens,
+                        prompt *p, api_error *error) {
     hd_error cause = {.text = ""};
     hd_status status = text_encode(model, text, text_bytes, add_special_tokens, &p->ids, &p->id_count, &cause);
     if (status == HD_OK) return HD_OK;
@@ -119,7 +125,8 @@ static hd_status build_chat(const text_model *model, const request *r, prompt *p
     return p->text != NULL ? HD_OK : api_error_no_memory(error);
 }
 
-static hd_status build_from_text(const text_model *model, const request *r, const json_t *given, prompt *p, api_error *error) {
+static hd_status build_from_text(const text_model *model, const request *r, const json_t *given, prompt *p,
+                                 api_error *error) {
     hd_status status =
         encode(model, json_string_value(given), json_string_length(given), r->add_special_tokens, p, error);
     if (status != HD_OK || !r->echo) return status;
@@ -128,19 +135,22 @@ static hd_status build_from_text(const text_model *model, const request *r, cons
     return p->text != NULL ? HD_OK : api_error_no_memory(error);
 }
 
-static hd_status build_from_ids(const text_model *model, const request *r, const json_t *given, prompt *p, api_error *error) {
+static hd_status build_from_ids(const text_model *model, const request *r, const json_t *given, prompt *p,
+                                api_error *error) {
     p->id_count = json_array_size(given);
     p->ids = malloc(p->id_count * sizeof(*p->ids));
     if (p->ids == NULL) return api_error_no_memory(error);
     for (size_t i = 0; i < p->id_count; i++) p->ids[i] = (uint32_t)json_integer_value(json_array_get(given, i));
     if (!r->echo) return HD_OK;
     hd_error cause;
-    hd_status status = text_decode(model, p->ids, p->id_count, r->skip_special_tokens, &p->text, &p->text_bytes, &cause);
+    hd_status status =
+        text_decode(model, p->ids, p->id_count, r->skip_special_tokens, &p->text, &p->text_bytes, &cause);
     if (status == HD_OK) return HD_OK;
     return api_error_invalid(error, "prompt", NULL, "the prompt cannot be echoed: %s", cause.text);
 }
 
-static hd_status build_completion(const text_model *model, const request *r, size_t index, prompt *p, api_error *error) {
+static hd_status build_completion(const text_model *model, const request *r, size_t index, prompt *p,
+                                  api_error *error) {
     const json_t *given = r->prompt;
     const json_t *first = json_array_get(given, 0);
     if (json_is_array(given) && !json_is_integer(first)) given = json_array_get(given, index);
@@ -154,7 +164,7 @@ hd_status prompts_build(const text_model *model, const request *r, prompt **out,
     hd_status status = HD_OK;
     for (uint32_t i = 0; status == HD_OK && i < r->prompt_count; i++) {
         status = r->kind == REQUEST_CHAT ? build_chat(model, r, &prompts[i], error)
-                                               : build_completion(model, r, i, &prompts[i], error);
+                                         : build_completion(model, r, i, &prompts[i], error);
     }
     if (status == HD_OK) *out = prompts;
     else prompts_free(prompts, r->prompt_count);
@@ -162,7 +172,11 @@ hd_status prompts_build(const text_model *model, const request *r, prompt **out,
 }
 
 void prompt_name(const request *r, uint32_t index, char *name, size_t name_bytes) {
-    snprintf(name, name_bytes, r->prompt_count > 1 ? "prompt[%u]" : r->kind == REQUEST_CHAT ? "messages" : "prompt", index);
+    snprintf(name, name_bytes,
+             r->prompt_count > 1       ? "prompt[%u]"
+             : r->kind == REQUEST_CHAT ? "messages"
+                                       : "prompt",
+             index);
 }
 
 hd_status prompts_check(const prompt *prompts, const request *r, uint32_t vocabulary_size, api_error *error) {
@@ -172,8 +186,9 @@ hd_status prompts_check(const prompt *prompts, const request *r, uint32_t vocabu
         if (prompts[i].id_count == 0) return api_error_invalid(error, name, "empty_prompt", "'%s' has no tokens", name);
         for (size_t k = 0; k < prompts[i].id_count; k++) {
             if (prompts[i].ids[k] < vocabulary_size) continue;
-            return api_error_invalid(error, name, "out_of_range", "'%s' has the token id %u, and this model knows 0 to %u", name,
-                                     prompts[i].ids[k], vocabulary_size - 1);
+            return api_error_invalid(error, name, "out_of_range",
+                                     "'%s' has the token id %u, and this model knows 0 to %u", name, prompts[i].ids[k],
+                                     vocabulary_size - 1);
         }
     }
     return HD_OK;

@@ -11,7 +11,7 @@
 typedef struct prompt {
     uint32_t *ids;
     size_t id_count;
-    char *text;        /* echo: what the answer begins with; else NULL */
+    char *text; /* echo: what the answer begins with; else NULL */
     size_t text_bytes;
 } prompt;
 

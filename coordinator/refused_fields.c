@@ -3,7 +3,15 @@
 
 #include <string.h>
 
-typedef enum { HARMLESS_NONE, HARMLESS_FALSE, HARMLESS_TRUE, HARMLESS_EMPTY, HARMLESS_ZERO, HARMLESS_ONE, HARMLESS_TEXT } harmless_value;
+typedef enum {
+    HARMLESS_NONE,
+    HARMLESS_FALSE,
+    HARMLESS_TRUE,
+    HARMLESS_EMPTY,
+    HARMLESS_ZERO,
+    HARMLESS_ONE,
+    HARMLESS_TEXT
+} harmless_value;
 
 typedef struct refused_field {
     const char *name;
@@ -56,12 +64,14 @@ static const refused_field common_fields[] = {
 };
 
 static bool is_text_format(const json_t *value) {
-    const json_t *word = json_is_array(value) && json_array_size(value) == 1 ? json_array_get(value, 0) : json_object_get(value, "type");
+    const json_t *word =
+        json_is_array(value) && json_array_size(value) == 1 ? json_array_get(value, 0) : json_object_get(value, "type");
     return json_is_string(word) && strcmp(json_string_value(word), "text") == 0;
 }
 
 static bool is_empty(const json_t *value) {
-    return (json_is_array(value) && json_array_size(value) == 0) || (json_is_object(value) && json_object_size(value) == 0) ||
+    return (json_is_array(value) && json_array_size(value) == 0) ||
+           (json_is_object(value) && json_object_size(value) == 0) ||
            (json_is_string(value) && json_string_length(value) == 0);
 }
 

@@ -51,21 +51,23 @@ void request_parse_model(body_fields *fields, const request_limits *limits) {
     if (!body_field_string(fields, "model", &name, &name_bytes)) return;
     if (name_bytes == strlen(limits->model_name) && memcmp(name, limits->model_name, name_bytes) == 0) return;
     char quoted[128];
-    api_error_set(fields->error, 404, "invalid_request_error", "model_not_found", "there is no model '%s' here; this server serves '%s'",
+    api_error_set(fields->error, 404, "invalid_request_error", "model_not_found",
+                  "there is no model '%s' here; this server serves '%s'",
                   api_quote(name, name_bytes, quoted, sizeof(quoted)), limits->model_name);
     snprintf(fields->error->param, sizeof(fields->error->param), "model");
     fields->is_failed = true;
 }
 
-bool request_parse_token_id(body_fields *fields, const char *name, const json_t *value, uint32_t vocabulary_size, uint32_t *id) {
+bool request_parse_token_id(body_fields *fields, const char *name, const json_t *value, uint32_t vocabulary_size,
+                            uint32_t *id) {
     if (!json_is_integer(value)) {
         body_fields_refuse(fields, name, "invalid_type", "must be a token id, not %s", json_kind(value));
         return false;
     }
     json_int_t number = json_integer_value(value);
     if (number < 0 || number >= (json_int_t)vocabulary_size) {
-        body_fields_refuse(fields, name, "out_of_range", "must be a token id from 0 to %u, not %lld", vocabulary_size - 1,
-                           (long long)number);
+        body_fields_refuse(fields, name, "out_of_range", "must be a token id from 0 to %u, not %lld",
+                           vocabulary_size - 1, (long long)number);
         return false;
     }
     *id = (uint32_t)number;
@@ -90,7 +92,8 @@ static void parse_stop(request *r, body_fields *fields) {
     bool is_array = json_is_array(stop);
     size_t count = is_array ? json_array_size(stop) : 1;
     if (count > REQUEST_STOPS_MAX) {
-        body_fields_refuse(fields, "stop", "out_of_range", "must have at most %u strings, not %zu", REQUEST_STOPS_MAX, count);
+        body_fields_refuse(fields, "stop", "out_of_range", "must have at most %u strings, not %zu", REQUEST_STOPS_MAX,
+                           count);
         return;
     }
     for (size_t i = 0; i < count; i++) {
@@ -98,13 +101,14 @@ static void parse_stop(request *r, body_fields *fields) {
         body_path(name, sizeof(name), is_array ? "stop[%zu]" : "stop", i);
         const json_t *entry = is_array ? json_array_get(stop, i) : stop;
         if (!json_is_string(entry)) {
-            body_fields_refuse(fields, name, "invalid_type", "must be a string%s, not %s", is_array ? "" : " or an array of strings",
-                               json_kind(entry));
+            body_fields_refuse(fields, name, "invalid_type", "must be a string%s, not %s",
+                               is_array ? "" : " or an array of strings", json_kind(entry));
             return;
         }
         size_t bytes = json_string_length(entry);
         if (bytes == 0 || bytes > REQUEST_STOP_BYTES_MAX) {
-            body_fields_refuse(fields, name, "out_of_range", "must have 1 to %u bytes, not %zu", REQUEST_STOP_BYTES_MAX, bytes);
+            body_fields_refuse(fields, name, "out_of_range", "must have 1 to %u bytes, not %zu", REQUEST_STOP_BYTES_MAX,
+                               bytes);
             return;
         }
         char *text = copy_text(fields, json_string_value(entry), bytes);
@@ -115,7 +119,8 @@ static void parse_stop(request *r, body_fields *fields) {
 
 static void parse_stop_ids(request *r, body_fields *fields, const request_limits *limits) {
     json_t *array;
-    if (!body_field_array(fields, "stop_token_ids", REQUEST_STOP_IDS_MAX, &array) || json_array_size(array) == 0) return;
+    if (!body_field_array(fields, "stop_token_ids", REQUEST_STOP_IDS_MAX, &array) || json_array_size(array) == 0)
+        return;
     uint32_t *ids = calloc(json_array_size(array), sizeof(*ids));
     if (ids == NULL) {
         api_error_no_memory(fields->error);
@@ -135,8 +140,8 @@ static void parse_logit_bias(request *r, body_fields *fields, const request_limi
     json_t *object;
     if (!body_field_object(fields, "logit_bias", &object) || json_object_size(object) == 0) return;
     if (json_object_size(object) > REQUEST_LOGIT_BIAS_MAX) {
-        body_fields_refuse(fields, "logit_bias", "out_of_range", "must have at most %u entries, not %zu", REQUEST_LOGIT_BIAS_MAX,
-                           json_object_size(object));
+        body_fields_refuse(fields, "logit_bias", "out_of_range", "must have at most %u entries, not %zu",
+                           REQUEST_LOGIT_BIAS_MAX, json_object_size(object));
         return;
     }
     worker_logit_bias *biases = calloc(json_object_size(object), sizeof(*biases));
@@ -155,14 +160,15 @@ static void parse_logit_bias(request *r, body_fields *fields, const request_limi
         errno = 0;
         unsigned long id = strtoul(key, &end, 10);
         if (key[0] < '0' || key[0] > '9' || *end != '\0' || errno != 0 || id >= limits->vocabulary_size) {
-            body_fields_refuse(fields, "logit_bias", "out_of_range", "has the key '%s', which is no token id from 0 to %u", quoted,
+            body_fields_refuse(fields, "logit_bias", "out_of_range",
+                               "has the key '%s', which is no token id from 0 to %u", quoted,
                                limits->vocabulary_size - 1);
             return;
         }
         double bias = json_is_number(value) ? json_number_value(value) : 1e9;
         if (!(bias >= -100.0 && bias <= 100.0)) {
-            body_fields_refuse(fields, "logit_bias", "out_of_range", "must give numbers between -100 and 100, and does not for '%s'",
-                               quoted);
+            body_fields_refuse(fields, "logit_bias", "out_of_range",
+                               "must give numbers between -100 and 100, and does not for '%s'", quoted);
             return;
         }
         biases[r->sampling.logit_bias_count++] = (worker_logit_bias){.token_id = (uint32_t)id, .bias = (float)bias};
@@ -211,8 +217,8 @@ static void parse_choices(request *r, body_fields *fields) {
     body_field_u32(fields, "n", 1, REQUEST_CHOICES_MAX, &r->choices);
     uint32_t best_of;
     if (body_field_u32(fields, "best_of", 1, REQUEST_CHOICES_MAX, &best_of) && best_of != r->choices) {
-        body_fields_refuse(fields, "best_of", "unsupported_field", "is not supported other than equal to 'n', which is %u",
-                           r->choices);
+        body_fields_refuse(fields, "best_of", "unsupported_field",
+                           "is not supported other than equal to 'n', which is %u", r->choices);
     }
 }
 
@@ -251,7 +257,8 @@ static void parse_hadal(request *r, body_fields *fields) {
     }
     const char *selection;
     if (body_field_text(&inner, "selection", &selection)) {
-        if (strlen(selection) > 256) body_fields_refuse(&inner, "selection", "out_of_range", "must have at most 256 bytes");
+        if (strlen(selection) > 256)
+            body_fields_refuse(&inner, "selection", "out_of_range", "must have at most 256 bytes");
         else r->selection = copy_text(&inner, selection, strlen(selection));
     }
     body_field_bool(&inner, "no_cache", &r->no_cache);
@@ -262,7 +269,8 @@ static void parse_cache_salt(request *r, body_fields *fields) {
     const char *salt;
     if (!body_field_text(fields, "cache_salt", &salt)) return;
     size_t bytes = strlen(salt);
-    if (bytes == 0 || bytes > 1024) body_fields_refuse(fields, "cache_salt", "out_of_range", "must have 1 to 1024 bytes, not %zu", bytes);
+    if (bytes == 0 || bytes > 1024)
+        body_fields_refuse(fields, "cache_salt", "out_of_range", "must have 1 to 1024 bytes, not %zu", bytes);
     else r->cache_salt = copy_text(fields, salt, bytes);
 }
 

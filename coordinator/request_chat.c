@@ -1,8 +1,8 @@
 /* request_chat.c - a chat's messages and tools, brought into the shape that Hugging Face templates are written for.
  *
  * Templates read a message's content as a string and a tool call's arguments as an object, while OpenAI's clients send
- * arrays of parts and arguments as a JSON string. Everything else of a message goes to the template as it came: some read
- * reasoning_content, others name. */
+ * arrays of parts and arguments as a JSON string. Everything else of a message goes to the template as it came: some
+ * read reasoning_content, others name. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,21 +33,26 @@ static json_t *join_parts(body_fields *fields, const char *path, json_t *parts) 
         const json_t *type = json_object_get(part, "type");
         if (!json_is_string(type) || strcmp(json_string_value(type), "text") != 0) {
             char quoted[40] = "nothing";
-            if (json_is_string(type)) api_quote(json_string_value(type), json_string_length(type), quoted, sizeof(quoted));
+            if (json_is_string(type))
+                api_quote(json_string_value(type), json_string_length(type), quoted, sizeof(quoted));
             body_path(name, sizeof(name), "%s[%zu].type", path, index);
-            body_fields_refuse(fields, name, "unsupported_field", "must be 'text', not '%s': other parts are not supported", quoted);
+            body_fields_refuse(fields, name, "unsupported_field",
+                               "must be 'text', not '%s': other parts are not supported", quoted);
             break;
         }
         const json_t *text = json_object_get(part, "text");
         if (!json_is_string(text)) {
             body_path(name, sizeof(name), "%s[%zu].text", path, index);
-            body_fields_refuse(fields, name, "invalid_type", "must be a string, not %s", text == NULL ? "absent" : json_kind(text));
+            body_fields_refuse(fields, name, "invalid_type", "must be a string, not %s",
+                               text == NULL ? "absent" : json_kind(text));
             break;
         }
         if (index > 0) text_buffer_append(&joined, "\n", 1);
         text_buffer_append(&joined, json_string_value(text), json_string_length(text));
     }
-    json_t *string = fields->is_failed || joined.is_failed ? NULL : json_stringn_nocheck(joined.count > 0 ? joined.bytes : "", joined.count);
+    json_t *string = fields->is_failed || joined.is_failed
+                         ? NULL
+                         : json_stringn_nocheck(joined.count > 0 ? joined.bytes : "", joined.count);
     if (string == NULL) fail_memory(fields);
     text_buffer_fini(&joined);
     return string;
@@ -64,7 +69,8 @@ static void parse_content(body_fields *fields, const char *path, json_t *message
         json_t *joined = join_parts(fields, name, content);
         if (joined != NULL && json_object_set_new(message, "content", joined) != 0) fail_memory(fields);
     } else if (!json_is_string(content)) {
-        body_fields_refuse(fields, name, "invalid_type", "must be a string or an array of parts, not %s", json_kind(content));
+        body_fields_refuse(fields, name, "invalid_type", "must be a string or an array of parts, not %s",
+                           json_kind(content));
     }
 }
 
@@ -102,7 +108,8 @@ static json_t *parse_tool_call(body_fields *fields, const char *path, json_t *ca
     if (function == NULL) return NULL;
     json_t *arguments = json_object_get(function, "arguments"), *parsed = NULL;
     if (json_is_string(arguments) && json_string_length(arguments) > 0) {
-        if (!json_text_parse(json_string_value(arguments), json_string_length(arguments), ARGUMENTS_DEPTH_MAX, &parsed)) {
+        if (!json_text_parse(json_string_value(arguments), json_string_length(arguments), ARGUMENTS_DEPTH_MAX,
+                             &parsed)) {
             char name[112];
             body_path(name, sizeof(name), "%s.function.arguments", path);
             body_fields_refuse(fields, name, "invalid_value", "must be JSON");
@@ -114,7 +121,8 @@ static json_t *parse_tool_call(body_fields *fields, const char *path, json_t *ca
         parsed = json_object();
     }
     json_t *call_copy = json_copy(call), *function_copy = json_copy(function);
-    bool is_built = call_copy != NULL && function_copy != NULL && json_object_set(function_copy, "arguments", parsed) == 0 &&
+    bool is_built = call_copy != NULL && function_copy != NULL &&
+                    json_object_set(function_copy, "arguments", parsed) == 0 &&
                     json_object_set(call_copy, "function", function_copy) == 0;
     json_decref(parsed);
     json_decref(function_copy);
@@ -147,7 +155,8 @@ static bool parse_tool_calls(body_fields *fields, const char *path, json_t *mess
         if (json_array_append_new(copies, copy) != 0) fail_memory(fields);
     }
     bool has_calls = json_array_size(copies) > 0;
-    int failed = has_calls ? json_object_set_new(message, "tool_calls", copies) : json_object_del(message, "tool_calls");
+    int failed =
+        has_calls ? json_object_set_new(message, "tool_calls", copies) : json_object_del(message, "tool_calls");
     if (!has_calls) json_decref(copies);
     if (failed != 0) fail_memory(fields);
     return has_calls;
@@ -163,8 +172,8 @@ static json_t *parse_message(body_fields *fields, const char *path, json_t *give
     const json_t *role = json_object_get(given, "role");
     if (!json_is_string(role) || json_string_length(role) == 0 || json_string_length(role) > 64) {
         body_path(name, sizeof(name), "%s.role", path);
-        body_fields_refuse(fields, name, role == NULL ? "missing_field" : "invalid_type", "must be a string of 1 to 64 bytes, not %s",
-                           role == NULL ? "absent" : json_kind(role));
+        body_fields_refuse(fields, name, role == NULL ? "missing_field" : "invalid_type",
+                           "must be a string of 1 to 64 bytes, not %s", role == NULL ? "absent" : json_kind(role));
         return NULL;
     }
     static const char *const refused[] = {"function_call", "audio"};
@@ -236,7 +245,8 @@ static json_t *parse_tools(body_fields *fields) {
 
 /* Members that have fields of their own; given twice, it would not be clear which counts. */
 static bool is_reserved(const char *key) {
-    static const char *const reserved[] = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"};
+    static const char *const reserved[] = {
+        "messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"};
     for (size_t i = 0; i < sizeof(reserved) / sizeof(reserved[0]); i++) {
         if (strcmp(key, reserved[i]) == 0) return true;
     }
@@ -250,7 +260,8 @@ static void parse_template_kwargs(request *r, body_fields *fields) {
     json_t *value;
     json_object_foreach(kwargs, key, value) {
         if (is_reserved(key)) {
-            body_fields_refuse(fields, "chat_template_kwargs", "invalid_value", "must not hold '%s', which is a field of its own", key);
+            body_fields_refuse(fields, "chat_template_kwargs", "invalid_value",
+                               "must not hold '%s', which is a field of its own", key);
             return;
         }
         if (json_object_set(r->context, key, value) != 0) fail_memory(fields);
@@ -288,9 +299,11 @@ void request_parse_chat_context(request *r, body_fields *fields) {
         parse_continuation(r, fields, messages);
     }
     /* Templates ask `tools is not none`: absent must be none, not undefined. */
-    bool is_built = r->context != NULL && json_object_set(r->context, "messages", messages) == 0 &&
-                    json_object_set_new(r->context, "tools", tools != NULL && json_array_size(tools) > 0 ? json_incref(tools) : json_null()) == 0 &&
-                    json_object_set_new(r->context, "documents", documents != NULL ? json_incref(documents) : json_null()) == 0;
+    bool is_built =
+        r->context != NULL && json_object_set(r->context, "messages", messages) == 0 &&
+        json_object_set_new(r->context, "tools",
+                            tools != NULL && json_array_size(tools) > 0 ? json_incref(tools) : json_null()) == 0 &&
+        json_object_set_new(r->context, "documents", documents != NULL ? json_incref(documents) : json_null()) == 0;
     json_decref(messages);
     if (!is_built && !fields->is_failed) fail_memory(fields);
 }
@@ -309,7 +322,8 @@ static void parse_chat_logprobs(request *r, body_fields *fields) {
     }
 }
 
-hd_status request_parse_chat(request *r, const request_limits *limits, const char *body, size_t body_bytes, api_error *error) {
+hd_status request_parse_chat(request *r, const request_limits *limits, const char *body, size_t body_bytes,
+                             api_error *error) {
     hd_status status = json_body_parse(body, body_bytes, &r->body, error);
     if (status != HD_OK) return status;
     body_fields fields;

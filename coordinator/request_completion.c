@@ -1,4 +1,5 @@
-/* request_completion.c - a completion's prompts: a string, an array of strings, of token ids, or of arrays of token ids. */
+/* request_completion.c - a completion's prompts: a string, an array of strings, of token ids, or of arrays of token
+ * ids. */
 #include <stdio.h>
 
 #include "coordinator/json_body.h"
@@ -14,7 +15,9 @@ static bool parse_ids(body_fields *fields, const char *path, const json_t *ids, 
     }
     json_array_foreach(ids, index, value) {
         /* The name is only printed for an id that is refused: prompts have millions of them. */
-        if (json_is_integer(value) && json_integer_value(value) >= 0 && json_integer_value(value) < (json_int_t)vocabulary_size) continue;
+        if (json_is_integer(value) && json_integer_value(value) >= 0 &&
+            json_integer_value(value) < (json_int_t)vocabulary_size)
+            continue;
         char name[64];
         body_path(name, sizeof(name), "%s[%zu]", path, index);
         return request_parse_token_id(fields, name, value, vocabulary_size, &id);
@@ -40,8 +43,8 @@ static void parse_prompt(request *r, body_fields *fields, const request_limits *
         return;
     }
     if (json_array_size(p) > REQUEST_PROMPTS_MAX) {
-        body_fields_refuse(fields, "prompt", "out_of_range", "must have at most %u prompts, not %zu", REQUEST_PROMPTS_MAX,
-                           json_array_size(p));
+        body_fields_refuse(fields, "prompt", "out_of_range", "must have at most %u prompts, not %zu",
+                           REQUEST_PROMPTS_MAX, json_array_size(p));
         return;
     }
     r->prompt_count = (uint32_t)json_array_size(p);
@@ -51,8 +54,8 @@ static void parse_prompt(request *r, body_fields *fields, const request_limits *
         char path[48];
         body_path(path, sizeof(path), "prompt[%zu]", index);
         if (json_typeof(entry) != json_typeof(first) || !(json_is_string(entry) || json_is_array(entry))) {
-            body_fields_refuse(fields, path, "invalid_type", "must be a string, or an array of token ids, as all entries, not %s",
-                               json_kind(entry));
+            body_fields_refuse(fields, path, "invalid_type",
+                               "must be a string, or an array of token ids, as all entries, not %s", json_kind(entry));
             return;
         }
         if (json_is_array(entry) && !parse_ids(fields, path, entry, limits->vocabulary_size)) return;

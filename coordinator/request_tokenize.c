@@ -5,8 +5,8 @@
 #include "coordinator/json_body.h"
 #include "coordinator/request.h"
 
-hd_status request_parse_tokenize(request *r, const request_limits *limits, const char *body, size_t body_bytes, bool *wants_texts,
-                                 api_error *error) {
+hd_status request_parse_tokenize(request *r, const request_limits *limits, const char *body, size_t body_bytes,
+                                 bool *wants_texts, api_error *error) {
     hd_status status = json_body_parse(body, body_bytes, &r->body, error);
     if (status != HD_OK) return status;
     body_fields fields;
@@ -29,8 +29,8 @@ hd_status request_parse_tokenize(request *r, const request_limits *limits, const
     return fields.is_failed ? HD_INVALID : HD_OK;
 }
 
-hd_status request_parse_detokenize(const request_limits *limits, const char *body, size_t body_bytes, uint32_t **ids, size_t *id_count,
-                                   api_error *error) {
+hd_status request_parse_detokenize(const request_limits *limits, const char *body, size_t body_bytes, uint32_t **ids,
+                                   size_t *id_count, api_error *error) {
     json_t *root;
     hd_status status = json_body_parse(body, body_bytes, &root, error);
     if (status != HD_OK) return status;

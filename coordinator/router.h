@@ -14,8 +14,8 @@
  *   4. This process alone mints names and epochs of its requests' sequences; an epoch grows with every takeover.
  *   5. What a request's selection has come to at its first worker goes with it: what its queries see does not depend on
  *      who computes them.
- * Membership only says who may get new work: a node whose announcement has vanished keeps what it runs. New work goes there
- * only where all workers of the model have vanished, so that an etcd that forgets everybody stops nobody.
+ * Membership only says who may get new work: a node whose announcement has vanished keeps what it runs. New work goes
+ * there only where all workers of the model have vanished, so that an etcd that forgets everybody stops nobody.
  * Threads: router_open and router_close, and the operator's calls, from any thread but the loop's; the worker_rpc of a
  * model from any; the rest runs on the loop. */
 #ifndef COORDINATOR_ROUTER_H

@@ -42,8 +42,8 @@ typedef struct worker_link {
     struct worker_link *next;
     uint64_t name;
     membership_node node;
-    bool is_known;    /* announced; else gone */
-    bool has_drained; /* it was not ready when its announcement vanished: it left, and was not forgotten */
+    bool is_known;          /* announced; else gone */
+    bool has_drained;       /* it was not ready when its announcement vanished: it left, and was not forgotten */
     bool has_said_draining; /* itself, besides what is announced */
     worker_remote *remote;
     bool is_connected, is_full; /* is_full: refused a request since the last load report */

@@ -1,7 +1,7 @@
 /* sequence_table.h - the requests that are being answered: each is found here until it is done.
  *
- * Bounded: beyond entries_max a request is refused before it costs anything. A visitor runs under the table's lock, so what it is
- * given cannot end meanwhile; it must be short, and must not call the table.
+ * Bounded: beyond entries_max a request is refused before it costs anything. A visitor runs under the table's lock, so
+ * what it is given cannot end meanwhile; it must be short, and must not call the table.
  * Threads: any. */
 #ifndef COORDINATOR_SEQUENCE_TABLE_H
 #define COORDINATOR_SEQUENCE_TABLE_H

@@ -17,8 +17,8 @@ typedef struct text_buffer {
 
 void text_buffer_init(text_buffer *buffer);
 void text_buffer_fini(text_buffer *buffer);
-void text_buffer_clear(text_buffer *buffer);                    /* keeps the memory */
-void text_buffer_drop(text_buffer *buffer, size_t count);       /* the first count bytes */
+void text_buffer_clear(text_buffer *buffer);                     /* keeps the memory */
+void text_buffer_drop(text_buffer *buffer, size_t count);        /* the first count bytes */
 char *text_buffer_take(text_buffer *buffer, size_t *byte_count); /* the caller frees it; NULL when is_failed */
 
 void text_buffer_append(text_buffer *buffer, const char *bytes, size_t count);

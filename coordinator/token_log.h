@@ -1,7 +1,7 @@
 /* token_log.h - the tokens of a choice that its answer will list: ids, where their text begins, and log-probabilities.
  *
- * Entries leave in order: those whose text has been shown, and at the end the rest. A token whose text is held back, because a stop
- * string may begin in it, waits with its text; one that lies behind a stop string is cut with it.
+ * Entries leave in order: those whose text has been shown, and at the end the rest. A token whose text is held back,
+ * because a stop string may begin in it, waits with its text; one that lies behind a stop string is cut with it.
  * Threads: one at a time. */
 #ifndef COORDINATOR_TOKEN_LOG_H
 #define COORDINATOR_TOKEN_LOG_H
@@ -21,11 +21,11 @@ typedef struct token_entry {
 } token_entry;
 
 typedef struct token_log {
-    uint32_t width;          /* log-probabilities of an entry: 0, or its own and the likeliest */
+    uint32_t width; /* log-probabilities of an entry: 0, or its own and the likeliest */
     token_entry *entries;
     worker_logprob *logprobs; /* width of each entry */
     size_t count, capacity;
-    bool is_failed;          /* out of memory: entries are missing */
+    bool is_failed; /* out of memory: entries are missing */
 } token_log;
 
 void token_log_init(token_log *log, uint32_t width);

@@ -1,8 +1,8 @@
 /* work_pool.h - a few threads that run what is handed to them, with lanes so that the long cannot hold up the short.
  *
- * An item is the caller's memory and belongs to the pool from submit until its run function begins; run may submit it again or
- * free it. Items start in the order of arrival, except that a lane never uses more threads than its share: with two threads and
- * one for the lane of large bodies, a small one always finds a thread.
+ * An item is the caller's memory and belongs to the pool from submit until its run function begins; run may submit it
+ * again or free it. Items start in the order of arrival, except that a lane never uses more threads than its share:
+ * with two threads and one for the lane of large bodies, a small one always finds a thread.
  * Threads: submit from any thread; open and close from one. */
 #ifndef COORDINATOR_WORK_POOL_H
 #define COORDINATOR_WORK_POOL_H
@@ -18,8 +18,8 @@ typedef struct work_pool work_pool;
 typedef struct work_item work_item;
 struct work_item {
     void (*run)(work_item *item);
-    work_item *next;   /* the pool's */
-    uint64_t arrival;  /* the pool's */
+    work_item *next;  /* the pool's */
+    uint64_t arrival; /* the pool's */
 };
 
 typedef struct work_pool_config {

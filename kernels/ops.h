@@ -35,24 +35,24 @@ typedef enum {
 
 typedef struct kernel_matmul {
     const kernel_matrix *weights;
-    const void *input;     /* [row_count, k_padded] in kernel_matrix_input_dtype; zero past k; rows 64-byte aligned */
-    size_t input_stride;   /* elements from row to row, >= k_padded, a multiple of 32; best is kernel_input_stride */
-    uint32_t row_count;    /* >= 1 */
-    void *output;          /* float, or the input dtype for KERNEL_SWIGLU */
-    size_t output_stride;  /* elements; >= n (KERNEL_SWIGLU: n / 2). Columns past n are not written */
-    const float *bias;     /* [n] or NULL; not with KERNEL_SWIGLU */
+    const void *input;    /* [row_count, k_padded] in kernel_matrix_input_dtype; zero past k; rows 64-byte aligned */
+    size_t input_stride;  /* elements from row to row, >= k_padded, a multiple of 32; best is kernel_input_stride */
+    uint32_t row_count;   /* >= 1 */
+    void *output;         /* float, or the input dtype for KERNEL_SWIGLU */
+    size_t output_stride; /* elements; >= n (KERNEL_SWIGLU: n / 2). Columns past n are not written */
+    const float *bias;    /* [n] or NULL; not with KERNEL_SWIGLU */
     kernel_epilogue epilogue;
     void *scratch;
 } kernel_matmul;
 
 /* A page's keys, and its values, are a packed matrix (matrix.h). In int8, 32 elements of a token share a power of two
- * (MXINT8 of the OCP Microscaling formats, 2023), and the matrix is followed by these: uint16_t [groups of 32][128 tokens],
- * the exponent in bf16's bits plus 112, 0 where all bytes are. An element, byte * 2^exponent, is a bf16 as it is, so whoever
- * reads pages reads the same numbers. A token's bytes are a function of the token alone: a page that is being filled is
- * read as it will always be. */
+ * (MXINT8 of the OCP Microscaling formats, 2023), and the matrix is followed by these: uint16_t [groups of 32][128
+ * tokens], the exponent in bf16's bits plus 112, 0 where all bytes are. An element, byte * 2^exponent, is a bf16 as it
+ * is, so whoever reads pages reads the same numbers. A token's bytes are a function of the token alone: a page that is
+ * being filled is read as it will always be. */
 typedef struct kernel_page_shape {
-    hd_dtype dtype;                /* HD_F32, HD_BF16 or HD_INT8 */
-    uint32_t key_dim, value_dim;   /* multiples of 16; of int8 at most KERNEL_INT8_DIM_MAX */
+    hd_dtype dtype;              /* HD_F32, HD_BF16 or HD_INT8 */
+    uint32_t key_dim, value_dim; /* multiples of 16; of int8 at most KERNEL_INT8_DIM_MAX */
 } kernel_page_shape;
 
 #define KERNEL_INT8_DIM_MAX 256u
@@ -66,7 +66,8 @@ static inline kernel_page_shape kernel_page_shape_read(const kernel_page_shape *
 size_t kernel_page_key_bytes(const kernel_page_shape *shape);
 size_t kernel_page_value_bytes(const kernel_page_shape *shape);
 
-/* Rows of bf16 become what is read back of a page that they were stored in; dim elements each, stride from row to row. */
+/* Rows of bf16 become what is read back of a page that they were stored in; dim elements each, stride from row to row.
+ * */
 void kernel_page_round_rows(const kernel_page_shape *shape, const uint16_t *rows, size_t stride, uint32_t count,
                             uint32_t dim, uint16_t *rounded);
 
@@ -98,9 +99,9 @@ typedef struct kernel_span {
 } kernel_span;
 
 typedef struct kernel_partial { /* of row_count rows */
-    float *out;        /* [row_count, out_stride] */
-    size_t out_stride; /* >= value_dim */
-    float *max, *sum;  /* [row_count] */
+    float *out;                 /* [row_count, out_stride] */
+    size_t out_stride;          /* >= value_dim */
+    float *max, *sum;           /* [row_count] */
 } kernel_partial;
 
 typedef struct kernel_attend {
@@ -113,10 +114,10 @@ typedef struct kernel_attend {
     size_t query_stride;       /* elements */
     const uint64_t *positions; /* [row_count]: a row sees positions <= its own */
     uint32_t row_count;
-    const kernel_span *spans;  /* of one leaf group, in ascending position; taken in this order */
+    const kernel_span *spans; /* of one leaf group, in ascending position; taken in this order */
     uint32_t span_count;
-    const kernel_span *ahead;  /* what is attended to next, and may be fetched meanwhile; or NULL */
-    kernel_partial partial;    /* written, not accumulated */
+    const kernel_span *ahead; /* what is attended to next, and may be fetched meanwhile; or NULL */
+    kernel_partial partial;   /* written, not accumulated */
     void *scratch;
 } kernel_attend;
 
@@ -157,7 +158,8 @@ typedef struct kernel_ops {
     void (*convert)(const void *input, hd_dtype input_dtype, void *output, hd_dtype output_dtype, size_t count);
     /* y += factor * x */
     void (*add_scaled)(float *y, const float *x, float factor, size_t count);
-    /* Largest value, its first index (below count even where some are NaN), and log(sum(exp(x))) of a row of logits; each output may be NULL. */
+    /* Largest value, its first index (below count even where some are NaN), and log(sum(exp(x))) of a row of logits;
+     * each output may be NULL. */
     void (*logits_summary)(const float *logits, uint32_t count, uint32_t *argmax, float *max, float *log_sum_exp);
     const kernel_scan *scan;
 } kernel_ops;

@@ -10,11 +10,11 @@
 #include <stdint.h>
 
 enum {
-    SCAN_NIBBLES = 16,                            /* of a key's code in a block */
-    SCAN_BLOCK = 16,                              /* keys of a block */
+    SCAN_NIBBLES = 16,                                /* of a key's code in a block */
+    SCAN_BLOCK = 16,                                  /* keys of a block */
     SCAN_BLOCK_BYTES = SCAN_BLOCK * SCAN_NIBBLES / 2, /* byte c of every key, then byte c + 1 of every key, ... */
-    SCAN_ROW_BYTES = 32,                          /* of a row of nibbles, at most */
-    SCAN_WEIGHT = 127,                            /* of whole weights, at most */
+    SCAN_ROW_BYTES = 32,                              /* of a row of nibbles, at most */
+    SCAN_WEIGHT = 127,                                /* of whole weights, at most */
 };
 
 /* Where the table of a nibble lies among the 16 tables of nibble_sums: nibble n is the low (n even) or the high half
@@ -39,9 +39,9 @@ typedef struct kernel_scan {
     /* dots[c] = sum over k of query[k] * B[k, c] for every column of a packed int8 matrix, scales left out; |query| at
      * most 32767, and zero from k to k_padded */
     void (*byte_dots)(const int16_t *query, const struct kernel_matrix *matrix, int32_t *dots);
-    /* sums[b] += the sum over i of round(weights[i] * per_weight) * (the low half of codes[rows[i] * row_bytes + b]), and
-     * sums[SCAN_ROW_BYTES + b] the high half's, for every b below SCAN_ROW_BYTES. Whole weights are 0 to SCAN_WEIGHT;
-     * SCAN_ROW_BYTES can be read at every row. Returns the sum of the whole weights. */
+    /* sums[b] += the sum over i of round(weights[i] * per_weight) * (the low half of codes[rows[i] * row_bytes + b]),
+     * and sums[SCAN_ROW_BYTES + b] the high half's, for every b below SCAN_ROW_BYTES. Whole weights are 0 to
+     * SCAN_WEIGHT; SCAN_ROW_BYTES can be read at every row. Returns the sum of the whole weights. */
     int32_t (*nibble_row_sums)(const uint8_t *codes, uint32_t row_bytes, const uint32_t *rows, uint32_t count,
                                const float *weights, float per_weight, int32_t sums[2 * SCAN_ROW_BYTES]);
     /* x = exp(factor * x + term), 0 at minus infinity; exponents at most 87. Returns the sum. */

@@ -321,6 +321,7 @@ hd_status model_config_open(const char *model_directory, model_config **config, 
 
 uint64_t model_kv_bytes_per_token(const model_config *config, hd_dtype kv_dtype) {
     uint64_t head_bytes = config->head_dim * hd_dtype_bits(kv_dtype) / 8;
-    if (kv_dtype == HD_INT8) head_bytes += (config->head_dim + 31) / 32 * sizeof(uint16_t); /* exponents of 32 bytes each */
+    if (kv_dtype == HD_INT8)
+        head_bytes += (config->head_dim + 31) / 32 * sizeof(uint16_t); /* exponents of 32 bytes each */
     return (uint64_t)config->layer_count * 2 * config->kv_heads * head_bytes;
 }

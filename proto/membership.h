@@ -84,8 +84,9 @@ void membership_hub_put(membership_hub *hub, const membership_node *node);
 void membership_hub_remove(membership_hub *hub, const char *id);
 hd_status membership_inproc_open(membership_hub *hub, membership **out);
 
-/* The nodes of a list, [NAME=]ROLE@HOST:PORT with commas between, for a hub; without a name it is the address. What they
- * are (models, memory) is learnt when they are connected to. HD_INVALID: the error names what is wrong with which. */
+/* The nodes of a list, [NAME=]ROLE@HOST:PORT with commas between, for a hub; without a name it is the address. What
+ * they are (models, memory) is learnt when they are connected to. HD_INVALID: the error names what is wrong with which.
+ * */
 #define MEMBERSHIP_STATIC_MAX 128u
 hd_status membership_static_read(const char *list, membership_node *nodes, uint32_t nodes_max, uint32_t *count,
                                  hd_error *error);

@@ -14,7 +14,7 @@
 
 typedef struct node_usage {
     uint64_t kv_bytes, kv_capacity, sequences;
-    uint64_t appended_tokens; /* of an attention node, since its start */
+    uint64_t appended_tokens;   /* of an attention node, since its start */
     bool knows_safety, is_safe; /* to delete; who does not know leaves it to what is counted above */
 } node_usage;
 

@@ -128,8 +128,7 @@ typedef struct rpc_stream_config {
     uint64_t deadline_ms; /* from now; 0: none */
     bool wait_for_ready;  /* wait for the connection (up to the deadline) instead of failing while it cannot be made */
     uint64_t send_bytes_max; /* queued; 0: 64 MiB */
-    bool
-        aligned; /* messages begin on 64 bytes (tensor frames); else one that arrives in one piece is not copied */
+    bool aligned; /* messages begin on 64 bytes (tensor frames); else one that arrives in one piece is not copied */
     rpc_metadata metadata[RPC_METADATA_MAX];
     unsigned metadata_count;
     rpc_handlers handlers;

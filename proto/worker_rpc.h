@@ -28,10 +28,10 @@ typedef struct worker_logit_bias {
  * is i higher. */
 typedef struct worker_sampling {
     float temperature;
-    uint32_t top_k;  /* 0: all */
-    float top_p;     /* 1: all */
-    float min_p;     /* 0: off; keeps tokens with p >= min_p * p of the likeliest */
-    float repetition_penalty; /* 1: off; over prompt and answer (as Hugging Face) */
+    uint32_t top_k;                            /* 0: all */
+    float top_p;                               /* 1: all */
+    float min_p;                               /* 0: off; keeps tokens with p >= min_p * p of the likeliest */
+    float repetition_penalty;                  /* 1: off; over prompt and answer (as Hugging Face) */
     float presence_penalty, frequency_penalty; /* 0: off; over the answer (as OpenAI) */
     uint64_t seed;
     const worker_logit_bias *logit_bias;
@@ -54,9 +54,9 @@ typedef struct worker_logprob {
 } worker_logprob;
 
 typedef enum {
-    WORKER_STARTED,  /* admitted: cached_tokens is known, prefill begins */
-    /* Prefill: prompt_done of prompt_count, after each chunk. Also before WORKER_STARTED, while another request computes
-     * a prefix that this one waits for. */
+    WORKER_STARTED, /* admitted: cached_tokens is known, prefill begins */
+    /* Prefill: prompt_done of prompt_count, after each chunk. Also before WORKER_STARTED, while another request
+     * computes a prefix that this one waits for. */
     WORKER_PROGRESS,
     WORKER_PROMPT_LOGPROBS, /* positions position ..., before the first token */
     WORKER_TOKEN,
@@ -72,14 +72,14 @@ typedef struct worker_event {
     bool last;
     uint64_t cached_tokens, prompt_done, prompt_count;
     const char *selection; /* WORKER_STARTED: what the request's selection, or the worker's own, has come to */
-    uint32_t token_id; /* WORKER_TOKEN. A token that ends the choice by eos or stop id is not sent as a token */
-    uint64_t position;             /* of the token in the sequence; of the first entry with WORKER_PROMPT_LOGPROBS */
+    uint32_t token_id;     /* WORKER_TOKEN. A token that ends the choice by eos or stop id is not sent as a token */
+    uint64_t position;     /* of the token in the sequence; of the first entry with WORKER_PROMPT_LOGPROBS */
     /* entry_count groups of logprob_count: first the token itself, then the likeliest, descending. */
     const worker_logprob *logprobs;
     uint32_t entry_count, logprob_count;
     worker_finish finish;
-    uint32_t stop_id; /* WORKER_FINISH_STOP: which */
-    hd_status status; /* WORKER_FAILED */
+    uint32_t stop_id;    /* WORKER_FINISH_STOP: which */
+    hd_status status;    /* WORKER_FAILED */
     const char *message; /* with HD_INVALID it may begin with the field of the client's request, as 'FIELD' */
 } worker_event;
 
@@ -98,19 +98,19 @@ struct worker_request {
     uint64_t max_tokens; /* of each choice; 0: the prompt alone, for its logprobs */
     uint32_t choices;    /* n, at most WORKER_CHOICES_MAX: the prompt is prefilled once */
     worker_sampling sampling;
-    unsigned char salt[16]; /* tenant */
-    const char *selection;  /* NAME[,key=value...]; NULL for the worker's default */
-    bool no_cache;          /* neither read nor keep prefix cache */
+    unsigned char salt[16];        /* tenant */
+    const char *selection;         /* NAME[,key=value...]; NULL for the worker's default */
+    bool no_cache;                 /* neither read nor keep prefix cache */
     char trace_id[HD_TRACE_BYTES]; /* names the request in the logs of all nodes */
     /* Of a request that another worker began: [choices]. The next token of each is the one that would have come there.
      * NULL for a request that begins. */
     const worker_answer *answers;
-    /* With an epoch other than 0: choice i is `sequence` + i in attention, a name that every worker of the request knows
-     * (its highest bit is clear), and the epoch says who owns it. 0: names of the worker's own. */
+    /* With an epoch other than 0: choice i is `sequence` + i in attention, a name that every worker of the request
+     * knows (its highest bit is clear), and the epoch says who owns it. 0: names of the worker's own. */
     uint64_t sequence, epoch;
     void (*on_event)(worker_request *request, const worker_event *event);
-    void *context;   /* the caller's */
-    void *worker;    /* the worker's, from submit to the last event */
+    void *context; /* the caller's */
+    void *worker;  /* the worker's, from submit to the last event */
 };
 
 typedef struct worker_info {
@@ -126,13 +126,13 @@ typedef struct worker_info {
 } worker_info;
 
 typedef struct worker_load {
-    uint32_t running, waiting; /* requests */
+    uint32_t running, waiting;                                               /* requests */
     uint64_t blocks_total, blocks_sequences, blocks_reserved, blocks_cached; /* of KV */
     uint64_t prefix_query_tokens, prefix_hit_tokens, preemptions;
     uint64_t is_draining; /* 1: it takes nothing new. A word: loads are compared as bytes */
     uint64_t context_max; /* as worker_info's, which it outgrows when attention nodes join; 0: that one */
-    /* Totals since the start, of steps: their rows, and where their time went, which is the three together. wire is what
-     * steps waited for attention nodes beyond the time that these worked. */
+    /* Totals since the start, of steps: their rows, and where their time went, which is the three together. wire is
+     * what steps waited for attention nodes beyond the time that these worked. */
     uint64_t steps, step_rows, dense_us, wire_us, attention_us;
 } worker_load;
 

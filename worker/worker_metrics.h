@@ -13,7 +13,7 @@ typedef struct worker_metrics {
     hd_counter *prefix_cache_queries, *prefix_cache_hits, *num_preemptions, *prompt_tokens_total,
         *generation_tokens_total, *logits_not_finite;
     hd_histogram *iteration_tokens_total;
-    hd_counter *step_us[3]; /* dense, wire, attention */
+    hd_counter *step_us[3];               /* dense, wire, attention */
     hd_gauge *tier_bytes[3], *cold_queue; /* hot, warm, cold */
     hd_counter *page_hits, *page_misses, *cold_read_bytes, *cold_written_bytes, *cold_read_errors, *cold_write_errors,
         *cold_verify_failures;

@@ -25,9 +25,8 @@ typedef struct row_tile {
     uint32_t first, rows;
     size_t key_bytes, value_bytes; /* of a page */
     float scale;                   /* from a score, as it is before it is weighed, to base 2 */
-    float *
-        stages; /* [ATTEND_STAGES][rows][128]: scores, then weights in their place; bf16 fill half a row */
-    float *lane_sums;          /* [rows][VEC_LANES]: of the weights; lanes are added up at the end only */
+    float *stages;    /* [ATTEND_STAGES][rows][128]: scores, then weights in their place; bf16 fill half a row */
+    float *lane_sums; /* [rows][VEC_LANES]: of the weights; lanes are added up at the end only */
     uint64_t lowest, highest;  /* positions of the rows */
     float max[ATTEND_ROWS];    /* in base 2; NOTHING_SEEN before there is one */
     float factor[ATTEND_ROWS]; /* of everything before the newest page, whose scores have raised max; else 1 */

@@ -1,5 +1,5 @@
-/* attend_amx.h - what both pipelines of attention over bf16 pages, and int8 widened to it, with a tile unit share: rows, units, and how scores
- * are weighed.
+/* attend_amx.h - what both pipelines of attention over bf16 pages, and int8 widened to it, with a tile unit share:
+ * rows, units, and how scores are weighed.
  *
  * While the tile unit multiplies, one of the two vector ports does no floating point (so on Sapphire Rapids), and the
  * softmax has half of what it would have otherwise. Hence:
@@ -57,12 +57,12 @@ typedef struct row_tiles {
     const kernel_attend *call;
     row_tile *tiles;
     uint32_t count;
-    float scale; /* from a score, as it is when it is weighed, to base 2 */
+    float scale;                                      /* from a score, as it is when it is weighed, to base 2 */
     const kernel_span *widened_keys, *widened_values; /* of int8: the pages that are in scratch as bf16 */
 } row_tiles;
 
-/* Keys, and values, of a page as bf16: those of int8 in scratch, until those of another page are asked for. The scores of a
- * page are begun when those of the page before are all there, and so are its values. */
+/* Keys, and values, of a page as bf16: those of int8 in scratch, until those of another page are asked for. The scores
+ * of a page are begun when those of the page before are all there, and so are its values. */
 static inline const char *keys_of(row_tiles *rows, const kernel_span *span) {
     if (rows->call->shape.dtype != HD_INT8) return span->keys;
     char *widened = (char *)rows->call->scratch + ATTEND_WIDENED;

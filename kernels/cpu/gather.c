@@ -1,5 +1,5 @@
-/* gather.c - scattered tokens to a page in bf16, sixteen keys at a time: their rows are transposed in registers, so that
- * a unit of all of them is one store; and values by pairs of tokens, which share their units. */
+/* gather.c - scattered tokens to a page in bf16, sixteen keys at a time: their rows are transposed in registers, so
+ * that a unit of all of them is one store; and values by pairs of tokens, which share their units. */
 #include "kernels/cpu/gather.h"
 
 #if defined(__AVX512F__)

@@ -32,8 +32,8 @@ const uint16_t *page_exponents(const kernel_page_shape *shape, const void *page,
 
 /* ---- int8 ---- */
 
-/* The least power of two with which the largest magnitude is below 128, as a page has it; what is so small that bf16 would
- * have no exponent for it counts as 0. */
+/* The least power of two with which the largest magnitude is below 128, as a page has it; what is so small that bf16
+ * would have no exponent for it counts as 0. */
 static uint16_t exponent_of(const uint16_t *row, uint32_t count) {
     uint16_t largest = 0; /* bf16 without its sign is in order */
     for (uint32_t i = 0; i < count; i++) largest = (row[i] & 0x7fff) > largest ? row[i] & 0x7fff : largest;
@@ -149,7 +149,9 @@ void kernel_page_rows(const kernel_page_shape *shape, const void *page, bool is_
             size_t place = page_place(shape, is_keys, first + i, element);
             uint16_t *to = &rows[(size_t)i * dim + element];
             if (shape->dtype == HD_INT8) *to = page_widened(shape, page, is_keys, first + i, element);
-            else *to = shape->dtype == HD_F32 ? to_bf16(((const uint32_t *)page)[place]) : ((const uint16_t *)page)[place];
+            else
+                *to =
+                    shape->dtype == HD_F32 ? to_bf16(((const uint32_t *)page)[place]) : ((const uint16_t *)page)[place];
         }
     }
 }
@@ -238,7 +240,8 @@ void page_gather(const kernel_page_shape *shape, const kernel_token *tokens, uin
 }
 
 void kernel_page_prefetch_value(const kernel_page_shape *shape, const void *values, uint32_t slot) {
-    size_t element_bytes = hd_dtype_bits(shape->dtype) / 8, pair_bytes = element_bytes * (shape->dtype == HD_F32 ? 1 : 2);
+    size_t element_bytes = hd_dtype_bits(shape->dtype) / 8,
+           pair_bytes = element_bytes * (shape->dtype == HD_F32 ? 1 : 2);
     for (uint32_t first = 0; first < shape->value_dim; first += KERNEL_PANEL) {
         uint32_t width = shape->value_dim - first < KERNEL_PANEL ? shape->value_dim - first : KERNEL_PANEL;
         const char *row = (const char *)values + page_place(shape, false, slot, first) * element_bytes;

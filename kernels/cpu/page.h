@@ -51,8 +51,7 @@ static inline uint16_t page_widen_byte(int8_t byte, uint16_t exponent) {
 }
 static inline uint16_t page_widened(const kernel_page_shape *shape, const void *page, bool is_keys, uint32_t slot,
                                     uint32_t element) {
-    uint16_t exponent =
-        page_exponents(shape, page, is_keys)[element / KERNEL_INT8_GROUP * HD_BLOCK_TOKENS + slot];
+    uint16_t exponent = page_exponents(shape, page, is_keys)[element / KERNEL_INT8_GROUP * HD_BLOCK_TOKENS + slot];
     return page_widen_byte(((const int8_t *)page)[page_place(shape, is_keys, slot, element)], exponent);
 }
 

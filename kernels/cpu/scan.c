@@ -72,7 +72,8 @@ static inline void store_scores(__m128i low, __m128i high, float base, float ste
 }
 #else
 static inline void store_scores(__m128i low, __m128i high, float base, float step, float *scores) {
-    vec first = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(low)), second = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(high));
+    vec first = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(low)),
+        second = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(high));
     vec_store(scores, vec_add(vec_mul(first, vec_set(step)), vec_set(base)));
     vec_store(scores + 8, vec_add(vec_mul(second, vec_set(step)), vec_set(base)));
 }
@@ -142,7 +143,8 @@ static void byte_dots(const int16_t *query, const kernel_matrix *matrix, int32_t
 /* Sixteen weights as whole numbers in bytes. */
 #if defined(__AVX512F__)
 static inline __m128i whole_weights(const float *weights, float per_weight) {
-    return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(weights), _mm512_set1_ps(per_weight))));
+    return _mm512_cvtepi32_epi8(
+        _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(weights), _mm512_set1_ps(per_weight))));
 }
 #else
 static inline __m128i whole_weights(const float *weights, float per_weight) {

@@ -1,8 +1,8 @@
 /* widen.c - bytes times the power of two of their group, in the order in which they lie.
  *
- * Of keys, 32 elements that lie together are 16 tokens' in all rows of a group; of values, 16 pairs of the same two tokens'.
- * Where the machine converts integers to f16, that takes one operation for all 32, and what is left are shifts: f16 has
- * seven and more bits behind a shorter exponent, and the power is added there. */
+ * Of keys, 32 elements that lie together are 16 tokens' in all rows of a group; of values, 16 pairs of the same two
+ * tokens'. Where the machine converts integers to f16, that takes one operation for all 32, and what is left are
+ * shifts: f16 has seven and more bits behind a shorter exponent, and the power is added there. */
 #include "kernels/cpu/widen.h"
 
 #include "kernels/cpu/page.h"
@@ -85,8 +85,7 @@ static void widen_keys_plain(const kernel_page_shape *shape, const int8_t *keys,
     for (uint32_t slot = 0; slot < HD_BLOCK_TOKENS; slot += KEY_TOKENS) {
         for (uint32_t group = 0; group < groups; group++) {
             float powers[ELEMENTS];
-            for (uint32_t i = 0; i < ELEMENTS; i++)
-                powers[i] = page_power(own[group * HD_BLOCK_TOKENS + slot + i / 2]);
+            for (uint32_t i = 0; i < ELEMENTS; i++) powers[i] = page_power(own[group * HD_BLOCK_TOKENS + slot + i / 2]);
             size_t start = key_start(groups, slot / KERNEL_PANEL, group) + 2 * (slot % KERNEL_PANEL);
             for (uint32_t row = 0; row < GROUP_ROWS; row++, start += KEY_ROW)
                 widen_row(keys + start, widened + start, powers);

@@ -1,5 +1,5 @@
-/* text.c - the crate's answers as the project's statuses. Decoding is text_stream's, so that a stream's pieces and the text
- * of all ids are the same by construction. */
+/* text.c - the crate's answers as the project's statuses. Decoding is text_stream's, so that a stream's pieces and the
+ * text of all ids are the same by construction. */
 #include "model/text/text.h"
 
 #include <stdlib.h>
@@ -29,15 +29,16 @@ static hd_status fail(text_native_status status, const char *sentence, hd_error 
 
 static void log_broken_template(const char *model_directory, const char *problem) {
     char directory[1024], quoted[1024];
-    hd_log(HD_LOG_WARN, "chat_template_broken", "model=%s problem=%s", hd_log_quote(model_directory, directory, sizeof(directory)),
-           hd_log_quote(problem, quoted, sizeof(quoted)));
+    hd_log(HD_LOG_WARN, "chat_template_broken", "model=%s problem=%s",
+           hd_log_quote(model_directory, directory, sizeof(directory)), hd_log_quote(problem, quoted, sizeof(quoted)));
 }
 
 static bool is_present(const text_model *model, uint32_t id) {
     return id < model->facts.id_count && (model->facts.flags[id] & TEXT_PIECE_PRESENT) != 0;
 }
 
-/* The post-processor writes ids that the file gives beside those of its vocabulary; nobody else has compared the two. */
+/* The post-processor writes ids that the file gives beside those of its vocabulary; nobody else has compared the two.
+ * */
 static hd_status check_framing(const text_model *model, const char *model_directory, hd_error *error) {
     uint32_t *ids = NULL, stray = 0;
     size_t count = 0;
@@ -49,9 +50,10 @@ static hd_status check_framing(const text_model *model, const char *model_direct
     }
     free(ids);
     if (!is_stray) return HD_OK;
-    return hd_error_set(error, HD_CORRUPT,
-                        "%s/tokenizer.json: 'post_processor' puts the token id %u into texts, which is not in the vocabulary",
-                        model_directory, stray);
+    return hd_error_set(
+        error, HD_CORRUPT,
+        "%s/tokenizer.json: 'post_processor' puts the token id %u into texts, which is not in the vocabulary",
+        model_directory, stray);
 }
 
 hd_status text_model_open(const char *model_directory, text_model **model, hd_error *error) {
@@ -101,8 +103,8 @@ bool text_eos_id(const text_model *model, uint32_t *id) {
     return model->facts.has_eos;
 }
 
-hd_status text_encode(const text_model *model, const char *text, size_t text_bytes, bool add_special_tokens, uint32_t **ids,
-                      size_t *id_count, hd_error *error) {
+hd_status text_encode(const text_model *model, const char *text, size_t text_bytes, bool add_special_tokens,
+                      uint32_t **ids, size_t *id_count, hd_error *error) {
     hd_error said = {{0}};
     text_native_slice slice = {text, text_bytes};
     text_native_buffer buffer;
@@ -129,10 +131,11 @@ static bool append(char **text, size_t *used, size_t *capacity, const char *piec
     return true;
 }
 
-hd_status text_decode(const text_model *model, const uint32_t *ids, size_t id_count, bool skip_special_tokens, char **text,
-                      size_t *text_bytes, hd_error *error) {
+hd_status text_decode(const text_model *model, const uint32_t *ids, size_t id_count, bool skip_special_tokens,
+                      char **text, size_t *text_bytes, hd_error *error) {
     for (size_t i = 0; i < id_count; i++)
-        if (!is_present(model, ids[i])) return hd_error_set(error, HD_INVALID, "token id %u is not in the vocabulary", ids[i]);
+        if (!is_present(model, ids[i]))
+            return hd_error_set(error, HD_INVALID, "token id %u is not in the vocabulary", ids[i]);
     char *joined = NULL;
     size_t used = 0, capacity = 0;
     text_stream *stream = NULL;
@@ -172,13 +175,14 @@ hd_status text_token(const text_model *model, uint32_t id, char **text, unsigned
     return HD_OK;
 }
 
-hd_status text_render_chat(const text_model *model, const char *template_override, const char *context_json, size_t context_bytes,
-                           char **text, size_t *text_bytes, hd_error *error) {
+hd_status text_render_chat(const text_model *model, const char *template_override, const char *context_json,
+                           size_t context_bytes, char **text, size_t *text_bytes, hd_error *error) {
     hd_error said = {{0}};
     text_native_slice given = {template_override, template_override != NULL ? strlen(template_override) : 0};
     text_native_slice context = {context_json, context_bytes};
     text_native_buffer buffer;
-    text_native_status status = text_native_render(model->native, given, context, &buffer, said.text, sizeof(said.text));
+    text_native_status status =
+        text_native_render(model->native, given, context, &buffer, said.text, sizeof(said.text));
     if (status != TEXT_NATIVE_OK) return fail(status, said.text, error);
     *text = buffer.data;
     *text_bytes = buffer.count;

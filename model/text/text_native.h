@@ -55,7 +55,8 @@ typedef struct {
 } text_native_facts;
 
 /* error_text takes one sentence, zero terminated, in error_bytes bytes. */
-text_native_status text_native_open(text_native_slice directory, text_native **model, char *error_text, size_t error_bytes);
+text_native_status text_native_open(text_native_slice directory, text_native **model, char *error_text,
+                                    size_t error_bytes);
 void text_native_close(text_native *model);
 void text_native_describe(const text_native *model, text_native_facts *facts);
 /* What is wrong with a template that does not compile; false when all do. */
@@ -64,7 +65,8 @@ bool text_native_template_problem(const text_native *model, char *text, size_t t
 text_native_status text_native_encode(const text_native *model, text_native_slice text, bool add_special_tokens,
                                       text_native_buffer *ids, char *error_text, size_t error_bytes);
 /* template_override.data may be NULL */
-text_native_status text_native_render(const text_native *model, text_native_slice template_override, text_native_slice context,
-                                      text_native_buffer *text, char *error_text, size_t error_bytes);
+text_native_status text_native_render(const text_native *model, text_native_slice template_override,
+                                      text_native_slice context, text_native_buffer *text, char *error_text,
+                                      size_t error_bytes);
 
 #endif

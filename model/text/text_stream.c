@@ -1,9 +1,10 @@
-/* text_stream.c - ids to text, one at a time: the bytes of each id from the model's table, put together into whole characters.
+/* text_stream.c - ids to text, one at a time: the bytes of each id from the model's table, put together into whole
+ * characters.
  *
- * At most three bytes of an unfinished character wait between calls. What can no longer become a character is one U+FFFD for
- * each longest part that could have (Unicode's recommended practice), wherever the bytes came from: Hugging Face does the same
- * for byte-level vocabularies; for <0xNN> tokens it gives up a whole run of bytes, good characters before the bad byte
- * included, which no stream could follow. */
+ * At most three bytes of an unfinished character wait between calls. What can no longer become a character is one
+ * U+FFFD for each longest part that could have (Unicode's recommended practice), wherever the bytes came from: Hugging
+ * Face does the same for byte-level vocabularies; for <0xNN> tokens it gives up a whole run of bytes, good characters
+ * before the bad byte included, which no stream could follow. */
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,7 +39,8 @@ static uint32_t utf8_length(uint8_t first) {
     return 0;
 }
 
-/* Whether the byte may come next: the second byte's range rules out overlong forms, surrogates and what is past U+10FFFF. */
+/* Whether the byte may come next: the second byte's range rules out overlong forms, surrogates and what is past
+ * U+10FFFF. */
 static bool utf8_continues(const utf8_pending *pending, uint8_t byte) {
     uint8_t low = 0x80, high = 0xbf;
     if (pending->count == 1) {
@@ -53,7 +55,8 @@ static bool utf8_continues(const utf8_pending *pending, uint8_t byte) {
     return byte >= low && byte <= high;
 }
 
-/* Takes one byte; writes what it completes to out and returns its size, at most two replacements' or one's and a byte. */
+/* Takes one byte; writes what it completes to out and returns its size, at most two replacements' or one's and a byte.
+ * */
 static size_t utf8_push(utf8_pending *pending, uint8_t byte, char *out) {
     size_t size = 0;
     if (pending->count > 0 && !utf8_continues(pending, byte)) {

@@ -1,5 +1,5 @@
-/* block_copy_test.c - whatever is lost, withdrawn or late, every unit of every block comes once before its block counts;
- * and the window that a copy keeps to. */
+/* block_copy_test.c - whatever is lost, withdrawn or late, every unit of every block comes once before its block
+ * counts; and the window that a copy keeps to. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -21,8 +21,8 @@ static uint64_t draw(uint64_t *seed, uint64_t below) {
     return (*seed >> 33) % below;
 }
 
-/* The model: which unit of which block has come since the block was last begun. Obviously right: a block is whole when all
- * of its units have. */
+/* The model: which unit of which block has come since the block was last begun. Obviously right: a block is whole when
+ * all of its units have. */
 typedef struct {
     bool has[BLOCKS][UNITS];
     uint64_t whole;

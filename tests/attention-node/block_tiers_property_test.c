@@ -1,9 +1,10 @@
-/* block_tiers_property_test.c - a million random operations over memory and disk against a model that is obviously right.
+/* block_tiers_property_test.c - a million random operations over memory and disk against a model that is obviously
+ * right.
  *
  * The model knows the texts of every sequence, and what a page must hold is a function of the texts up to it, of the
- * tenant and of the unit. Whoever is given another sequence's page, an older one, or another unit's sees other bytes. Now
- * and then two pages on disk are exchanged behind the store's back: that has to be found. With verification switched off
- * the same run finds wrong bytes, which shows that it would. HADAL_SEED replays one seed. */
+ * tenant and of the unit. Whoever is given another sequence's page, an older one, or another unit's sees other bytes.
+ * Now and then two pages on disk are exchanged behind the store's back: that has to be found. With verification
+ * switched off the same run finds wrong bytes, which shows that it would. HADAL_SEED replays one seed. */
 #include "attention-node/block_store.h"
 
 #include <setjmp.h>

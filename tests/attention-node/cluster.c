@@ -72,12 +72,10 @@ void cluster_start_server(cluster *c, uint32_t index, uint64_t node_bytes) {
     } else {
         rpc_method methods[2];
         assert_int_equal(transport_grpc_open(NULL, &s->transport), HD_OK);
-        assert_int_equal(transport_grpc_listen(s->transport, "step", attention_service_accept, s->service,
-                                               &methods[0]),
+        assert_int_equal(transport_grpc_listen(s->transport, "step", attention_service_accept, s->service, &methods[0]),
                          HD_OK);
-        assert_int_equal(transport_grpc_listen(s->pages, "pages", attention_service_accept_pages, s->service,
-                                               &methods[1]),
-                         HD_OK);
+        assert_int_equal(
+            transport_grpc_listen(s->pages, "pages", attention_service_accept_pages, s->service, &methods[1]), HD_OK);
         rpc_server_config serving = {.listen_address = "127.0.0.1:0", .methods = methods, .method_count = 2};
         must(rpc_server_open(&serving, &s->server, &error), &error);
         snprintf(s->address, sizeof(s->address), "%s", rpc_server_address(s->server));
@@ -150,7 +148,8 @@ void cluster_set_draining(cluster *c, uint32_t index, bool is_draining) {
     sharded_set_leaving(c->many.attention, index, is_draining);
 }
 
-static uint32_t add_to(attention *sharded, const cluster *c, uint32_t lane, uint32_t server, attention *node_attention) {
+static uint32_t add_to(attention *sharded, const cluster *c, uint32_t lane, uint32_t server,
+                       attention *node_attention) {
     char name[32];
     uint32_t index = 0;
     snprintf(name, sizeof(name), "node of lane %u", lane);

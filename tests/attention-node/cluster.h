@@ -32,9 +32,9 @@ typedef struct cluster_shape {
 } cluster_shape;
 
 typedef struct cluster_tiers {
-    uint64_t warm_bytes, cold_bytes; /* of a node, with wires; its cold tier has a directory of its own */
-    uint64_t index_bytes;            /* of a node, with wires, and of the single engine */
-    uint64_t stage_bytes; /* prompts are staged in engines of so many bytes, one a lane; 0: they are not */
+    uint64_t warm_bytes, cold_bytes;  /* of a node, with wires; its cold tier has a directory of its own */
+    uint64_t index_bytes;             /* of a node, with wires, and of the single engine */
+    uint64_t stage_bytes;             /* prompts are staged in engines of so many bytes, one a lane; 0: they are not */
     uint32_t rows_max, sequences_max; /* of a step; 0: the toy's. The fewer, the less the nodes' tables take */
 } cluster_tiers;
 
@@ -46,7 +46,7 @@ typedef struct cluster {
     attention_stream streams[2 * TOY_LAYERS_MAX];
     attention_layer layers[TOY_LAYERS_MAX];
     uint32_t node_count;
-    attention *nodes[CLUSTER_NODES_MAX]; /* the sharded attention's */
+    attention *nodes[CLUSTER_NODES_MAX];  /* the sharded attention's */
     attention *stages[CLUSTER_NODES_MAX]; /* [lanes], likewise the sharded attention's */
     inproc_hub *hub;
     transport *wire; /* the worker's end */

@@ -1,4 +1,5 @@
-/* engine_cold_fault_test.c - a disk that is full, slow, fails or lies: what is hit fails alone, and no output is wrong. */
+/* engine_cold_fault_test.c - a disk that is full, slow, fails or lies: what is hit fails alone, and no output is wrong.
+ * */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

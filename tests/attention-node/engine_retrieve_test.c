@@ -119,7 +119,8 @@ static void sinks_count_once_beside_an_estimate_of_the_rest(void **state) {
     run_pulled(&shape_bf16, pull, 2, 500, PROMPT, LENGTH, "retrieval,index=clusters,tokens=16", FIRST, found);
     double error = relative_error(found, full, count);
     print_message("with the estimate: %.3f\n", error);
-    run_pulled(&shape_bf16, pull, 2, 500, PROMPT, LENGTH, "retrieval,index=clusters,tokens=16,estimate=0", FIRST, found);
+    run_pulled(&shape_bf16, pull, 2, 500, PROMPT, LENGTH, "retrieval,index=clusters,tokens=16,estimate=0", FIRST,
+               found);
     double without = relative_error(found, full, count);
     print_message("without: %.3f\n", without);
     assert_true(error < 0.1);

@@ -326,8 +326,8 @@ static void a_closed_sequence_leaves_what_it_was_told_to(void **state) {
 
 static hd_status begin(toy *t, const toy_sequence *s, uint64_t epoch, uint64_t first, uint32_t count,
                        const uint32_t *tokens, hd_error *error) {
-    return t->attention->ops->step_begin(t->attention, &(attention_rows){s->name, epoch, first, count, tokens, false, 0},
-                                         1, error);
+    return t->attention->ops->step_begin(t->attention,
+                                         &(attention_rows){s->name, epoch, first, count, tokens, false, 0}, 1, error);
 }
 
 static void a_step_that_cannot_be_is_refused_and_changes_nothing(void **state) {

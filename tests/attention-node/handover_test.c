@@ -77,7 +77,8 @@ static void a_receiver_without_progress_is_given_up(void **state) {
     assert_int_equal(h.why, HD_TIMED_OUT);
 }
 
-/* Of a prompt that is being prefilled, a chunk is always lacking; a copy that takes no time for it is near all the same. */
+/* Of a prompt that is being prefilled, a chunk is always lacking; a copy that takes no time for it is near all the
+ * same. */
 static void a_quick_copy_catches_up_with_a_prefill(void **state) {
     handover quick, slow;
     handover_begin(&quick, &limits, 0);

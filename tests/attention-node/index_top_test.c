@@ -111,7 +111,10 @@ static void a_cut_leaves_what_is_wanted_and_little_more(void **state) {
             z = z * 6364136223846793005u + 1442695040888963407u;
             float random = (float)(z >> 40) * 0x1p-24f;
             /* evenly spread; in runs, so that what is sampled tells nothing; many alike and many nowhere */
-            scores[i] = shape == 0 ? random : shape == 1 ? (float)(i / 200 % 7) + random : random < 0.5f ? -INFINITY : 1.0f;
+            scores[i] = shape == 0      ? random
+                        : shape == 1    ? (float)(i / 200 % 7) + random
+                        : random < 0.5f ? -INFINITY
+                                        : 1.0f;
         }
         for (uint32_t wanted = 1; wanted < COUNT; wanted = wanted * 3 + 1) {
             for (uint32_t slack = 0; slack <= wanted / 16; slack += wanted / 16 + 1) {

@@ -98,7 +98,8 @@ static void layers_may_share_an_earlier_layers_streams(void **state) {
 }
 
 static void compressed_records_and_states_are_counted_by_their_own_rule(void **state) {
-    /* One record for four tokens, one for 128, an index key a token in int8 with its exponents, and two states of a sequence. */
+    /* One record for four tokens, one for 128, an index key a token in int8 with its exponents, and two states of a
+     * sequence. */
     const attention_stream streams[] = {{0, 1, 512, HD_BF16, 4, 0}, {0, 1, 512, HD_BF16, 128, 0},
                                         {0, 1, 128, HD_INT8, 1, 0}, {0, 16, 16384, HD_F32, 0, 0},
                                         {7, 1, 3, HD_BF16, 0, 0},   {0, 1, 512, HD_BF16, 4, 0}};
@@ -140,7 +141,8 @@ static void what_cannot_be_is_refused_by_name(void **state) {
     REFUSED(layers[0].value_stream = 2, "layer 0: 'value_stream' is stream 2, a state");
     REFUSED(streams[0].heads = 1u << 31, "stream 0: 'heads' must be at least 1 and at most 65536");
     REFUSED(streams[0].dim = UINT32_MAX, "stream 0: 'dim' must be at least 1 and at most 1048576");
-    REFUSED(layers[0].query_heads = 1u << 31, "layer 0: 2147483648 query heads are no multiple of 4 KV heads, or over 65536");
+    REFUSED(layers[0].query_heads = 1u << 31,
+            "layer 0: 2147483648 query heads are no multiple of 4 KV heads, or over 65536");
     REFUSED(layers[0].query_heads = 6, "layer 0: 6 query heads are no multiple of 4 KV heads");
     REFUSED(layers[0].query_heads = 0, "layer 0: 0 query heads");
     REFUSED(layers[0].value_dim = 32, "layer 0: 'value_dim' is 32");

@@ -80,7 +80,8 @@ static void queries_drift(void **state) {
     enum { STEPS = 64, QUERIES = 2 * HEADS * GROUP };
     static uint16_t asked[STEPS][QUERIES][DIM];
     for (uint32_t step = 0; step < STEPS; step++, synthetic_kv_drift(kv))
-        for (uint32_t q = 0; q < QUERIES; q++) synthetic_kv_asked(kv, q / (HEADS * GROUP), q % (HEADS * GROUP), asked[step][q]);
+        for (uint32_t q = 0; q < QUERIES; q++)
+            synthetic_kv_asked(kv, q / (HEADS * GROUP), q % (HEADS * GROUP), asked[step][q]);
     double together = 0.0, alone = 0.0;
     for (uint32_t q = 0; q < QUERIES; q++) {
         for (uint32_t i = 0; i < DIM; i++) {

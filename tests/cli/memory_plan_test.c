@@ -147,8 +147,7 @@ static void without_weights_the_rest_is_for_keys_and_values(void **state) {
     request.warm_bytes = 3 * GIB;
     request.index_bytes = 12 * GIB;
     assert_int_equal(memory_plan_make(&request, &plan, &error), HD_INVALID);
-    assert_string_equal(error.text,
-                        "--index-memory 12.0 GiB is part of the hot memory, 12.0 GiB, and has to be less");
+    assert_string_equal(error.text, "--index-memory 12.0 GiB is part of the hot memory, 12.0 GiB, and has to be less");
 }
 
 int main(void) {

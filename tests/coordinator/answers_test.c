@@ -109,7 +109,7 @@ static void a_chat_is_answered_whole(void **state) {
     assert_text_at(answer, "choices/0/finish_reason", "stop");
     assert_true(json_is_null(at(answer, "choices/0/stop_reason")));
     assert_true(json_is_null(at(answer, "choices/0/logprobs")));
-    assert_integer_at(answer, "usage/prompt_tokens", 6); /* bos, user, H, i, end, assistant */
+    assert_integer_at(answer, "usage/prompt_tokens", 6);      /* bos, user, H, i, end, assistant */
     assert_integer_at(answer, "usage/completion_tokens", 14); /* and the end of text */
     assert_integer_at(answer, "usage/total_tokens", 20);
     assert_integer_at(answer, "usage/prompt_tokens_details/cached_tokens", 3);
@@ -148,8 +148,8 @@ static void usage_comes_last_when_asked_for(void **state) {
     served s;
     served_init(&s, "abc");
     served_open(&s);
-    json_t *events = post_stream(&s, "/v1/completions",
-                                 "{\"prompt\": \"xy\", \"stream\": true, \"stream_options\": {\"include_usage\": true}}");
+    json_t *events = post_stream(
+        &s, "/v1/completions", "{\"prompt\": \"xy\", \"stream\": true, \"stream_options\": {\"include_usage\": true}}");
     size_t count = json_array_size(events);
     assert_true(json_is_null(at(events, "0/usage")));
     json_t *last = json_array_get(events, count - 1);
@@ -238,7 +238,8 @@ static void a_stop_string_is_never_shown(void **state) {
     assert_text_at(last, "choices/0/stop_reason", "STOP");
     json_decref(events);
 
-    json_t *answer = post(&s, "/v1/completions", "{\"prompt\": \"x\", \"stop\": \"STOP\", \"include_stop_str_in_output\": true}");
+    json_t *answer =
+        post(&s, "/v1/completions", "{\"prompt\": \"x\", \"stop\": \"STOP\", \"include_stop_str_in_output\": true}");
     assert_text_at(answer, "choices/0/text", "one STO two STOP");
     assert_integer_at(answer, "usage/completion_tokens", 16);
     json_decref(answer);
@@ -294,7 +295,8 @@ static void the_prompt_is_echoed_with_its_log_probabilities(void **state) {
     assert_text_at(logprobs, "tokens/5", "e");
     assert_true(json_is_null(at(logprobs, "token_logprobs/0")));
     assert_true(json_is_null(at(logprobs, "top_logprobs/0")));
-    assert_true(json_real_value(at(logprobs, "token_logprobs/1")) == (double)-0.97f || json_real_value(at(logprobs, "token_logprobs/1")) < -0.96);
+    assert_true(json_real_value(at(logprobs, "token_logprobs/1")) == (double)-0.97f ||
+                json_real_value(at(logprobs, "token_logprobs/1")) < -0.96);
     assert_int_equal(json_object_size(at(logprobs, "top_logprobs/5")), 3); /* two likeliest and the token itself */
     assert_integer_at(logprobs, "text_offset/0", 0);
     assert_integer_at(logprobs, "text_offset/1", 0);
@@ -310,7 +312,8 @@ static void the_prompt_is_echoed_with_its_log_probabilities(void **state) {
     assert_int_equal(json_object_size(at(answer, "choices/0/logprobs/top_logprobs/1")), 1);
     json_decref(answer);
 
-    json_t *events = post_stream(&s, "/v1/completions", "{\"prompt\": \"abc\", \"echo\": true, \"logprobs\": 1, \"stream\": true}");
+    json_t *events =
+        post_stream(&s, "/v1/completions", "{\"prompt\": \"abc\", \"echo\": true, \"logprobs\": 1, \"stream\": true}");
     char *text = streamed_text(events, 0, "text");
     assert_string_equal(text, "abcde");
     free(text);
@@ -331,7 +334,8 @@ static void a_chats_log_probabilities_have_bytes_and_alternatives(void **state) 
     assert_integer_at(content, "1/bytes/0", 0xc3);
     json_decref(answer);
 
-    answer = post(&s, "/v1/chat/completions", CHAT(", \"logprobs\": true, \"return_tokens_as_token_ids\": true, \"stop\": \"\xc3\xa9\""));
+    answer = post(&s, "/v1/chat/completions",
+                  CHAT(", \"logprobs\": true, \"return_tokens_as_token_ids\": true, \"stop\": \"\xc3\xa9\""));
     content = at(answer, "choices/0/logprobs/content");
     assert_int_equal(json_array_size(content), 1); /* what belongs to the stop string is not shown here either */
     assert_text_at(content, "0/token", "token_id:97");
@@ -344,7 +348,8 @@ static void prompt_logprobs_and_token_ids_are_given_on_demand(void **state) {
     served s;
     served_init(&s, "d");
     served_open(&s);
-    json_t *answer = post(&s, "/v1/completions", "{\"prompt\": \"abc\", \"prompt_logprobs\": 1, \"return_token_ids\": true}");
+    json_t *answer =
+        post(&s, "/v1/completions", "{\"prompt\": \"abc\", \"prompt_logprobs\": 1, \"return_token_ids\": true}");
     json_t *logprobs = at(answer, "choices/0/prompt_logprobs");
     assert_int_equal(json_array_size(logprobs), 4);
     assert_true(json_is_null(at(logprobs, "0")));
@@ -364,7 +369,8 @@ static void a_continued_message_can_be_echoed(void **state) {
     served_init(&s, " a time");
     served_open(&s);
     json_t *answer = post(&s, "/v1/chat/completions",
-                          "{\"messages\": [{\"role\": \"assistant\", \"content\": \"Once upon\"}], \"continue_final_message\": true, \"echo\": true}");
+                          "{\"messages\": [{\"role\": \"assistant\", \"content\": \"Once upon\"}], "
+                          "\"continue_final_message\": true, \"echo\": true}");
     assert_text_at(answer, "choices/0/message/content", "Once upon a time");
     json_decref(answer);
     served_close(&s);
@@ -375,8 +381,9 @@ static void sampling_reaches_the_worker(void **state) {
     served_init(&s, "x");
     served_open(&s);
     fake_seen seen;
-    json_decref(post(&s, "/v1/completions", "{\"prompt\": \"x\", \"seed\": 7, \"logit_bias\": {\"9\": 2}, \"temperature\": 0, "
-                                            "\"hadal\": {\"selection\": \"full\", \"no_cache\": true}}"));
+    json_decref(post(&s, "/v1/completions",
+                     "{\"prompt\": \"x\", \"seed\": 7, \"logit_bias\": {\"9\": 2}, \"temperature\": 0, "
+                     "\"hadal\": {\"selection\": \"full\", \"no_cache\": true}}"));
     fake_worker_seen(s.worker, &seen);
     assert_int_equal(seen.sampling.seed, 7);
     assert_int_equal(seen.bias.token_id, 9);
@@ -479,8 +486,9 @@ static void metrics_count_what_clients_saw(void **state) {
     assert_true(served_metric(&s, "hadal:request_params_n_count") == 2);
     assert_true(served_metric(&s, "hadal:inter_token_latency_seconds_count") == 3);
     assert_true(served_metric(&s, "hadal:http_responses_total{code=\"4xx\"}") == 1);
-    const char *once[] = {"time_to_first_token_seconds", "e2e_request_latency_seconds",   "request_queue_time_seconds",
-                          "request_inference_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds"};
+    const char *once[] = {"time_to_first_token_seconds",  "e2e_request_latency_seconds",
+                          "request_queue_time_seconds",   "request_inference_time_seconds",
+                          "request_prefill_time_seconds", "request_decode_time_seconds"};
     for (size_t i = 0; i < sizeof(once) / sizeof(once[0]); i++) {
         char name[96];
         snprintf(name, sizeof(name), "hadal:%s_count", once[i]);
@@ -489,7 +497,8 @@ static void metrics_count_what_clients_saw(void **state) {
     }
     raw_answer answer = served_get(&s, "/metrics");
     char type[64];
-    assert_string_equal(raw_header(&answer, "Content-Type", type, sizeof(type)), "text/plain; version=0.0.4; charset=utf-8");
+    assert_string_equal(raw_header(&answer, "Content-Type", type, sizeof(type)),
+                        "text/plain; version=0.0.4; charset=utf-8");
     assert_non_null(strstr(answer.body, "hadal:time_to_first_token_seconds_bucket{le=\"7680\"} 2"));
     assert_non_null(strstr(answer.body, "hadal:cache_config_info{kv_dtype=\"bf16\",selection=\"full\""));
     raw_answer_fini(&answer);
@@ -503,7 +512,9 @@ static void one_connection_carries_many_requests(void **state) {
     int fd = raw_connect(s.address);
     for (int i = 0; i < 20; i++) {
         if (i % 4 == 3) raw_get(fd, "/health", "");
-        else raw_post(fd, "/v1/completions", "", i % 2 == 0 ? "{\"prompt\": \"x\"}" : "{\"prompt\": \"x\", \"stream\": true}");
+        else
+            raw_post(fd, "/v1/completions", "",
+                     i % 2 == 0 ? "{\"prompt\": \"x\"}" : "{\"prompt\": \"x\", \"stream\": true}");
         raw_answer answer = raw_receive(fd);
         assert_int_equal(answer.status, 200);
         assert_false(answer.is_cut);
@@ -522,7 +533,8 @@ static void request_ids_go_in_and_come_out(void **state) {
     assert_string_equal(raw_header(&answer, "X-Request-Id", value, sizeof(value)), "my-id.7:a_b");
     assert_non_null(strstr(answer.body, "\"id\":\"cmpl-my-id.7:a_b\""));
     raw_answer_fini(&answer);
-    answer = served_post_with(&s, "/v1/completions", "X-Request-Id: bad \"id\"\r\n", "{\"prompt\": \"x\", \"stream\": true}");
+    answer = served_post_with(&s, "/v1/completions", "X-Request-Id: bad \"id\"\r\n",
+                              "{\"prompt\": \"x\", \"stream\": true}");
     assert_int_equal(strlen(raw_header(&answer, "X-Request-Id", value, sizeof(value))), 32);
     raw_answer_fini(&answer);
     served_close(&s);

@@ -26,7 +26,9 @@ static int remove_file(void **state) {
 static void keys_are_found_by_their_bearer_header_alone(void **state) {
     api_keys *keys;
     hd_error error;
-    assert_int_equal(api_keys_open(file_of("# ours\n\nfirst-key-0001\nsecond-key-0002 admin\r\n  third-key-0003\n"), &keys, &error), HD_OK);
+    assert_int_equal(
+        api_keys_open(file_of("# ours\n\nfirst-key-0001\nsecond-key-0002 admin\r\n  third-key-0003\n"), &keys, &error),
+        HD_OK);
     assert_int_equal(api_keys_count(keys), 3);
     api_tenant tenant;
     assert_true(api_keys_find(keys, "Bearer first-key-0001", &tenant));
@@ -34,7 +36,14 @@ static void keys_are_found_by_their_bearer_header_alone(void **state) {
     assert_true(api_keys_find(keys, "bearer  second-key-0002 ", &tenant));
     assert_true(tenant.is_admin);
     assert_true(api_keys_find(keys, "Bearer third-key-0003", &tenant));
-    const char *wrong[] = {NULL, "", "first-key-0001", "Bearer", "Bearer ", "Bearer first-key-000", "Bearer first-key-00011", "Basic first-key-0001"};
+    const char *wrong[] = {NULL,
+                           "",
+                           "first-key-0001",
+                           "Bearer",
+                           "Bearer ",
+                           "Bearer first-key-000",
+                           "Bearer first-key-00011",
+                           "Basic first-key-0001"};
     for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) assert_false(api_keys_find(keys, wrong[i], &tenant));
     api_keys_close(keys);
 }

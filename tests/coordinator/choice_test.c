@@ -28,8 +28,10 @@ typedef struct fixture {
 } fixture;
 
 static void open_fixture(fixture *f, const char *first_stop, const char *second_stop, uint32_t logprob_width) {
-    if (first_stop != NULL) f->request.stops[f->request.stop_count++] = (request_stop){(char *)first_stop, strlen(first_stop)};
-    if (second_stop != NULL) f->request.stops[f->request.stop_count++] = (request_stop){(char *)second_stop, strlen(second_stop)};
+    if (first_stop != NULL)
+        f->request.stops[f->request.stop_count++] = (request_stop){(char *)first_stop, strlen(first_stop)};
+    if (second_stop != NULL)
+        f->request.stops[f->request.stop_count++] = (request_stop){(char *)second_stop, strlen(second_stop)};
     f->request.skip_special_tokens = true;
     assert_int_equal(stop_set_init(&f->set, f->request.stops, f->request.stop_count), HD_OK);
     assert_int_equal(choice_init(&f->choice, 0, model, &f->request, &f->set, logprob_width), HD_OK);

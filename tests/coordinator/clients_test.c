@@ -32,7 +32,8 @@ static void a_client_that_hangs_up_stops_its_work(void **state) {
     s.script.context_max = 1u << 30;
     s.script.token_delay_us = 1000;
     served_open(&s);
-    const char *bodies[] = {"{\"prompt\": \"x\", \"max_tokens\": 1000000, \"stream\": true}", "{\"prompt\": \"x\", \"max_tokens\": 1000000}",
+    const char *bodies[] = {"{\"prompt\": \"x\", \"max_tokens\": 1000000, \"stream\": true}",
+                            "{\"prompt\": \"x\", \"max_tokens\": 1000000}",
                             "{\"prompt\": [\"x\", \"y\"], \"n\": 2, \"max_tokens\": 1000000}"};
     uint32_t requests[] = {1, 1, 2}, cancelled = 0;
     for (int i = 0; i < 3; i++) {
@@ -87,7 +88,8 @@ static void a_client_that_sends_half_a_request_holds_up_nobody(void **state) {
     served_init(&s, "abc");
     served_open(&s);
     int half = raw_connect(s.address);
-    raw_send_text(half, "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{\"prompt\"");
+    raw_send_text(half, "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+                        "500\r\n\r\n{\"prompt\"");
     raw_answer answer = served_post(&s, "/v1/completions", "{\"prompt\": \"x\"}");
     assert_int_equal(answer.status, 200);
     raw_answer_fini(&answer);
@@ -118,7 +120,8 @@ static void a_silent_stream_is_kept_alive_by_the_clock(void **state) {
     fake_worker_hold(s.worker, true);
     int fd = raw_connect(s.address);
     double start = now_s(); /* before the post: this thread may be held up behind it */
-    raw_post(fd, "/v1/chat/completions", "", "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}], \"stream\": true}");
+    raw_post(fd, "/v1/chat/completions", "",
+             "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}], \"stream\": true}");
     char buffer[8192];
     assert_true(raw_receive_until(fd, ": keep-alive\n\n", buffer, sizeof(buffer)));
     assert_memory_equal(buffer, "HTTP/1.1 200", 12);
@@ -143,7 +146,8 @@ static void a_long_prefill_tells_its_progress(void **state) {
     char body[256];
     snprintf(body, sizeof(body), "{\"prompt\": \"%080d\", \"stream\": true, \"return_progress\": true}", 0);
     raw_answer answer = served_post(&s, "/v1/completions", body);
-    assert_non_null(strstr(answer.body, "\"choices\":[],\"prompt_progress\":{\"total\":81,\"cache\":5,\"processed\":10,"));
+    assert_non_null(
+        strstr(answer.body, "\"choices\":[],\"prompt_progress\":{\"total\":81,\"cache\":5,\"processed\":10,"));
     assert_non_null(strstr(answer.body, "\"processed\":81,"));
     const char *estimate = strstr(strstr(answer.body, "\"processed\":40,"), "\"estimated_remaining_ms\":");
     assert_non_null(estimate);
@@ -248,7 +252,8 @@ static void a_client_that_does_not_read_is_cut_off(void **state) {
     s.script.hold_after = 8000;
     served_open(&s);
     int fd = raw_connect_with(s.address, 4096);
-    raw_post(fd, "/v1/completions", "", "{\"prompt\": \"x\", \"max_tokens\": 100000000, \"stream\": true, \"logprobs\": 20}");
+    raw_post(fd, "/v1/completions", "",
+             "{\"prompt\": \"x\", \"max_tokens\": 100000000, \"stream\": true, \"logprobs\": 20}");
     served_wait_running(&s, 1);
     assert_true(wait_until_paused(&s) < 7999);
     fake_worker_hold(s.worker, false);
@@ -273,7 +278,8 @@ static void a_client_that_takes_nothing_for_too_long_is_cut_off(void **state) {
     s.config.stall_timeout_ms = 1000;
     served_open(&s);
     int fd = raw_connect_with(s.address, 4096);
-    raw_post(fd, "/v1/completions", "", "{\"prompt\": \"x\", \"max_tokens\": 10000, \"stream\": true, \"logprobs\": 20}");
+    raw_post(fd, "/v1/completions", "",
+             "{\"prompt\": \"x\", \"max_tokens\": 10000, \"stream\": true, \"logprobs\": 20}");
     served_wait_running(&s, 1);
     served_wait_running(&s, 0); /* all was said; what the client did not read is kept for it */
     assert_true(raw_wait_reset(fd, 60000));
@@ -288,7 +294,8 @@ static void a_client_is_not_blamed_for_a_server_that_falls_behind(void **state) 
     s.script.is_endless = true;
     s.script.context_max = 1u << 30;
     served_open(&s);
-    raw_answer answer = served_post(&s, "/v1/completions", "{\"prompt\": \"x\", \"max_tokens\": 1000, \"logprobs\": 20, \"n\": 12}");
+    raw_answer answer =
+        served_post(&s, "/v1/completions", "{\"prompt\": \"x\", \"max_tokens\": 1000, \"logprobs\": 20, \"n\": 12}");
     if (answer.status != 200) {
         char value[16];
         assert_int_equal(answer.status, 503);
@@ -355,7 +362,8 @@ static void what_is_not_done_in_time_is_ended(void **state) {
     int whole = raw_connect(s.address), stream = raw_connect(s.address), half = raw_connect(s.address);
     raw_post(whole, "/v1/completions", "", "{\"prompt\": \"x\", \"max_tokens\": 1000000}");
     raw_post(stream, "/v1/completions", "", "{\"prompt\": \"x\", \"max_tokens\": 1000000, \"stream\": true}");
-    raw_send_text(half, "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{\"prompt\"");
+    raw_send_text(half, "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+                        "500\r\n\r\n{\"prompt\"");
     served_wait_running(&s, 2);
     char buffer[8192];
     assert_true(raw_receive_until(stream, "data: ", buffer, sizeof(buffer)));
@@ -385,7 +393,8 @@ static void *call_at_random(void *context) {
     caller *self = context;
     for (int i = 0; i < 60; i++) {
         static const char *const bodies[] = {"{\"prompt\": \"x\", \"stream\": true}", "{\"prompt\": \"x\", \"n\": 2}",
-                                             "{\"prompt\": \"x\", \"stream\": true, \"stop\": \"fg\"}", "{\"prompt\": 5}"};
+                                             "{\"prompt\": \"x\", \"stream\": true, \"stop\": \"fg\"}",
+                                             "{\"prompt\": 5}"};
         int fd = raw_connect(self->s->address);
         raw_post(fd, "/v1/completions", "", bodies[rand_r(&self->seed) % 4]);
         if (rand_r(&self->seed) % 3 == 0) {

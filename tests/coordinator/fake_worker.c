@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #define REQUESTS_MAX 4096u
-#define CHOICES_MAX  128u
+#define CHOICES_MAX 128u
 
 typedef struct fake_job {
     worker_request *request;
@@ -39,29 +39,40 @@ static void send(fake_job *job, worker_event event) {
 static void finish_choice(fake_job *job, uint32_t choice, worker_finish finish, uint32_t stop_id) {
     job->is_choice_done[choice] = true;
     job->open--;
-    send(job, (worker_event){.kind = WORKER_FINISHED, .choice = choice, .last = job->open == 0, .finish = finish, .stop_id = stop_id});
+    send(job,
+         (worker_event){
+             .kind = WORKER_FINISHED, .choice = choice, .last = job->open == 0, .finish = finish, .stop_id = stop_id});
 }
 
 static void likeliest(uint32_t token_id, worker_logprob *logprobs, uint32_t width) {
     logprobs[0] = (worker_logprob){.token_id = token_id, .logprob = -(float)token_id / 100.0f};
-    for (uint32_t k = 1; k < width; k++) logprobs[k] = (worker_logprob){.token_id = k - 1, .logprob = -(float)(k - 1) / 100.0f};
+    for (uint32_t k = 1; k < width; k++)
+        logprobs[k] = (worker_logprob){.token_id = k - 1, .logprob = -(float)(k - 1) / 100.0f};
 }
 
 static void start(fake_worker *worker, fake_job *job) {
     worker_request *request = job->request;
     job->is_started = true;
     send(job, (worker_event){.kind = WORKER_STARTED,
-                              .cached_tokens = worker->script.cached_tokens,
-                              .selection = request->selection != NULL ? request->selection : "full",
-                              .prompt_count = request->prompt_count});
+                             .cached_tokens = worker->script.cached_tokens,
+                             .selection = request->selection != NULL ? request->selection : "full",
+                             .prompt_count = request->prompt_count});
     if (request->sampling.prompt_logprobs < 0) return;
     uint32_t width = (uint32_t)request->sampling.prompt_logprobs + 1;
     worker_logprob *logprobs = calloc(request->prompt_count * width, sizeof(*logprobs));
-    for (uint64_t i = 1; i < request->prompt_count; i++) likeliest(request->prompt_ids[i], logprobs + (i - 1) * width, width);
+    for (uint64_t i = 1; i < request->prompt_count; i++)
+        likeliest(request->prompt_ids[i], logprobs + (i - 1) * width, width);
     /* In two pieces, as chunks give them. */
     uint64_t entries = request->prompt_count - 1, half = entries / 2;
-    send(job, (worker_event){.kind = WORKER_PROMPT_LOGPROBS, .position = 1, .entry_count = (uint32_t)half, .logprob_count = width, .logprobs = logprobs});
-    send(job, (worker_event){.kind = WORKER_PROMPT_LOGPROBS, .position = 1 + half, .entry_count = (uint32_t)(entries - half), .logprob_count = width,
+    send(job, (worker_event){.kind = WORKER_PROMPT_LOGPROBS,
+                             .position = 1,
+                             .entry_count = (uint32_t)half,
+                             .logprob_count = width,
+                             .logprobs = logprobs});
+    send(job, (worker_event){.kind = WORKER_PROMPT_LOGPROBS,
+                             .position = 1 + half,
+                             .entry_count = (uint32_t)(entries - half),
+                             .logprob_count = width,
                              .logprobs = logprobs + half * width});
     free(logprobs);
 }
@@ -84,8 +95,13 @@ static void say(fake_worker *worker, fake_job *job, uint32_t choice) {
     worker_logprob logprobs[1 + WORKER_LOGPROBS_MAX];
     uint32_t width = sampling->logprobs >= 0 ? (uint32_t)sampling->logprobs + 1 : 0;
     if (width > 0) likeliest(id, logprobs, width);
-    send(job, (worker_event){.kind = WORKER_TOKEN, .choice = choice, .token_id = id, .position = request->prompt_count + job->said,
-                             .logprobs = width > 0 ? logprobs : NULL, .entry_count = width > 0, .logprob_count = width});
+    send(job, (worker_event){.kind = WORKER_TOKEN,
+                             .choice = choice,
+                             .token_id = id,
+                             .position = request->prompt_count + job->said,
+                             .logprobs = width > 0 ? logprobs : NULL,
+                             .entry_count = width > 0,
+                             .logprob_count = width});
     if (job->said + 1 == request->max_tokens) finish_choice(job, choice, WORKER_FINISH_LENGTH, 0);
 }
 
@@ -100,7 +116,8 @@ static bool step(fake_worker *worker, fake_job *job) {
     pthread_mutex_unlock(&worker->lock);
     uint32_t choices = request->choices; /* the request is gone after its last event */
     for (uint32_t c = 0; c < choices; c++) {
-        if ((is_cancelled || choice_cancelled[c]) && !job->is_choice_done[c]) finish_choice(job, c, WORKER_FINISH_CANCELLED, 0);
+        if ((is_cancelled || choice_cancelled[c]) && !job->is_choice_done[c])
+            finish_choice(job, c, WORKER_FINISH_CANCELLED, 0);
     }
     if (job->open == 0) return true;
     if (!job->is_started) start(worker, job);
@@ -108,7 +125,8 @@ static bool step(fake_worker *worker, fake_job *job) {
         usleep(worker->script.chunk_delay_us);
         job->prompt_done += worker->script.progress_chunk;
         if (job->prompt_done > request->prompt_count) job->prompt_done = request->prompt_count;
-        send(job, (worker_event){.kind = WORKER_PROGRESS, .prompt_done = job->prompt_done, .prompt_count = request->prompt_count});
+        send(job, (worker_event){
+                      .kind = WORKER_PROGRESS, .prompt_done = job->prompt_done, .prompt_count = request->prompt_count});
         return false;
     }
     if (worker->script.token_delay_us > 0) usleep(worker->script.token_delay_us);
@@ -171,7 +189,8 @@ static hd_status submit(worker_rpc *self, worker_request *request, hd_error *err
     seen->max_tokens = request->max_tokens;
     seen->choices = request->choices;
     seen->prompt_count = request->prompt_count;
-    memcpy(seen->prompt, request->prompt_ids, (request->prompt_count < 512 ? request->prompt_count : 512) * sizeof(uint32_t));
+    memcpy(seen->prompt, request->prompt_ids,
+           (request->prompt_count < 512 ? request->prompt_count : 512) * sizeof(uint32_t));
     seen->sampling = request->sampling;
     if (request->sampling.logit_bias_count > 0) seen->bias = request->sampling.logit_bias[0];
     memcpy(seen->salt, request->salt, sizeof(seen->salt));

@@ -25,7 +25,8 @@ static void a_bad_body_is_refused_with_its_place(void **state) {
     assert_refused(" \r\n\t", "missing_body", "the request has no body: send a JSON object");
     assert_refused("{\"a\": 1,\n \"b\": nope}", "invalid_json", "the body is not JSON: line 2, column 10 (byte 19)");
     assert_refused("{\"a\": [1, 2", "invalid_json", "the body is not JSON: it ends too early, after 11 bytes");
-    assert_refused("{\"a\": 1} {", "invalid_json", "the body is not JSON: something follows the object at line 1, column 10 (byte 10)");
+    assert_refused("{\"a\": 1} {", "invalid_json",
+                   "the body is not JSON: something follows the object at line 1, column 10 (byte 10)");
     assert_refused("[1, 2]", "invalid_json", "the body must be a JSON object, not an array");
     assert_refused("\"text\"", "invalid_json", "the body must be a JSON object, not a string");
     assert_refused("{\"a\": 1, \"a\": 2}", "duplicate_key",
@@ -33,7 +34,8 @@ static void a_bad_body_is_refused_with_its_place(void **state) {
     assert_refused("{\"a\": \"\xff\"}", "invalid_utf8", "the body is not UTF-8: line 1, column 7 (byte 7)");
     assert_refused("{\"n\": 99999999999999999999}", "invalid_json",
                    "the body holds a number that is too large: line 1, column 26 (byte 26)");
-    assert_refused("{\"a\\u0000b\": 1}", "invalid_json", "the body holds a key with a zero character in it: line 1, column 11 (byte 11)");
+    assert_refused("{\"a\\u0000b\": 1}", "invalid_json",
+                   "the body holds a key with a zero character in it: line 1, column 11 (byte 11)");
     assert_refused_bytes("{\"a\":\0 1}", 9, "invalid_json", "the body is not JSON: it holds a zero byte, at byte 5");
 }
 
@@ -64,7 +66,8 @@ static void what_would_take_too_much_memory_is_not_parsed(void **state) {
     for (size_t i = 0; i < count; i++, bytes += 3) memcpy(body + bytes, (const char[]){',', '[', ']'}, 3);
     body[bytes++] = ']';
     body[bytes++] = '}';
-    assert_refused_bytes(body, bytes, "too_many_values", "the body holds 262157 arrays and objects; at most 262144 are read");
+    assert_refused_bytes(body, bytes, "too_many_values",
+                         "the body holds 262157 arrays and objects; at most 262144 are read");
     free(body);
     count = JSON_BODY_VALUES_MAX + 10;
     body = malloc(count * 2 + 32);

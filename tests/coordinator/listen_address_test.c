@@ -6,7 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
-static hd_status open_and_close(const char *address, bool must_be_loopback, char bound[LISTEN_ADDRESS_BYTES], hd_error *error) {
+static hd_status open_and_close(const char *address, bool must_be_loopback, char bound[LISTEN_ADDRESS_BYTES],
+                                hd_error *error) {
     int listener;
     hd_status status = listen_address_open(address, must_be_loopback, &listener, bound, error);
     if (status == HD_OK) close(listener);
@@ -27,8 +28,10 @@ static void without_keys_only_loopback_may_be_listened_on(void **state) {
     char bound[LISTEN_ADDRESS_BYTES];
     hd_error error;
     assert_int_equal(open_and_close("0.0.0.0:0", true, bound, &error), HD_INVALID);
-    assert_string_equal(error.text, "--listen 0.0.0.0:0 can be reached from other machines, and there are no keys: give --api-keys FILE, or "
-                                    "listen on 127.0.0.1");
+    assert_string_equal(
+        error.text,
+        "--listen 0.0.0.0:0 can be reached from other machines, and there are no keys: give --api-keys FILE, or "
+        "listen on 127.0.0.1");
     assert_int_equal(open_and_close("[::]:0", true, bound, &error), HD_INVALID);
     assert_int_equal(open_and_close("0.0.0.0:0", false, bound, &error), HD_OK);
     assert_int_equal(open_and_close("127.8.9.1:0", true, bound, &error), HD_OK);

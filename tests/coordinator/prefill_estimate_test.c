@@ -4,8 +4,8 @@
 
 #include <math.h>
 
-#define PER_TOKEN_S       1e-3
-#define PER_TOKEN_PAIR_S  2e-8
+#define PER_TOKEN_S 1e-3
+#define PER_TOKEN_PAIR_S 2e-8
 
 static double time_at(double position) {
     return PER_TOKEN_S * position + PER_TOKEN_PAIR_S * position * position / 2;

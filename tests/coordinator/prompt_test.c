@@ -5,7 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const request_limits limits = {.model_name = "script", .vocabulary_size = 261, .default_temperature = 1, .default_top_p = 1,
+static const request_limits limits = {.model_name = "script",
+                                      .vocabulary_size = 261,
+                                      .default_temperature = 1,
+                                      .default_top_p = 1,
                                       .default_repetition_penalty = 1};
 static text_model *model;
 
@@ -53,26 +56,33 @@ static void assert_not_rendered(const char *body, const char *param, const char 
 }
 
 static void a_chat_is_rendered_by_the_models_template(void **state) {
-    assert_rendered("{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", \"content\": \"Ho\"}]}",
-                    "<|bos|><|user|>Hi<|end|><|assistant|>Ho<|end|><|assistant|>");
+    assert_rendered(
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", \"content\": \"Ho\"}]}",
+        "<|bos|><|user|>Hi<|end|><|assistant|>Ho<|end|><|assistant|>");
     assert_rendered("{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}], \"add_generation_prompt\": false, "
                     "\"chat_template_kwargs\": {\"mood\": \"calm\"}}",
                     "<|bos|><|user|>Hi<|end|>calm");
-    assert_rendered("{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}], \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\"}}]}",
-                    "<|bos|><|user|>TOOLS [{\"type\": \"function\", \"function\": {\"name\": \"f\"}}]<|end|><|user|>Hi<|end|><|assistant|>");
-    assert_rendered("{\"messages\": [{\"role\": \"assistant\", \"content\": null, \"tool_calls\": [{\"type\": \"function\", \"function\": "
+    assert_rendered("{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}], \"tools\": [{\"type\": \"function\", "
+                    "\"function\": {\"name\": \"f\"}}]}",
+                    "<|bos|><|user|>TOOLS [{\"type\": \"function\", \"function\": {\"name\": "
+                    "\"f\"}}]<|end|><|user|>Hi<|end|><|assistant|>");
+    assert_rendered("{\"messages\": [{\"role\": \"assistant\", \"content\": null, \"tool_calls\": [{\"type\": "
+                    "\"function\", \"function\": "
                     "{\"name\": \"weather\", \"arguments\": \"{\\\"city\\\": \\\"Kiel\\\"}\"}}]}]}",
                     "<|bos|><|assistant|>CALL weather Kiel<|end|><|assistant|>");
 }
 
 static void a_template_of_the_request_comes_before_the_models(void **state) {
-    assert_rendered("{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}], \"chat_template\": \"{{ messages[0].content }}?\"}", "Hi?");
+    assert_rendered("{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}], \"chat_template\": \"{{ "
+                    "messages[0].content }}?\"}",
+                    "Hi?");
 }
 
 static void what_the_template_refuses_is_told(void **state) {
-    assert_not_rendered("{\"messages\": [{\"role\": \"refuse\", \"content\": \"Hi\"}]}", "messages", "no such role here");
-    assert_not_rendered("{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}], \"chat_template\": \"{% if %}\"}", "messages",
-                        "the chat template refuses these messages: ");
+    assert_not_rendered("{\"messages\": [{\"role\": \"refuse\", \"content\": \"Hi\"}]}", "messages",
+                        "no such role here");
+    assert_not_rendered("{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}], \"chat_template\": \"{% if %}\"}",
+                        "messages", "the chat template refuses these messages: ");
 }
 
 static void a_continued_message_ends_the_prompt(void **state) {
@@ -83,12 +93,16 @@ static void a_continued_message_ends_the_prompt(void **state) {
     /* This template trims; one that does not keeps the blank that the text goes on after. */
     strcpy(body, "{\"messages\": [{\"role\": \"assistant\", \"content\": \"Once upon \xc2\xa0\"}], ");
     assert_rendered(strcat(body, continued), "<|bos|><|assistant|>Once upon");
-    strcpy(body, "{\"messages\": [{\"role\": \"assistant\", \"content\": \"Once upon \"}], \"chat_template\": \"<{{ messages[0].content }}>\", ");
+    strcpy(body, "{\"messages\": [{\"role\": \"assistant\", \"content\": \"Once upon \"}], \"chat_template\": \"<{{ "
+                 "messages[0].content }}>\", ");
     assert_rendered(strcat(body, continued), "<Once upon ");
-    strcpy(body, "{\"messages\": [{\"role\": \"assistant\", \"content\": \" Once \"}], \"chat_template\": \"<{{ messages[0].content }}>\", ");
+    strcpy(body, "{\"messages\": [{\"role\": \"assistant\", \"content\": \" Once \"}], \"chat_template\": \"<{{ "
+                 "messages[0].content }}>\", ");
     assert_rendered(strcat(body, continued), "< Once");
     /* Of two places the last one counts. */
-    strcpy(body, "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"a\"}], ");
+    strcpy(
+        body,
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"a\"}], ");
     assert_rendered(strcat(body, continued), "<|bos|><|user|>a<|end|><|assistant|>a");
     strcpy(body, "{\"messages\": [{\"role\": \"assistant\", \"content\": \"lost\"}], \"chat_template\": \"nothing\", ");
     assert_not_rendered(strcat(body, continued), "continue_final_message", "does not print the last message's content");
@@ -125,7 +139,8 @@ static void prompts_come_as_text_or_as_ids(void **state) {
     prompts_free(prompts, 2);
     request_fini(&r);
 
-    assert_int_equal(build("{\"prompt\": \"ab\", \"echo\": true, \"add_special_tokens\": false}", &r, &prompts, &error), HD_OK);
+    assert_int_equal(build("{\"prompt\": \"ab\", \"echo\": true, \"add_special_tokens\": false}", &r, &prompts, &error),
+                     HD_OK);
     assert_int_equal(prompts[0].id_count, 2);
     assert_string_equal(prompts[0].text, "ab");
     prompts_free(prompts, 1);
@@ -136,7 +151,8 @@ static void a_prompt_needs_tokens_that_the_model_knows(void **state) {
     request r;
     prompt *prompts;
     api_error error;
-    assert_int_equal(build("{\"prompt\": [\"a\", \"\"], \"add_special_tokens\": false}", &r, &prompts, &error), HD_INVALID);
+    assert_int_equal(build("{\"prompt\": [\"a\", \"\"], \"add_special_tokens\": false}", &r, &prompts, &error),
+                     HD_INVALID);
     assert_string_equal(error.message, "'prompt[1]' has no tokens");
     request_fini(&r);
     assert_int_equal(build("{\"prompt\": \"<|end|>\"}", &r, &prompts, &error), HD_INVALID);

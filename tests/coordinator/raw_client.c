@@ -50,8 +50,9 @@ void raw_send_text(int fd, const char *text) {
 
 void raw_post(int fd, const char *path, const char *extra_headers, const char *body) {
     char head[1024];
-    snprintf(head, sizeof(head), "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n%s\r\n", path, strlen(body),
-             extra_headers);
+    snprintf(head, sizeof(head),
+             "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n%s\r\n", path,
+             strlen(body), extra_headers);
     raw_send_text(fd, head);
     raw_send_text(fd, body);
 }

@@ -10,9 +10,9 @@
 typedef struct raw_answer {
     unsigned status;
     char headers[16384]; /* as sent, with the status line */
-    char *body;     /* chunks put together; zero terminated */
+    char *body;          /* chunks put together; zero terminated */
     size_t body_bytes;
-    bool is_cut;    /* the connection ended before the answer did */
+    bool is_cut; /* the connection ended before the answer did */
 } raw_answer;
 
 int raw_connect(const char *address);

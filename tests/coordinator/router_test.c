@@ -1,5 +1,5 @@
-/* router_test.c - who gets a request, and who goes on with it: the router alone, between a client made of a callback and
- * workers made of scripts behind real gRPC services. */
+/* router_test.c - who gets a request, and who goes on with it: the router alone, between a client made of a callback
+ * and workers made of scripts behind real gRPC services. */
 #include "tests/coordinator/cmocka_all.h"
 
 #include <stdio.h>

@@ -49,10 +49,8 @@ static worker_request *take_at(scripted_worker *w, uint32_t at) {
 static void end_choices(worker_request *request, worker_finish finish) {
     uint32_t choices = request->choices;
     for (uint32_t i = 0; i < choices; i++)
-        request->on_event(request, &(worker_event){.kind = WORKER_FINISHED,
-                                                   .choice = i,
-                                                   .finish = finish,
-                                                   .last = i + 1 == choices});
+        request->on_event(
+            request, &(worker_event){.kind = WORKER_FINISHED, .choice = i, .finish = finish, .last = i + 1 == choices});
 }
 
 static void cancel(worker_rpc *self, uint64_t id, uint32_t choice) {
@@ -93,12 +91,8 @@ static void cache_reset(worker_rpc *self) {
 /* -- the test's thread -- */
 
 void scripted_open(scripted_worker *w, const char *id, rpc_loop *loop, const worker_load *first) {
-    static const worker_rpc_ops ops = {.name = "scripted",
-                                       .submit = submit,
-                                       .cancel = cancel,
-                                       .info = info,
-                                       .load = load,
-                                       .cache_reset = cache_reset};
+    static const worker_rpc_ops ops = {
+        .name = "scripted", .submit = submit, .cancel = cancel, .info = info, .load = load, .cache_reset = cache_reset};
     static const unsigned char fingerprint[WORKER_FINGERPRINT_BYTES] = "the same weights";
     *w = (scripted_worker){.rpc.ops = &ops, .id = id, .loop = loop, .load = *first};
     pthread_mutex_init(&w->lock, NULL);
@@ -173,9 +167,9 @@ void scripted_say_ahead(scripted_worker *w, uint32_t token_id, uint64_t ahead) {
     worker_request *request = w->requests[w->running - 1];
     uint64_t at = w->said[w->running - 1]++;
     pthread_mutex_unlock(&w->lock);
-    request->on_event(request, &(worker_event){.kind = WORKER_TOKEN,
-                                               .token_id = token_id,
-                                               .position = request->prompt_count + at + ahead});
+    request->on_event(
+        request,
+        &(worker_event){.kind = WORKER_TOKEN, .token_id = token_id, .position = request->prompt_count + at + ahead});
 }
 
 void scripted_start(scripted_worker *w, const char *selection) {

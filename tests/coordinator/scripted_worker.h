@@ -1,4 +1,5 @@
-/* scripted_worker.h - a worker behind a real gRPC service that does nothing of itself: what it says, and when, is the test's.
+/* scripted_worker.h - a worker behind a real gRPC service that does nothing of itself: what it says, and when, is the
+ * test's.
  *
  * It ends a request that is cancelled, as a worker has to; everything else is said by scripted_say and its like.
  * Threads: the calls below on the test's; requests come on the service's. */

@@ -8,7 +8,8 @@
 
 static stop_set set_of(request_stop *stops, const char *const *texts, uint32_t count) {
     stop_set set;
-    for (uint32_t i = 0; i < count; i++) stops[i] = (request_stop){.text = (char *)texts[i], .text_bytes = strlen(texts[i])};
+    for (uint32_t i = 0; i < count; i++)
+        stops[i] = (request_stop){.text = (char *)texts[i], .text_bytes = strlen(texts[i])};
     assert_int_equal(stop_set_init(&set, stops, count), HD_OK);
     return set;
 }
@@ -77,7 +78,8 @@ static bool find_plainly(const stop_set *set, const char *text, size_t count, si
         size_t longest = 0;
         for (uint32_t s = 0; s < set->count; s++) {
             size_t bytes = set->stops[s].text_bytes;
-            if (bytes > *end || bytes <= longest || memcmp(text + *end - bytes, set->stops[s].text, bytes) != 0) continue;
+            if (bytes > *end || bytes <= longest || memcmp(text + *end - bytes, set->stops[s].text, bytes) != 0)
+                continue;
             longest = bytes;
             *stop = s;
         }

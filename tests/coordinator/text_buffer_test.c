@@ -24,9 +24,14 @@ static void json_escapes_what_json_must_not_hold(void **state) {
 
 static void json_keeps_characters_and_replaces_bytes_that_are_none(void **state) {
     assert_json("\xc3\xa9\xf0\x9f\x98\x80", 6, "\"\xc3\xa9\xf0\x9f\x98\x80\"");
-    assert_json("a\xff" "b\xc3", 4, "\"a\xef\xbf\xbd" "b\xef\xbf\xbd\"");
+    assert_json("a\xff"
+                "b\xc3",
+                4,
+                "\"a\xef\xbf\xbd"
+                "b\xef\xbf\xbd\"");
     assert_json("\xed\xa0\x80", 3, "\"\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\""); /* a surrogate */
-    assert_json("\xc0\xaf\xf5\x80\x80\x80", 6, "\"\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\"");
+    assert_json("\xc0\xaf\xf5\x80\x80\x80", 6,
+                "\"\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\"");
 }
 
 static void log_probabilities_are_always_json_numbers(void **state) {

@@ -48,10 +48,12 @@ static void open_gate(void) {
 
 static void long_work_leaves_a_thread_for_short_work(void **state) {
     reset();
-    work_pool_config config = {.name = "test", .thread_count = 3, .lane_threads_max = {3, 2}, .lane_items_max = {10, 10}};
+    work_pool_config config = {
+        .name = "test", .thread_count = 3, .lane_threads_max = {3, 2}, .lane_items_max = {10, 10}};
     work_pool *pool;
     assert_int_equal(work_pool_open(&config, &pool), HD_OK);
-    work_item slow[4] = {{.run = wait_for_gate}, {.run = wait_for_gate}, {.run = wait_for_gate}, {.run = wait_for_gate}};
+    work_item slow[4] = {
+        {.run = wait_for_gate}, {.run = wait_for_gate}, {.run = wait_for_gate}, {.run = wait_for_gate}};
     work_item fast = {.run = count};
     for (int i = 0; i < 4; i++) assert_int_equal(work_pool_submit(pool, 1, &slow[i]), HD_OK);
     wait_until(&started, 2);
@@ -95,7 +97,8 @@ static void run_again(work_item *item) {
 
 static void an_item_may_submit_itself_again(void **state) {
     reset();
-    work_pool_config config = {.name = "test", .thread_count = 4, .lane_threads_max = {4, 0}, .lane_items_max = {64, 0}};
+    work_pool_config config = {
+        .name = "test", .thread_count = 4, .lane_threads_max = {4, 0}, .lane_items_max = {64, 0}};
     again items[64];
     assert_int_equal(work_pool_open(&config, &items[0].pool), HD_OK);
     for (int i = 0; i < 64; i++) {

@@ -1,8 +1,8 @@
 /* fuzz_attention_service.c - what two workers say to an attention node: calls as frames, one after the other.
  *
- * A call is 16 bytes (kind with the link in its highest bit, layer, epoch, number of parts, sequence, value; the kind 0x7f
- * loses the link), a length of two bytes for each part, the parts. The node is a real one, with little memory; the far end
- * of its links reads whatever it answers. */
+ * A call is 16 bytes (kind with the link in its highest bit, layer, epoch, number of parts, sequence, value; the kind
+ * 0x7f loses the link), a length of two bytes for each part, the parts. The node is a real one, with little memory; the
+ * far end of its links reads whatever it answers. */
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,8 +43,8 @@ static void forget(transport_link *link) {
     ((far_end *)link)->context = NULL;
 }
 
-static hd_status no_connect(transport *self, const char *address, const char *channel, const transport_handlers *handlers,
-                            void *context, transport_link **link, hd_error *error) {
+static hd_status no_connect(transport *self, const char *address, const char *channel,
+                            const transport_handlers *handlers, void *context, transport_link **link, hd_error *error) {
     return HD_UNSUPPORTED;
 }
 
@@ -100,7 +100,8 @@ static bool take_call(const uint8_t **at, const uint8_t *end, uint8_t *kind, fra
     return true;
 }
 
-/* What is promised of a table that was accepted: its sizes are no accidents of 64 bits, and all of its heads are all of it. */
+/* What is promised of a table that was accepted: its sizes are no accidents of 64 bits, and all of its heads are all of
+ * it. */
 static void check_sizes(const attention_layer_table *table) {
     enum { COUNT_MAX = 64, TOKENS = 1000, BLOCKS = (TOKENS + HD_BLOCK_TOKENS - 1) / HD_BLOCK_TOKENS };
     uint64_t block_bytes = attention_layer_table_block_bytes(table), states = attention_layer_table_state_bytes(table);

@@ -1,4 +1,5 @@
-/* fuzz_cluster_messages.c - what nodes of a cluster believe of each other, as it comes off the wire. The first byte says which:
+/* fuzz_cluster_messages.c - what nodes of a cluster believe of each other, as it comes off the wire. The first byte
+ * says which:
  *
  *   n  a node's record in etcd, JSON
  *   s  a coordinator's order to a worker, a Submit

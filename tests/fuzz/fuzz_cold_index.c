@@ -1,7 +1,8 @@
 /* fuzz_cold_index.c - the files `index` and `key` of a cold directory. The first byte says which:
  *
  *   r  the file as it is, its key missing
- *   s  the header, and behind it the records' heads one after the other, each with the seal that fits; so what lies behind
+ *   s  the header, and behind it the records' heads one after the other, each with the seal that fits; so what lies
+ *   behind
  *      the seals is reached
  *   k  the file `key`, which others may read where its first byte is 'p'
  *   d  a directory where the index should be */
@@ -66,7 +67,8 @@ static void seal(void *bytes, size_t count, unsigned char *at) {
 
 /* The file whose header and record heads are these. */
 static size_t sealed_index(const uint8_t *data, size_t size, uint64_t record_bytes, unsigned char **out) {
-    size_t record_count = size > HEADER_BYTES ? (size - HEADER_BYTES + sizeof(cold_record) - 1) / sizeof(cold_record) : 0;
+    size_t record_count =
+        size > HEADER_BYTES ? (size - HEADER_BYTES + sizeof(cold_record) - 1) / sizeof(cold_record) : 0;
     size_t bytes = HEADER_PLACE + record_count * record_bytes;
     unsigned char *index = calloc(1, bytes);
     require(index != NULL);
@@ -105,8 +107,9 @@ static void check_records(cold_directory *d) {
 }
 
 static void open_directory(void) {
-    static const attention_stream streams[] = {{.owner_layer = 0, .heads = 1, .dim = 32, .codec = HD_BF16, .tokens_per_record = 1},
-                                               {.owner_layer = 0, .heads = 1, .dim = 32, .codec = HD_BF16, .tokens_per_record = 1}};
+    static const attention_stream streams[] = {
+        {.owner_layer = 0, .heads = 1, .dim = 32, .codec = HD_BF16, .tokens_per_record = 1},
+        {.owner_layer = 0, .heads = 1, .dim = 32, .codec = HD_BF16, .tokens_per_record = 1}};
     static const attention_layer layers[] = {
         {.key_stream = 0, .value_stream = 1, .value_dim = 32, .query_heads = 1, .scale = 1.0f}};
     static const attention_layer_table table = {streams, 2, layers, 1};
@@ -115,7 +118,8 @@ static void open_directory(void) {
     block_layout layout;
     require(hd_arena_init(&arena, block_layout_table_bytes(&table)) == HD_OK);
     block_layout_init(&layout, &table, &arena);
-    cold_config config = {.directory = directory, .size_bytes = SIZE_BYTES, .fingerprint = fingerprint, .kv_dtype = HD_BF16};
+    cold_config config = {
+        .directory = directory, .size_bytes = SIZE_BYTES, .fingerprint = fingerprint, .kv_dtype = HD_BF16};
     cold_directory d;
     hd_error error = {.text = ""};
     hd_status status = cold_directory_open(&d, &config, &table, &layout, &error);

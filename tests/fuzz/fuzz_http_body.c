@@ -1,7 +1,7 @@
 /* fuzz_http_body.c - the bodies that clients send: chat, completion, tokenize and detokenize.
  *
- * The first byte says which parser gets the rest, a letter so that the corpus can be read. Whatever the bytes, the outcome is a
- * request within its bounds, or a refusal with a status and a sentence that is UTF-8. */
+ * The first byte says which parser gets the rest, a letter so that the corpus can be read. Whatever the bytes, the
+ * outcome is a request within its bounds, or a refusal with a status and a sentence that is UTF-8. */
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,8 +10,12 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static const request_limits limits = {
-    .model_name = "fuzz", .vocabulary_size = 1000, .default_temperature = 1.0f, .default_top_p = 1.0f, .default_top_k = 0, .default_repetition_penalty = 1.0f};
+static const request_limits limits = {.model_name = "fuzz",
+                                      .vocabulary_size = 1000,
+                                      .default_temperature = 1.0f,
+                                      .default_top_p = 1.0f,
+                                      .default_top_k = 0,
+                                      .default_repetition_penalty = 1.0f};
 
 static void check_refusal(const api_error *error) {
     assert(error->status == 400 || error->status == 404 || error->status == 503);
@@ -39,7 +43,8 @@ static void check_request(const request *r) {
     assert(r->sampling.repetition_penalty > 0.0f);
     assert(r->logprobs >= -1 && r->logprobs <= (int32_t)WORKER_LOGPROBS_MAX);
     for (uint32_t i = 0; i < r->sampling.stop_id_count; i++) assert(r->sampling.stop_ids[i] < limits.vocabulary_size);
-    for (uint32_t i = 0; i < r->sampling.logit_bias_count; i++) assert(r->sampling.logit_bias[i].token_id < limits.vocabulary_size);
+    for (uint32_t i = 0; i < r->sampling.logit_bias_count; i++)
+        assert(r->sampling.logit_bias[i].token_id < limits.vocabulary_size);
     assert((r->context != NULL) == (r->kind == REQUEST_CHAT));
     if (r->context == NULL) return;
     /* What the template is given must be JSON again. */

@@ -1,7 +1,9 @@
-/* fuzz_page_frames.c - a sequence goes from one attention node to another, and the input says what becomes of the frames on the way.
+/* fuzz_page_frames.c - a sequence goes from one attention node to another, and the input says what becomes of the
+ * frames on the way.
  *
- * Both sides are real: engines, and movers of pages that a queue of frames connects. Each frame takes one byte of the input that says
- * what happens to it, and what that needs after it; when the input is used up, frames arrive as they are.
+ * Both sides are real: engines, and movers of pages that a queue of frames connects. Each frame takes one byte of the
+ * input that says what happens to it, and what that needs after it; when the input is used up, frames arrive as they
+ * are.
  *   1  a part (one byte), an offset (two), a byte: changed by it     2  a part, a length: cut there
  *   3  a field of the head (one byte), eight bytes: changed by them  4  it comes twice
  *   5  the link is lost instead                                      6  it does not come

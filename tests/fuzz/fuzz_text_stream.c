@@ -1,5 +1,5 @@
-/* fuzz_text_stream.c - bytes as one-byte tokens, pushed one by one: the pieces are whole characters, and together what the
- * bytes are as a whole. The first byte sets the switches. */
+/* fuzz_text_stream.c - bytes as one-byte tokens, pushed one by one: the pieces are whole characters, and together what
+ * the bytes are as a whole. The first byte sets the switches. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -37,7 +37,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size == 0) return 0;
     fill_tables(flags, offsets, bytes);
     bool skips_special = data[0] & 1, strips = data[0] & 2;
-    text_model model = {.facts = {.id_count = 256, .flags = flags, .offsets = offsets, .bytes = bytes, .strip = {' '}, .strip_bytes = 1,
+    text_model model = {.facts = {.id_count = 256,
+                                  .flags = flags,
+                                  .offsets = offsets,
+                                  .bytes = bytes,
+                                  .strip = {' '},
+                                  .strip_bytes = 1,
                                   .strip_count = strips ? 2 : 0}};
     uint8_t *shown = malloc(size);
     char *streamed = malloc(6 * size + 8);

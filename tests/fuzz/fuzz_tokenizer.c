@@ -1,7 +1,7 @@
 /* fuzz_tokenizer.c - tokenizer.json and, after a zero byte, tokenizer_config.json.
  *
- * What opens has to encode, decode and stream without surprise: ids come from the vocabulary, and a stream's pieces are the
- * text of all ids. */
+ * What opens has to encode, decode and stream without surprise: ids come from the vocabulary, and a stream's pieces are
+ * the text of all ids. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,8 +29,8 @@ static void check_ids(const text_model *model, const uint32_t *ids, size_t count
     for (size_t i = 0; i <= count; i++) {
         const char *piece;
         size_t piece_bytes;
-        hd_status status =
-            i < count ? text_stream_push(stream, ids[i], &piece, &piece_bytes) : text_stream_finish(stream, &piece, &piece_bytes);
+        hd_status status = i < count ? text_stream_push(stream, ids[i], &piece, &piece_bytes)
+                                     : text_stream_finish(stream, &piece, &piece_bytes);
         require(status == HD_OK && streamed_bytes + piece_bytes <= bytes);
         require(memcmp(text + streamed_bytes, piece, piece_bytes) == 0);
         streamed_bytes += piece_bytes;
@@ -59,7 +59,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (model == NULL) return 0;
     uint32_t *ids = NULL;
     size_t count = 0;
-    if (text_encode(model, SAMPLE, sizeof(SAMPLE) - 1, true, &ids, &count, &error) == HD_OK) check_ids(model, ids, count);
+    if (text_encode(model, SAMPLE, sizeof(SAMPLE) - 1, true, &ids, &count, &error) == HD_OK)
+        check_ids(model, ids, count);
     free(ids);
     text_model_close(model);
     return 0;

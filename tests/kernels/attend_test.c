@@ -32,7 +32,8 @@ static void assert_right(const kernel_attend *call, const cases_context *context
             double weight = is_visible(call, row, token) ? exp(scores[token] - max) : 0.0;
             sum += weight;
             for (uint32_t n = 0; weight > 0.0 && n < shape->value_dim; n++) {
-                out[n] += weight * cases_get(context->values, kernel_row_dtype(shape->dtype), (size_t)token * shape->value_dim + n);
+                out[n] += weight * cases_get(context->values, kernel_row_dtype(shape->dtype),
+                                             (size_t)token * shape->value_dim + n);
             }
         }
         const float *actual = call->partial.out + row * call->partial.out_stride;
@@ -142,7 +143,8 @@ static void assert_same_rows(const kernel_attend *a, uint32_t first_a, const ker
 static kernel_attend rows_of(const kernel_attend *call, uint32_t first, uint32_t rows) {
     kernel_attend part = *call;
     part.row_count = rows;
-    part.queries = (const char *)call->queries + first * call->query_stride * (hd_dtype_bits(kernel_row_dtype(call->shape.dtype)) / 8);
+    part.queries = (const char *)call->queries +
+                   first * call->query_stride * (hd_dtype_bits(kernel_row_dtype(call->shape.dtype)) / 8);
     part.positions = call->positions + first;
     return cases_attend_again(&part);
 }

@@ -124,7 +124,8 @@ cases_context cases_make_context(const kernel_page_shape *shape, uint32_t token_
 kernel_attend cases_attend(const cases_context *context, uint32_t row_count, uint32_t rows_at_position,
                            uint64_t *seed) {
     const kernel_page_shape *shape = &context->shape;
-    size_t stride = HD_ALIGN_UP(shape->key_dim, KERNEL_K_ALIGN), bytes = hd_dtype_bits(kernel_row_dtype(shape->dtype)) / 8;
+    size_t stride = HD_ALIGN_UP(shape->key_dim, KERNEL_K_ALIGN),
+           bytes = hd_dtype_bits(kernel_row_dtype(shape->dtype)) / 8;
     char *queries = cases_take(row_count * stride * bytes);
     uint64_t *positions = cases_take(row_count * sizeof(uint64_t));
     uint32_t position_count = (row_count + rows_at_position - 1) / rows_at_position;

@@ -128,9 +128,8 @@ static void attention_has_the_bits_of_the_page_as_it_is_read(void **state) {
             kernel_attend bytes = cases_attend(&context, rows[r], 1 + r, &seed), halves = cases_attend_again(&bytes);
             kernel_span spans[4];
             for (uint32_t i = 0; i < 4; i++) {
-                page_case c = {.shape = shape,
-                               .keys = (void *)context.spans[i].keys,
-                               .values = (void *)context.spans[i].values};
+                page_case c = {
+                    .shape = shape, .keys = (void *)context.spans[i].keys, .values = (void *)context.spans[i].values};
                 spans[i] = read_page(&c, 0);
                 spans[i].count = context.spans[i].count;
                 spans[i].position = context.spans[i].position;

@@ -184,8 +184,9 @@ static void a_list_names_nodes_by_role_and_address(void **state) {
     membership_node nodes[4];
     uint32_t count;
     hd_error error = {{0}};
-    assert_int_equal(membership_static_read("w1=worker@10.0.0.7:7000,attention-node@[fd00::8]:7001", nodes, 4, &count, &error),
-                     HD_OK);
+    assert_int_equal(
+        membership_static_read("w1=worker@10.0.0.7:7000,attention-node@[fd00::8]:7001", nodes, 4, &count, &error),
+        HD_OK);
     assert_int_equal(count, 2);
     assert_string_equal(nodes[0].id, "w1");
     assert_string_equal(nodes[0].role, "worker");

@@ -1,7 +1,7 @@
 /* catalog.h - requests with the answers that one process alone gives to them, made once, before the first seed.
  *
- * Prompts share prefixes in families, some are longer than a range of positions, and some have several choices, draws or
- * penalties. Threads: catalog_make on the runner; then read only. */
+ * Prompts share prefixes in families, some are longer than a range of positions, and some have several choices, draws
+ * or penalties. Threads: catalog_make on the runner; then read only. */
 #ifndef TESTS_SIMULATION_CATALOG_H
 #define TESTS_SIMULATION_CATALOG_H
 

@@ -1,4 +1,5 @@
-/* dice.h - the only source of chance in a simulation: what it gives is a function of the seed and of what was asked before.
+/* dice.h - the only source of chance in a simulation: what it gives is a function of the seed and of what was asked
+ * before.
  *
  * SplitMix64 (Steele, Lea, Flood 2014). Threads: one. */
 #ifndef TESTS_SIMULATION_DICE_H

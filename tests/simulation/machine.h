@@ -1,9 +1,9 @@
 /* machine.h - the simulated cluster's processors: processes, their threads, and time.
  *
- * Every thread of the product's code is a task with a stack of its own, and exactly one runs at a time. It runs until it
- * waits, or comes to a place where another one may go first (locks, sends, polls); which one goes on, and how much time
- * has passed, the dice say. So a run is a function of its seed, and other seeds are other interleavings. Time passes
- * only where somebody waits, and a little at each switch.
+ * Every thread of the product's code is a task with a stack of its own, and exactly one runs at a time. It runs until
+ * it waits, or comes to a place where another one may go first (locks, sends, polls); which one goes on, and how much
+ * time has passed, the dice say. So a run is a function of its seed, and other seeds are other interleavings. Time
+ * passes only where somebody waits, and a little at each switch.
  *
  * A process that is killed is never run again, in the middle of whatever it did; its memory stays where it is until the
  * program ends, since nobody can tell what of it was whose.

@@ -1,8 +1,8 @@
-/* monitor.h - looks at every call that reaches an attention node's engine: an epoch that has been followed by a newer one
- * may append, cut and close nothing there, and what the owner's placement names has what it says.
+/* monitor.h - looks at every call that reaches an attention node's engine: an epoch that has been followed by a newer
+ * one may append, cut and close nothing there, and what the owner's placement names has what it says.
  *
- * It stands between service and engine (-Wl,--wrap=engine_attach), and what it holds true it knows from the calls alone.
- * Threads: one. */
+ * It stands between service and engine (-Wl,--wrap=engine_attach), and what it holds true it knows from the calls
+ * alone. Threads: one. */
 #ifndef TESTS_SIMULATION_MONITOR_H
 #define TESTS_SIMULATION_MONITOR_H
 

@@ -1,8 +1,8 @@
 /* network.h - the wires between processes: how long a message takes, and who cannot reach whom.
  *
  * Messages between two processes are delayed by chance and keep their order within a direction of a stream. While two
- * processes are cut off from each other nothing arrives, and nobody is told; what was sent arrives when the cut is over,
- * unless keep-alive has ended the stream before (rpc.c).
+ * processes are cut off from each other nothing arrives, and nobody is told; what was sent arrives when the cut is
+ * over, unless keep-alive has ended the stream before (rpc.c).
  * Threads: one. */
 #ifndef TESTS_SIMULATION_NETWORK_H
 #define TESTS_SIMULATION_NETWORK_H

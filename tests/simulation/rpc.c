@@ -1,9 +1,9 @@
 /* rpc.c - rpc.h between simulated processes: the same contract as gRPC's, without gRPC.
  *
  * A stream has two ends, each with a direction of messages on their way. The head of a direction is delivered by an
- * event: it joins the queue of the other end, whose thread runs it when it polls. Ends, half-closes and the peer's death
- * are messages too, so they come behind what was sent before. Streams are never freed: a late event finds one that is
- * closed, and a use of one that was closed is an assertion. */
+ * event: it joins the queue of the other end, whose thread runs it when it polls. Ends, half-closes and the peer's
+ * death are messages too, so they come behind what was sent before. Streams are never freed: a late event finds one
+ * that is closed, and a use of one that was closed is an assertion. */
 #include "tests/simulation/rpc_state.h"
 
 #include <stdio.h>

@@ -1,4 +1,5 @@
-/* tiny_model.h - a model of two layers for hash_kernels.h, and what stands in the place of files, tokenizer and templates.
+/* tiny_model.h - a model of two layers for hash_kernels.h, and what stands in the place of files, tokenizer and
+ * templates.
  *
  * Threads: read only once tiny_model_init has run. */
 #ifndef TESTS_SIMULATION_TINY_MODEL_H

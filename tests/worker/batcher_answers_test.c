@@ -1,4 +1,5 @@
-/* batcher_answers_test.c - what a request asks for and what its events then say: ends, log-probabilities, no tokens at all. */
+/* batcher_answers_test.c - what a request asks for and what its events then say: ends, log-probabilities, no tokens at
+ * all. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -107,8 +107,8 @@ static void penalties_follow_the_tokens_of_each_choice(void **state) {
     bench_close(&b);
 }
 
-/* What was cut off after any number of tokens goes on as if nothing had happened: positions, seeds, penalties, min_tokens
- * and bounds count what another worker has said. */
+/* What was cut off after any number of tokens goes on as if nothing had happened: positions, seeds, penalties,
+ * min_tokens and bounds count what another worker has said. */
 static void a_request_that_is_taken_over_goes_on_where_it_was(void **state) {
     bench b;
     bench_open(&b, LARGE_BYTES, 64);

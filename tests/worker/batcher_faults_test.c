@@ -15,9 +15,9 @@ typedef struct faulty {
     attention_ops ops;
     attention *engine;
     _Atomic bool refuses_prompts, breaks_wait;
-    _Atomic uint64_t held_from;       /* rows from this position on are not ready */
-    _Atomic bool poisons_prompts;     /* what rows of prompts attend to is NaN */
-    const attention_rows *rows;       /* of the step */
+    _Atomic uint64_t held_from;   /* rows from this position on are not ready */
+    _Atomic bool poisons_prompts; /* what rows of prompts attend to is NaN */
+    const attention_rows *rows;   /* of the step */
     uint32_t row_count;
     attention_tensor output;          /* of the layer's call */
     size_t width;                     /* values of a row */

@@ -1,6 +1,6 @@
 /* golden_nodes_test.c - the forward pass over attention nodes behind gRPC has the bits of the one over an engine in its
- * own process: by heads, by positions and by both, with prompts staged in the worker and without, and in turns, on every
- * architecture. */
+ * own process: by heads, by positions and by both, with prompts staged in the worker and without, and in turns, on
+ * every architecture. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>

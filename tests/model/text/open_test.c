@@ -47,22 +47,27 @@ static void garbage_in_the_tokenizer_is_refused(void **state) {
     assert_file_refused("tokenizer.json", "{", HD_CORRUPT, "tokenizer.json: EOF");
     assert_file_refused("tokenizer.json", "[]", HD_CORRUPT, "tokenizer.json: ");
     assert_file_refused("tokenizer.json", "{\"version\":\"1.0\"}", HD_CORRUPT, "tokenizer.json: ");
-    assert_file_refused("tokenizer.json", "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":-1},\"merges\":[]}}", HD_CORRUPT, "tokenizer.json: ");
-    assert_file_refused("tokenizer.json", "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[[\"a\",\"b\"]]}}", HD_CORRUPT,
+    assert_file_refused("tokenizer.json", "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":-1},\"merges\":[]}}",
+                        HD_CORRUPT, "tokenizer.json: ");
+    assert_file_refused("tokenizer.json",
+                        "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[[\"a\",\"b\"]]}}", HD_CORRUPT,
                         "tokenizer.json: ");
 }
 
 static void a_post_processor_with_ids_of_no_token_is_refused(void **state) {
-    assert_file_refused("tokenizer.json",
-                        "{\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"s\",\"type_id\":0}},"
-                        "{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}],\"pair\":[],\"special_tokens\":{\"s\":{\"id\":\"s\",\"ids\":[7],"
-                        "\"tokens\":[\"s\"]}}},\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]}}",
-                        HD_CORRUPT, "tokenizer.json: 'post_processor' puts the token id 7 into texts, which is not in the vocabulary");
+    assert_file_refused(
+        "tokenizer.json",
+        "{\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"s\",\"type_id\":"
+        "0}},"
+        "{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}],\"pair\":[],\"special_tokens\":{\"s\":{\"id\":\"s\",\"ids\":[7],"
+        "\"tokens\":[\"s\"]}}},\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]}}",
+        HD_CORRUPT, "tokenizer.json: 'post_processor' puts the token id 7 into texts, which is not in the vocabulary");
 }
 
 static void what_the_library_panics_on_is_refused(void **state) {
     assert_file_refused("tokenizer.json",
-                        "{\"decoder\":\"text\",\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]}}", HD_CORRUPT, "tokenizer.json: ");
+                        "{\"decoder\":\"text\",\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]}}",
+                        HD_CORRUPT, "tokenizer.json: ");
 }
 
 static void nesting_without_end_is_refused(void **state) {
@@ -78,8 +83,8 @@ static void nesting_without_end_is_refused(void **state) {
 }
 
 static void an_id_that_would_need_a_huge_table_is_refused(void **state) {
-    assert_file_refused("tokenizer.json", "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":4294967295},\"merges\":[]}}", HD_UNSUPPORTED,
-                        "the id 4294967295 is beyond 16777216");
+    assert_file_refused("tokenizer.json", "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":4294967295},\"merges\":[]}}",
+                        HD_UNSUPPORTED, "the id 4294967295 is beyond 16777216");
 }
 
 static void an_unsupported_decoder_is_named(void **state) {
@@ -87,22 +92,30 @@ static void an_unsupported_decoder_is_named(void **state) {
                         "{\"decoder\":{\"type\":\"WordPiece\",\"prefix\":\"##\",\"cleanup\":true},"
                         "\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]}}",
                         HD_UNSUPPORTED, "the decoder WordPiece is not supported");
-    assert_file_refused("tokenizer.json",
-                        "{\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Fuse\"},{\"type\":\"ByteFallback\"}]},"
-                        "\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]}}",
-                        HD_UNSUPPORTED, "the decoder Sequence in this order is not supported");
+    assert_file_refused(
+        "tokenizer.json",
+        "{\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Fuse\"},{\"type\":\"ByteFallback\"}]},"
+        "\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]}}",
+        HD_UNSUPPORTED, "the decoder Sequence in this order is not supported");
 }
 
 static void wrong_types_in_the_configuration_are_named(void **state) {
     assert_file_refused("tokenizer_config.json", "[]", HD_CORRUPT, "tokenizer_config.json: it must be a JSON object");
     assert_file_refused("tokenizer_config.json", "{\"bos_token\":7}", HD_CORRUPT, "tokenizer_config.json: 'bos_token'");
-    assert_file_refused("tokenizer_config.json", "{\"eos_token\":{\"lstrip\":true}}", HD_CORRUPT, "tokenizer_config.json: 'eos_token'");
-    assert_file_refused("tokenizer_config.json", "{\"additional_special_tokens\":7}", HD_CORRUPT, "'additional_special_tokens' must be a list");
-    assert_file_refused("tokenizer_config.json", "{\"added_tokens_decoder\":{\"x\":\"y\"}}", HD_CORRUPT, "'added_tokens_decoder' must map");
-    assert_file_refused("tokenizer_config.json", "{\"chat_template\":7}", HD_CORRUPT, "'chat_template' must be a string or a list");
-    assert_file_refused("tokenizer_config.json", "{\"chat_template\":[{\"name\":\"default\"}]}", HD_CORRUPT, "'chat_template' must be");
-    assert_file_refused("special_tokens_map.json", "3", HD_CORRUPT, "special_tokens_map.json: it must be a JSON object");
-    assert_file_refused("chat_template.json", "{\"chat_template\":1}", HD_CORRUPT, "chat_template.json: 'chat_template' must be");
+    assert_file_refused("tokenizer_config.json", "{\"eos_token\":{\"lstrip\":true}}", HD_CORRUPT,
+                        "tokenizer_config.json: 'eos_token'");
+    assert_file_refused("tokenizer_config.json", "{\"additional_special_tokens\":7}", HD_CORRUPT,
+                        "'additional_special_tokens' must be a list");
+    assert_file_refused("tokenizer_config.json", "{\"added_tokens_decoder\":{\"x\":\"y\"}}", HD_CORRUPT,
+                        "'added_tokens_decoder' must map");
+    assert_file_refused("tokenizer_config.json", "{\"chat_template\":7}", HD_CORRUPT,
+                        "'chat_template' must be a string or a list");
+    assert_file_refused("tokenizer_config.json", "{\"chat_template\":[{\"name\":\"default\"}]}", HD_CORRUPT,
+                        "'chat_template' must be");
+    assert_file_refused("special_tokens_map.json", "3", HD_CORRUPT,
+                        "special_tokens_map.json: it must be a JSON object");
+    assert_file_refused("chat_template.json", "{\"chat_template\":1}", HD_CORRUPT,
+                        "chat_template.json: 'chat_template' must be");
     assert_file_refused("chat_template.jinja", "\xff", HD_CORRUPT, "'default' is not UTF-8");
 }
 
@@ -120,7 +133,8 @@ static void special_tokens_are_found_in_every_place_that_holds_them(void **state
     assert_int_equal(id, 3);
     assert_int_equal(text_vocabulary_size(model), 4);
     text_model_close(model);
-    put_text(&directory, "tokenizer_config.json", "{\"eos_token\":\"b\",\"bos_token\":null,\"added_tokens_decoder\":{}}");
+    put_text(&directory, "tokenizer_config.json",
+             "{\"eos_token\":\"b\",\"bos_token\":null,\"added_tokens_decoder\":{}}");
     assert_int_equal(text_model_open(directory.path, &model, &error), HD_OK);
     assert_true(text_eos_id(model, &id));
     assert_int_equal(id, 1);
@@ -180,7 +194,8 @@ static void padding_and_truncation_of_the_file_are_not_applied(void **state) {
     make_directory(&directory);
     put_text(&directory, "tokenizer.json",
              "{\"truncation\":{\"direction\":\"Right\",\"max_length\":2,\"strategy\":\"LongestFirst\",\"stride\":0},"
-             "\"padding\":{\"strategy\":{\"Fixed\":1000000000},\"direction\":\"Right\",\"pad_to_multiple_of\":null,\"pad_id\":0,"
+             "\"padding\":{\"strategy\":{\"Fixed\":1000000000},\"direction\":\"Right\",\"pad_to_multiple_of\":null,"
+             "\"pad_id\":0,"
              "\"pad_type_id\":0,\"pad_token\":\"a\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]}}");
     assert_int_equal(text_model_open(directory.path, &model, &error), HD_OK);
     assert_int_equal(text_encode(model, "aaaaa", 5, true, &ids, &count, &error), HD_OK);

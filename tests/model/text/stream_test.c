@@ -41,7 +41,8 @@ static char *stream_all(const text_model *model, const uint32_t *ids, size_t cou
     *bytes = 0;
     assert_int_equal(text_stream_open(model, skips_special, &stream), HD_OK);
     for (size_t i = 0; i <= count; i++) {
-        hd_status status = i < count ? text_stream_push(stream, ids[i], &piece, &piece_bytes) : text_stream_finish(stream, &piece, &piece_bytes);
+        hd_status status = i < count ? text_stream_push(stream, ids[i], &piece, &piece_bytes)
+                                     : text_stream_finish(stream, &piece, &piece_bytes);
         assert_int_equal(status, HD_OK);
         assert_whole(piece, piece_bytes);
         all = realloc(all, *bytes + piece_bytes + 1);
@@ -97,7 +98,10 @@ static void bytes_that_never_become_a_character_are_one_replacement_a_broken_par
     assert_bytes_stream_as(model, "\xe4\xb8\xad", "\xe4\xb8\xad");
     assert_bytes_stream_as(model, "\xe4\xb8", BROKEN);
     assert_bytes_stream_as(model, "ok\xe4\xb8\xad\xe4", "ok\xe4\xb8\xad" BROKEN);
-    assert_bytes_stream_as(model, "\xe4\xb8" "a", BROKEN "a");
+    assert_bytes_stream_as(model,
+                           "\xe4\xb8"
+                           "a",
+                           BROKEN "a");
     assert_bytes_stream_as(model, "\xff\x80\xc0", BROKEN BROKEN BROKEN);
     assert_bytes_stream_as(model, "\xed\xa0\x80", BROKEN BROKEN BROKEN);            /* a surrogate */
     assert_bytes_stream_as(model, "\xf4\x90\x80\x80", BROKEN BROKEN BROKEN BROKEN); /* past U+10FFFF */
@@ -145,7 +149,8 @@ static void an_id_without_a_token_adds_nothing_to_a_stream(void **state) {
     const uint32_t ids[] = {500, 4000000000u, 501};
     const uint32_t known[] = {500, 501};
     size_t bytes, known_bytes;
-    char *streamed = stream_all(model, ids, 3, false, &bytes), *expected = stream_all(model, known, 2, false, &known_bytes);
+    char *streamed = stream_all(model, ids, 3, false, &bytes),
+         *expected = stream_all(model, known, 2, false, &known_bytes);
     assert_string_equal(streamed, expected);
     free(expected);
     free(streamed);

@@ -28,7 +28,8 @@ static void check_chat(const char *name) {
         char *text = NULL;
         size_t bytes = 0;
         hd_error error = {{0}};
-        hd_status status = text_render_chat(model, NULL, json_string_value(context), json_string_length(context), &text, &bytes, &error);
+        hd_status status = text_render_chat(model, NULL, json_string_value(context), json_string_length(context), &text,
+                                            &bytes, &error);
         if (wanted_error != NULL) {
             assert_int_equal(status, HD_INVALID);
             assert_string_equal(error.text, wanted_error);
@@ -124,7 +125,8 @@ static void the_current_date_is_printed_by_its_format(void **state) {
 }
 
 static void what_is_absent_from_the_context_is_none_or_false(void **state) {
-    assert_renders("{{ tools is none }} {{ documents is none }} {{ add_generation_prompt }} {{ x is defined }}", "True True False False");
+    assert_renders("{{ tools is none }} {{ documents is none }} {{ add_generation_prompt }} {{ x is defined }}",
+                   "True True False False");
 }
 
 static void syntax_errors_name_the_line(void **state) {
@@ -185,7 +187,8 @@ static void values_nested_a_million_deep_do_not_end_the_process(void **state) {
 }
 
 static void a_loop_without_end_ends_in_an_error(void **state) {
-    assert_refused("{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}", HD_INVALID, "fuel");
+    assert_refused("{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}", HD_INVALID,
+                   "fuel");
 }
 
 static void a_text_without_end_ends_in_an_error(void **state) {

@@ -25,8 +25,10 @@ void put_file(const text_directory *directory, const char *name, const void *dat
 void put_text(const text_directory *directory, const char *name, const char *text);
 
 #define SMALLEST_TOKENIZER                                                                                             \
-    "{\"version\":\"1.0\",\"added_tokens\":[{\"id\":2,\"content\":\"</s>\",\"special\":true,\"single_word\":false,\"lstrip\":false,"    \
-    "\"rstrip\":false,\"normalized\":false}],\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":false,"   \
+    "{\"version\":\"1.0\",\"added_tokens\":[{\"id\":2,\"content\":\"</"                                                \
+    "s>\",\"special\":true,\"single_word\":false,\"lstrip\":false,"                                                    \
+    "\"rstrip\":false,\"normalized\":false}],\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"trim_"   \
+    "offsets\":false,"                                                                                                 \
     "\"use_regex\":false},\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1},\"merges\":[]}}"
 
 #endif

@@ -50,9 +50,11 @@ static void assert_encodes(const golden *g, const json_t *text, bool add_special
     size_t count, expected_count;
     hd_error error = {{0}};
     uint32_t *wanted = ids_of(expected, &expected_count);
-    hd_status status = text_encode(g->model, json_string_value(text), json_string_length(text), add_special_tokens, &ids, &count, &error);
+    hd_status status = text_encode(g->model, json_string_value(text), json_string_length(text), add_special_tokens,
+                                   &ids, &count, &error);
     if (status != HD_OK || count != expected_count || memcmp(ids, wanted, count * sizeof(*ids)) != 0)
-        fail_msg("%s: '%s' has other ids (%zu, expected %zu) %s", g->style, json_string_value(text), count, expected_count, error.text);
+        fail_msg("%s: '%s' has other ids (%zu, expected %zu) %s", g->style, json_string_value(text), count,
+                 expected_count, error.text);
     free(ids);
     free(wanted);
 }
@@ -75,7 +77,8 @@ static void assert_text(const golden *g, const char *text, size_t bytes, const j
         fail_msg("%s: ids %zu are '%s', expected '%s'", g->style, index, text, json_string_value(expected));
 }
 
-static void assert_decodes(const golden *g, const uint32_t *ids, size_t count, bool skips_special, const json_t *expected, size_t index) {
+static void assert_decodes(const golden *g, const uint32_t *ids, size_t count, bool skips_special,
+                           const json_t *expected, size_t index) {
     char *text;
     size_t bytes;
     hd_error error = {{0}};
@@ -141,7 +144,8 @@ static char *join_rounds(const golden *g, size_t rounds, size_t *bytes) {
 static uint64_t fingerprint(const uint32_t *ids, size_t count) {
     uint64_t value = UINT64_C(0xcbf29ce484222325);
     for (size_t i = 0; i < count; i++)
-        for (unsigned byte = 0; byte < 4; byte++) value = (value ^ (ids[i] >> (8 * byte) & 0xff)) * UINT64_C(0x100000001b3);
+        for (unsigned byte = 0; byte < 4; byte++)
+            value = (value ^ (ids[i] >> (8 * byte) & 0xff)) * UINT64_C(0x100000001b3);
     return value;
 }
 
