@@ -5,43 +5,8 @@
 #        6 many clients, sanitizers, fuzzing   7 bad input. Without one, all. Called by ./run accept foundation, which has built.
 # Ends with 1 when a line failed. Logs of each item go to build/accept/.
 set -u
-cd "$(dirname "$0")/../.."
-root=$PWD
-logs=$root/build/accept
-mkdir -p "$logs"
-python=$root/build/venv/bin/python3
-failures=0
-
-line() { # ITEM FIGURE TARGET pass|FAIL
-    printf '%-4s %s | target: %s | %s\n' "$1" "$2" "$3" "$4"
-    [ "$4" = pass ] || failures=$((failures + 1))
-}
-
-# judge ITEM FIGURE TARGET COMMAND...: passes when the command succeeds
-judge() {
-    item=$1 figure=$2 target=$3
-    shift 3
-    if "$@"; then line "$item" "$figure" "$target" pass; else line "$item" "$figure" "$target" FAIL; fi
-}
-
-# tests ITEM WHAT CTEST_ARGUMENTS...: passes when the tests named are there and pass; the figure is how many
-tests() {
-    item=$1 what=$2 log=$logs/item-$1-tests.log
-    shift 2
-    ctest --preset default --no-tests=error "$@" >"$log" 2>&1
-    code=$?
-    figure=$(sed -n 's/^\([0-9]*% tests passed.*\)$/\1/p' "$log")
-    judge "$item" "$what: ${figure:-no tests}" "all pass" [ $code -eq 0 ]
-}
-
-python_item() { # SCRIPT ARGUMENTS...: prints its own lines
-    "$python" "$@" || failures=$((failures + 1))
-}
-
-needle_model() {
-    model=$root/build/models/needle
-    [ -f "$model/config.json" ] || "$python" tools/needle/make_needle_model.py "$model" >/dev/null
-}
+area=foundation
+. "$(dirname "$0")/shared/lines.sh"
 
 item_1() {
     clone=$(mktemp -d)

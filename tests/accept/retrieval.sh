@@ -1,38 +1,13 @@
 #!/bin/sh
 # retrieval.sh [ITEM...] - measures the targets of contexts beyond memory at their full size and prints for each figure a line
 #     item  figure | target: ... | pass or FAIL
-# Items: 1 or 1b a million tokens from disk, and in memory against few   2 indexes, beside other libraries   3 needles by retrieval   4 exactness   5 decode at depth   6 faults   7 restart. Without one, all. Called by ./run accept retrieval, which has built.
+# Items: 1 or 1b a million tokens from disk, and in memory against few   2 indexes, beside other libraries
+#        3 needles by retrieval   4 exactness   5 decode at depth   6 faults   7 restart. Without one, all. Called by
+#        ./run accept retrieval, which has built.
 # Ends with 1 when a line failed. Logs of each item go to build/accept/.
 set -u
-cd "$(dirname "$0")/../.."
-root=$PWD
-logs=$root/build/accept
-mkdir -p "$logs"
-python=$root/build/venv/bin/python3
-failures=0
-
-line() { # ITEM FIGURE TARGET pass|FAIL
-    printf '%-4s %s | target: %s | %s\n' "$1" "$2" "$3" "$4"
-    [ "$4" = pass ] || failures=$((failures + 1))
-}
-
-# tests ITEM WHAT CTEST_ARGUMENTS...: passes when the tests named are there and pass; the figure is how many
-tests() {
-    item=$1 what=$2 log=$logs/retrieval-$1-tests.log
-    shift 2
-    if ctest --preset default --no-tests=error "$@" >"$log" 2>&1; then result=pass; else result=FAIL; fi
-    figure=$(sed -n 's/^\([0-9]*% tests passed.*\)$/\1/p' "$log")
-    line "$item" "$what: ${figure:-no tests}" "all pass" "$result"
-}
-
-python_item() { # SCRIPT ARGUMENTS...: prints its own lines
-    "$python" "$@" || failures=$((failures + 1))
-}
-
-needle_model() {
-    model=$root/build/models/needle
-    [ -f "$model/config.json" ] || "$python" tools/needle/make_needle_model.py "$model" --ood 2.0 >/dev/null
-}
+area=retrieval
+. "$(dirname "$0")/shared/lines.sh"
 
 # 4 GiB of keys and values, the hot and warm sixth of them in memory.
 item_1b() {
