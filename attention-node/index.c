@@ -14,11 +14,12 @@
 enum {
     CHUNK_ROWS = 1024, /* sampled queries that are kept together */
     CHUNK_POSITIONS = CHUNK_ROWS * INDEX_QUERY_POSITIONS,
-    LEVEL_1_MAX = 9,
-    LEVEL_0_MAX = 18, /* of one plan: a range, and what waits for the level above */
+    TOP_LEVEL = INDEX_LEVELS - 1,
 };
 
 static const uint32_t level_tokens[INDEX_LEVELS] = INDEX_LEVEL_TOKENS;
+/* Of one plan, below the top: as many as make a segment of the level above, which may not be planned yet. */
+static const uint32_t level_max[TOP_LEVEL] = {4, 4, 8};
 
 typedef struct query_chunk {
     uint64_t present[CHUNK_ROWS / 64]; /* bits */
@@ -88,7 +89,7 @@ uint32_t index_plan(const index_extent *extent, index_range *plan, uint32_t plan
     uint32_t count = 0;
     assert(extent->covered % INDEX_GRAIN == 0);
     for (uint64_t first = 0; first < extent->covered;) {
-        uint32_t level = INDEX_LEVELS - 1;
+        uint32_t level = TOP_LEVEL;
         while (level > 0 && !is_planned(level, first, extent)) level--; /* the finest fits anywhere */
         assert(count < plan_max);
         plan[count++] = (index_range){.first = first, .level = level, .count = level_tokens[level]};
@@ -98,7 +99,9 @@ uint32_t index_plan(const index_extent *extent, index_range *plan, uint32_t plan
 }
 
 uint32_t index_plan_max(uint64_t keys_max) {
-    return (uint32_t)(keys_max / level_tokens[2]) + LEVEL_1_MAX + LEVEL_0_MAX;
+    uint32_t count = (uint32_t)(keys_max / level_tokens[TOP_LEVEL]);
+    for (uint32_t level = 0; level < TOP_LEVEL; level++) count += level_max[level];
+    return count;
 }
 
 /* ---- sizes ---- */
@@ -128,13 +131,13 @@ static uint64_t own_bytes(const index_params *params) {
 
 /* Two plans' segments may be there at once, an extent's and the target's; those of the top level are the same. */
 uint64_t index_bytes_max(const index_params *params) {
-    return own_bytes(params) + chunk_count(params) * (uint64_t)chunk_bytes(params) +
-           segments_bytes(params, 0, 2 * LEVEL_0_MAX) + segments_bytes(params, 1, 2 * LEVEL_1_MAX) +
-           segments_bytes(params, 2, UINT64_MAX);
+    uint64_t bytes = own_bytes(params) + chunk_count(params) * (uint64_t)chunk_bytes(params);
+    for (uint32_t level = 0; level < TOP_LEVEL; level++) bytes += segments_bytes(params, level, 2 * level_max[level]);
+    return bytes + segments_bytes(params, TOP_LEVEL, UINT64_MAX);
 }
 
 static size_t workspace_bytes(const index_params *params) {
-    return params->kind->workspace_bytes(params, level_tokens[INDEX_LEVELS - 1]);
+    return params->kind->workspace_bytes(params, level_tokens[TOP_LEVEL]);
 }
 
 static size_t queries_bytes(const index_params *params) {
@@ -143,7 +146,7 @@ static size_t queries_bytes(const index_params *params) {
 
 size_t index_builder_bytes(const index_params *params) {
     return sizeof(index_builder) + workspace_bytes(params) + queries_bytes(params) + sizeof(index_segment) +
-           params->kind->segment_bytes(params, level_tokens[INDEX_LEVELS - 1]);
+           params->kind->segment_bytes(params, level_tokens[TOP_LEVEL]);
 }
 
 size_t index_search_bytes(const index_params *params, uint32_t query_count, uint32_t tokens_each) {
@@ -276,8 +279,8 @@ static const uint16_t *query_row(const kv_index *self, uint64_t position) {
 static uint32_t gather_queries(const kv_index *self, const index_range *range, uint16_t *rows) {
     uint32_t dim = self->params.key_dim, count = 0, most = self->params.kind->queries_max;
     if (self->chunk_count == 0) return 0;
-    if (range->level == 0 && most > CHUNK_ROWS) most = CHUNK_ROWS;
-    uint64_t end = range->first + range->count, window = level_tokens[INDEX_LEVELS - 1];
+    if (most > range->count) most = range->count;
+    uint64_t end = range->first + range->count, window = level_tokens[TOP_LEVEL];
     uint64_t first = end > window ? end - window : 0, step = INDEX_QUERY_POSITIONS;
     while ((end - first) / step > most) step *= 2;
     for (uint64_t position = HD_ALIGN_UP(first, step); position < end && count < most; position += step) {
@@ -303,7 +306,7 @@ void index_target(kv_index *self, const index_extent *extent) {
 /* The first segment of the extent that is not there; false when all are. */
 static bool find_missing(const kv_index *self, const index_extent *extent, index_range *missing) {
     for (uint64_t first = 0; first < extent->covered; first += missing->count) {
-        missing->level = INDEX_LEVELS - 1;
+        missing->level = TOP_LEVEL;
         while (!is_planned(missing->level, first, extent)) missing->level--;
         missing->first = first;
         missing->count = level_tokens[missing->level];

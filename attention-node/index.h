@@ -2,8 +2,8 @@
  *
  * One index belongs to one sequence, layer and KV head. It is made of segments: immutable summaries of aligned ranges
  * of tokens, each a pure function of the keys and values in its range, the sampled queries before its end, and the
- * seed. Three sizes of segment form a ladder: tokens are summarised 1,024 at a time, and 16,384 and 131,072 of them
- * are summarised again as one when they are there.
+ * seed. Four sizes of segment form a ladder: tokens are summarised 1,024 at a time, and 4,096, 16,384 and 131,072 of
+ * them are summarised again as one when they are there.
  *
  *   1. What a search sees is named by an extent and never by what happens to be built: the segments of an extent are
  *      a function of its two numbers alone (index_plan). So the same request finds the same tokens however it was cut
@@ -30,9 +30,9 @@
 #include "kernels/ops.h"
 
 #define INDEX_GRAIN 1024u /* tokens: extents are multiples of it */
-#define INDEX_LEVELS 3u
+#define INDEX_LEVELS 4u
 #define INDEX_LEVEL_TOKENS                                                                                             \
-    { INDEX_GRAIN, 16u * INDEX_GRAIN, 128u * INDEX_GRAIN }
+    { INDEX_GRAIN, 4u * INDEX_GRAIN, 16u * INDEX_GRAIN, 128u * INDEX_GRAIN }
 #define INDEX_QUERY_POSITIONS 16u /* of as many positions, one query row is sampled */
 #define INDEX_QUERIES_MAX 32u     /* of one search */
 
