@@ -12,7 +12,7 @@
 #include "attention-node/index_top.h"
 
 enum {
-    CHUNK_ROWS = 1024, /* sampled queries that are kept together */
+    CHUNK_ROWS = 1024, /* sampled queries that are kept together, at most */
     CHUNK_POSITIONS = CHUNK_ROWS * INDEX_QUERY_POSITIONS,
     TOP_LEVEL = INDEX_LEVELS - 1,
 };
@@ -23,7 +23,7 @@ static const uint32_t level_max[TOP_LEVEL] = {4, 4, 8};
 
 typedef struct query_chunk {
     uint64_t present[CHUNK_ROWS / 64]; /* bits */
-    uint16_t rows[];                   /* [CHUNK_ROWS, key_dim] */
+    uint16_t rows[];                   /* [chunk_rows, key_dim] */
 } query_chunk;
 
 struct kv_index {
@@ -113,8 +113,21 @@ static uint64_t segments_bytes(const index_params *params, uint32_t level, uint6
                     HD_ALIGN_UP(params->kind->segment_bytes(params, level_tokens[level]), HD_CACHE_LINE));
 }
 
-static size_t chunk_bytes(const index_params *params) {
-    return sizeof(query_chunk) + (size_t)CHUNK_ROWS * params->key_dim * sizeof(uint16_t);
+/* Of as many positions before `end`, a segment that ends there reads one query at most. */
+static uint64_t query_step(uint64_t end, uint32_t queries_max) {
+    uint64_t window = level_tokens[TOP_LEVEL], reach = end < window ? end : window, step = INDEX_QUERY_POSITIONS;
+    while (reach / step > queries_max) step *= 2;
+    return step;
+}
+
+/* No later segment reads more of a chunk's rows than the first that ends in it. */
+static uint64_t chunk_step(const index_params *params, uint64_t chunk) {
+    return query_step(chunk * CHUNK_POSITIONS + INDEX_GRAIN, params->kind->queries_max);
+}
+
+static size_t chunk_bytes(const index_params *params, uint64_t chunk) {
+    return sizeof(query_chunk) +
+           CHUNK_POSITIONS / chunk_step(params, chunk) * params->key_dim * sizeof(uint16_t);
 }
 
 static uint32_t chunk_count(const index_params *params) {
@@ -129,10 +142,12 @@ static uint64_t own_bytes(const index_params *params) {
     return bytes;
 }
 
-/* Two plans' segments may be there at once, an extent's and the target's; those of the top level are the same. */
+/* Two plans' segments may be there at once, an extent's and that of the next grain: what one has and the other has not
+ * is one segment more, and its parts. */
 uint64_t index_bytes_max(const index_params *params) {
-    uint64_t bytes = own_bytes(params) + chunk_count(params) * (uint64_t)chunk_bytes(params);
-    for (uint32_t level = 0; level < TOP_LEVEL; level++) bytes += segments_bytes(params, level, 2 * level_max[level]);
+    uint64_t bytes = own_bytes(params);
+    for (uint32_t i = 0; i < chunk_count(params); i++) bytes += chunk_bytes(params, i);
+    for (uint32_t level = 0; level < TOP_LEVEL; level++) bytes += segments_bytes(params, level, level_max[level] + 1);
     return bytes + segments_bytes(params, TOP_LEVEL, UINT64_MAX);
 }
 
@@ -165,7 +180,7 @@ static uint64_t next_serial(void) {
 
 hd_status index_open(const index_params *params, const index_source *source, kv_index **out) {
     assert(params->key_dim % 16 == 0 && params->value_dim % 16 == 0 && params->keys_max < UINT32_MAX &&
-           params->sinks % 16 == 0 && params->sinks < INDEX_GRAIN);
+           params->sinks % 16 == 0 && params->sinks < INDEX_GRAIN && params->kind->queries_max % CHUNK_ROWS == 0);
     if (params->has_rest && !params->kind->has_rest) return HD_UNSUPPORTED;
     kv_index *self = calloc(1, sizeof(*self));
     if (self == NULL) return HD_NO_MEMORY;
@@ -245,23 +260,32 @@ uint64_t index_bytes(const kv_index *self) {
 static query_chunk *chunk_at(kv_index *self, uint64_t position) {
     _Atomic(query_chunk *) *place = &self->chunks[position / CHUNK_POSITIONS];
     if (*place == NULL) {
-        query_chunk *chunk = calloc(1, chunk_bytes(&self->params));
+        size_t bytes = chunk_bytes(&self->params, position / CHUNK_POSITIONS);
+        query_chunk *chunk = calloc(1, bytes);
         if (chunk == NULL) return NULL;
         atomic_store(place, chunk);
-        atomic_fetch_add(&self->bytes, chunk_bytes(&self->params));
+        atomic_fetch_add(&self->bytes, bytes);
     }
     return *place;
 }
 
-/* One of the heads, in turn: they share the keys, and the sample stays a sixteenth of them. */
+/* One of the heads: they share the keys, and the sample stays a sixteenth of them. Which one no step through the
+ * positions can tell, so that whoever reads every n-th of them sees all heads. */
+static uint32_t sampled_head(uint64_t position, uint32_t count) {
+    uint32_t mixed = (uint32_t)(position / INDEX_QUERY_POSITIONS) * 2654435761u;
+    return (uint32_t)((uint64_t)mixed * count >> 32);
+}
+
 hd_status index_add_query(kv_index *self, uint64_t position, const uint16_t *queries, uint32_t count, size_t stride) {
     if (self->chunk_count == 0 || position % INDEX_QUERY_POSITIONS != 0) return HD_OK;
     assert(position < self->params.keys_max);
+    uint64_t step = chunk_step(&self->params, position / CHUNK_POSITIONS);
+    if (position % step != 0) return HD_OK;
     query_chunk *chunk = chunk_at(self, position);
     if (chunk == NULL) return HD_NO_MEMORY;
-    uint32_t row = (uint32_t)(position % CHUNK_POSITIONS) / INDEX_QUERY_POSITIONS;
+    uint32_t row = (uint32_t)(position % CHUNK_POSITIONS / step);
     if ((chunk->present[row / 64] >> row % 64 & 1) != 0) return HD_OK;
-    uint32_t dim = self->params.key_dim, head = (uint32_t)(position / INDEX_QUERY_POSITIONS % count);
+    uint32_t dim = self->params.key_dim, head = sampled_head(position, count);
     memcpy(chunk->rows + (size_t)row * dim, queries + head * stride, dim * sizeof(uint16_t));
     chunk->present[row / 64] |= (uint64_t)1 << row % 64;
     return HD_OK;
@@ -269,8 +293,9 @@ hd_status index_add_query(kv_index *self, uint64_t position, const uint16_t *que
 
 static const uint16_t *query_row(const kv_index *self, uint64_t position) {
     const query_chunk *chunk = self->chunks[position / CHUNK_POSITIONS];
-    uint32_t row = (uint32_t)(position % CHUNK_POSITIONS) / INDEX_QUERY_POSITIONS;
-    if (chunk == NULL || (chunk->present[row / 64] >> row % 64 & 1) == 0) return NULL;
+    uint64_t step = chunk_step(&self->params, position / CHUNK_POSITIONS);
+    uint32_t row = (uint32_t)(position % CHUNK_POSITIONS / step);
+    if (chunk == NULL || position % step != 0 || (chunk->present[row / 64] >> row % 64 & 1) == 0) return NULL;
     return chunk->rows + (size_t)row * self->params.key_dim;
 }
 
@@ -281,8 +306,7 @@ static uint32_t gather_queries(const kv_index *self, const index_range *range, u
     if (self->chunk_count == 0) return 0;
     if (most > range->count) most = range->count;
     uint64_t end = range->first + range->count, window = level_tokens[TOP_LEVEL];
-    uint64_t first = end > window ? end - window : 0, step = INDEX_QUERY_POSITIONS;
-    while ((end - first) / step > most) step *= 2;
+    uint64_t first = end > window ? end - window : 0, step = query_step(end, most);
     for (uint64_t position = HD_ALIGN_UP(first, step); position < end && count < most; position += step) {
         const uint16_t *row = query_row(self, position);
         if (row != NULL) memcpy(rows + (size_t)count++ * dim, row, dim * sizeof(uint16_t));
@@ -418,8 +442,9 @@ void index_drop(kv_index *self, const index_extent *extent) {
 static void truncate_queries(kv_index *self, uint64_t length) {
     for (uint32_t i = 0; i < self->chunk_count; i++) {
         query_chunk *chunk = self->chunks[i];
-        for (uint32_t row = 0; chunk != NULL && row < CHUNK_ROWS; row++) {
-            uint64_t position = (uint64_t)i * CHUNK_POSITIONS + (uint64_t)row * INDEX_QUERY_POSITIONS;
+        uint64_t step = chunk_step(&self->params, i);
+        for (uint32_t row = 0; chunk != NULL && row < CHUNK_POSITIONS / step; row++) {
+            uint64_t position = (uint64_t)i * CHUNK_POSITIONS + row * step;
             if (position >= length) chunk->present[row / 64] &= ~((uint64_t)1 << row % 64);
         }
     }

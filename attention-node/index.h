@@ -12,8 +12,9 @@
  *      one after another, in pieces; index_is_ready says that they are all there. What was built for an earlier extent
  *      stays until index_drop, so searches of that one go on meanwhile.
  *   3. Segments may be shared: a fork takes those that its tokens reach, and copies none.
- *   4. index_bytes_max bounds what an index of so many keys ever holds; index_bytes says what it holds now. A search
- *      allocates nothing.
+ *   4. index_bytes_max bounds what an index of so many keys ever holds whose owner drops what an extent does not need
+ *      before it targets what lies a grain behind that extent; index_bytes says what it holds now. A search allocates
+ *      nothing.
  *   5. Queries and keys come from different distributions (RetrievalAttention, arXiv 2409.10516), so an index is given
  *      a sample of the queries too, as they come.
  * Kinds are tables (index_kind.h): index_kind_find knows them by name.
@@ -91,7 +92,7 @@ size_t index_kinds(const index_kind *const **kinds);
 const char *index_kind_name(const index_kind *kind);
 bool index_kind_has_rest(const index_kind *kind); /* whether params may ask for has_rest */
 
-/* What an index of keys_max keys holds at most, whatever the order of its calls; the params' kinds and sizes alone. */
+/* What an index of keys_max keys holds at most (rule 4); the params' kinds and sizes alone. */
 uint64_t index_bytes_max(const index_params *params);
 /* What a builder takes; and a search's scratch, for extents up to keys_max and so many tokens for each query. */
 size_t index_builder_bytes(const index_params *params);

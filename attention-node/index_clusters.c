@@ -10,8 +10,11 @@
 #include "kernels/dtype.h"
 
 enum {
-    PIECE = 4096, /* keys of a step */
+    PIECE = 4096,   /* keys of a step */
+    QUERIES = 2048, /* of which moments are taken; more do not make the space better */
 };
+
+_Static_assert(128 * INDEX_GRAIN <= 2 * CLUSTERS_EARLY, "two halves hold a segment's tokens");
 
 typedef enum { FIT, PROJECT, TRAIN, ASSIGN, ARRANGE, ENCODE, VALUES, FINISH, DONE } build_phase;
 
@@ -42,12 +45,19 @@ static kernel_matrix matrix_at(hd_dtype dtype, uint32_t n, uint32_t k, void *dat
                            .scales = scales};
 }
 
+/* The last coordinates of a short key hold next to nothing. */
+static uint32_t fine_dim_of(const index_params *params) {
+    uint32_t dim = clusters_dim(params);
+    uint32_t most = params->key_dim <= CLUSTERS_SHORT_KEY ? CLUSTERS_SHORT_FINE_DIM : CLUSTERS_FINE_DIM;
+    return dim < most ? dim : most;
+}
+
 clusters_segment clusters_lay_out(const index_params *params, uint32_t count, unsigned char *base) {
     index_carve carve = {.base = base};
     clusters_segment s = {.dim = clusters_dim(params), .cluster_count = cluster_count_of(count)};
     s.centre_dim = s.dim < CLUSTERS_CENTRE_DIM ? s.dim : CLUSTERS_CENTRE_DIM;
-    s.block_max = count / SCAN_BLOCK + s.cluster_count;
-    s.fine_bytes = (s.dim < CLUSTERS_FINE_DIM ? s.dim : CLUSTERS_FINE_DIM) / 2;
+    s.block_count = count / SCAN_BLOCK;
+    s.fine_bytes = fine_dim_of(params) / 2;
     s.header = index_carve_take(&carve, sizeof(*s.header));
     s.mean = index_carve_take(&carve, params->key_dim * sizeof(uint16_t));
     s.to_queries = index_carve_take(&carve, (size_t)s.dim * params->key_dim * sizeof(uint16_t));
@@ -55,11 +65,12 @@ clusters_segment clusters_lay_out(const index_params *params, uint32_t count, un
     float *scales = index_carve_take(&carve, HD_ALIGN_UP(s.cluster_count, KERNEL_N_ALIGN) * sizeof(float));
     s.spreads = index_carve_take(&carve, s.cluster_count * sizeof(float));
     s.sizes = index_carve_take(&carve, s.cluster_count * sizeof(uint32_t));
-    s.first_blocks = index_carve_take(&carve, s.cluster_count * sizeof(uint32_t));
-    s.block_clusters = index_carve_take(&carve, s.block_max * sizeof(uint16_t));
-    s.blocks = index_carve_take(&carve, (size_t)s.block_max * SCAN_BLOCK_BYTES);
-    s.fine = index_carve_take(&carve, (size_t)s.block_max * SCAN_BLOCK * s.fine_bytes + SCAN_ROW_BYTES);
-    s.tokens = index_carve_take(&carve, (size_t)s.block_max * SCAN_BLOCK * sizeof(uint32_t));
+    s.starts = index_carve_take(&carve, s.cluster_count * sizeof(uint32_t));
+    s.early_counts = index_carve_take(&carve, s.cluster_count * sizeof(uint32_t));
+    s.block_clusters = index_carve_take(&carve, s.block_count * sizeof(uint16_t));
+    s.blocks = index_carve_take(&carve, (size_t)s.block_count * SCAN_BLOCK_BYTES);
+    s.fine = index_carve_take(&carve, (size_t)count * s.fine_bytes + SCAN_ROW_BYTES);
+    s.tokens = index_carve_take(&carve, count * sizeof(uint16_t));
     void *values = NULL;
     if (params->has_rest) {
         values = index_carve_take(&carve, kernel_matrix_bytes(HD_BF16, params->value_dim, s.cluster_count + s.dim));
@@ -130,17 +141,15 @@ static void set_centres(const index_building *building, workspace *w, clusters_s
 }
 
 static void set_slots(const index_building *building, workspace *w, clusters_segment *s) {
-    uint32_t block = 0;
-    for (uint32_t c = 0; c < s->cluster_count; c++) {
-        s->first_blocks[c] = block;
-        w->fill[c] = block * SCAN_BLOCK;
-        uint32_t blocks = (s->sizes[c] + SCAN_BLOCK - 1) / SCAN_BLOCK;
-        for (uint32_t b = 0; b < blocks; b++) s->block_clusters[block++] = (uint16_t)c;
+    for (uint32_t c = 0, slot = 0; c < s->cluster_count; slot += s->sizes[c++]) {
+        s->starts[c] = w->fill[c] = slot;
+        for (uint32_t first = HD_ALIGN_UP(slot, (uint32_t)SCAN_BLOCK); first < slot + s->sizes[c]; first += SCAN_BLOCK)
+            s->block_clusters[first / SCAN_BLOCK] = (uint16_t)c;
     }
-    s->header->block_count = block;
     for (uint32_t key = index_points_first(building); key < building->segment->count; key++) {
         w->slots[key] = w->fill[w->clusters[key]]++;
-        s->tokens[w->slots[key]] = key;
+        s->tokens[w->slots[key]] = (uint16_t)(key % CLUSTERS_EARLY);
+        s->early_counts[w->clusters[key]] += key < CLUSTERS_EARLY;
     }
 }
 
@@ -303,7 +312,7 @@ bool clusters_build_step(index_building *building) {
 
 const index_kind index_kind_clusters = {
     .name = "clusters",
-    .queries_max = INDEX_POINTS_QUERIES,
+    .queries_max = QUERIES,
     .has_rest = true,
     .segment_bytes = segment_bytes,
     .workspace_bytes = clusters_workspace_bytes,

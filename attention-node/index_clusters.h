@@ -1,8 +1,9 @@
 /* index_clusters.h - what a segment of the clusters index holds.
  *
- * Keys are clustered in the space of index_space.h, about 64 to a cluster. A cluster's keys lie together, in blocks of
- * 16, each as two sketches of what it adds to its cluster's centre (index_sketch.h). A slot is a key's place: block
- * times 16 plus its place in the block; the last block of a cluster may have empty ones.
+ * Keys are clustered in the space of index_space.h, about 64 to a cluster. A cluster's keys lie together, one cluster
+ * after another without a gap, each as two sketches of what it adds to its cluster's centre (index_sketch.h). A slot is
+ * a key's place. Coarse sketches come in blocks of 16 slots, so that a block may belong to several clusters: what is
+ * read beside a cluster costs less than the gaps would take of memory.
  * Threads: segments are immutable; the functions are pure. */
 #ifndef ATTENTION_NODE_INDEX_CLUSTERS_H
 #define ATTENTION_NODE_INDEX_CLUSTERS_H
@@ -13,26 +14,28 @@
 enum {
     CLUSTERS_KEYS = 64,       /* of a cluster, on average */
     CLUSTERS_CENTRE_DIM = 32, /* of a centre, at most: beyond, it counts as 0 */
-    CLUSTERS_FINE_DIM = 48,   /* coordinates of the fine sketch, at most */
+    CLUSTERS_FINE_DIM = 48,   /* coordinates of the fine sketch, at most, */
+    CLUSTERS_SHORT_KEY = 64,  /* and of keys that are no longer than this, */
+    CLUSTERS_SHORT_FINE_DIM = 40,
 };
 
 typedef struct clusters_header {
-    uint32_t block_count;
     float residual_variances[SKETCH_DIM_MAX]; /* by coordinate, over the square of their cluster's spread */
     sketch_plan plan;
 } clusters_header;
 
 typedef struct clusters_segment { /* where the parts of a segment's data lie */
     uint32_t dim, centre_dim;     /* coordinates: of the space, and, fewer, of the centres */
-    uint32_t cluster_count, block_max, fine_bytes;
+    uint32_t cluster_count, block_count, fine_bytes;
     clusters_header *header;
     uint16_t *mean, *to_queries; /* bf16 [key_dim], [dim, key_dim] */
     kernel_matrix centres;       /* int8, a column each */
     float *spreads;              /* [cluster_count] of residuals, 1 on average */
-    uint32_t *sizes, *first_blocks;
-    uint16_t *block_clusters; /* [block_max] */
+    uint32_t *sizes, *starts;     /* [cluster_count]: starts, of slots */
+    uint32_t *early_counts;       /* [cluster_count]: of a cluster's tokens, those below CLUSTERS_EARLY; they come first */
+    uint16_t *block_clusters;     /* [block_count]: of a block's first slot */
     uint8_t *blocks, *fine;
-    uint32_t *tokens;     /* [slots], from the segment's first */
+    uint16_t *tokens;     /* [slots], from the segment's first, ascending in a cluster: modulo CLUSTERS_EARLY */
     kernel_matrix values; /* with has_rest: bf16, as rows of k the mean value of each cluster, and behind them
                                    * how values change along each coordinate */
     size_t bytes;
@@ -40,6 +43,31 @@ typedef struct clusters_segment { /* where the parts of a segment's data lie */
 
 static inline uint32_t clusters_dim(const index_params *params) {
     return params->key_dim < SKETCH_DIM_MAX ? params->key_dim : SKETCH_DIM_MAX;
+}
+
+#define CLUSTERS_EARLY 65536u
+
+/* Blocks that a cluster, which has keys, lies in: where they begin, how many there are, and the cluster's first slot in
+ * the first of them. */
+typedef struct clusters_span {
+    uint32_t block, blocks, before;
+} clusters_span;
+
+static inline clusters_span clusters_span_of(const clusters_segment *s, uint32_t cluster) {
+    uint32_t block = s->starts[cluster] / SCAN_BLOCK, end = s->starts[cluster] + s->sizes[cluster];
+    return (clusters_span){block, (end + SCAN_BLOCK - 1) / SCAN_BLOCK - block, s->starts[cluster] % SCAN_BLOCK};
+}
+
+static inline uint32_t clusters_of_slot(const clusters_segment *s, uint32_t slot) {
+    uint32_t cluster = s->block_clusters[slot / SCAN_BLOCK];
+    while (slot - s->starts[cluster] >= s->sizes[cluster]) cluster++;
+    return cluster;
+}
+
+/* From the segment's first. */
+static inline uint32_t clusters_token(const clusters_segment *s, uint32_t slot) {
+    uint32_t cluster = clusters_of_slot(s, slot);
+    return s->tokens[slot] + (slot - s->starts[cluster] >= s->early_counts[cluster] ? CLUSTERS_EARLY : 0);
 }
 
 /* Of a segment of count keys whose data begin at base (NULL: only to know the bytes). */

@@ -29,15 +29,14 @@ typedef struct estimate { /* of one query before one segment */
 
 static void mark_found(clusters_search_state *s) {
     uint32_t blocks = 0;
-    for (uint32_t n = 0; n < s->segment_count; n++) blocks += s->places[n].at.block_max;
+    for (uint32_t n = 0; n < s->segment_count; n++) blocks += s->places[n].at.block_count;
     memset(s->found_masks, 0, blocks * sizeof(*s->found_masks));
     memset(s->found_counts, 0, s->cluster_count * sizeof(*s->found_counts));
     for (uint32_t i = 0, n = 0; i < s->found_count; i++) {
         while (n + 1 < s->segment_count && s->found[i] >= s->places[n + 1].first_slot) n++;
         const clusters_place *place = &s->places[n];
         s->found_masks[s->found[i] / SCAN_BLOCK] |= (uint16_t)(1u << s->found[i] % SCAN_BLOCK);
-        uint32_t block = (s->found[i] - place->first_slot) / SCAN_BLOCK;
-        s->found_counts[place->first_cluster + place->at.block_clusters[block]]++;
+        s->found_counts[place->first_cluster + clusters_of_slot(&place->at, s->found[i] - place->first_slot)]++;
     }
 }
 
@@ -103,7 +102,7 @@ static void weigh_clusters(estimate *e) {
 static void weigh_list(estimate *e, const clusters_list *list, float coarse) {
     clusters_search_state *s = e->s;
     const clusters_segment *at = &e->place->at;
-    const uint16_t *masks = s->found_masks + e->place->first_slot / SCAN_BLOCK + at->first_blocks[list->cluster];
+    const uint16_t *masks = s->found_masks + e->place->first_slot / SCAN_BLOCK + at->starts[list->cluster] / SCAN_BLOCK;
     float *scores = e->q->scores + list->first, spread = at->spreads[list->cluster], square = spread * spread, unused;
     float scale = s->search->scale, base = e->q->bases[e->place->first_cluster + list->cluster];
     float tilt = tilt_of(coarse * square, e->q->limit - scale * base), bonus = spread_bonus(coarse * square, tilt);

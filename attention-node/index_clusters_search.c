@@ -30,9 +30,9 @@ static uint64_t keys_wanted(uint64_t covered, uint32_t tokens_each) {
     return wanted < covered ? wanted : covered;
 }
 
-/* Slots of the lists that a query reads: what is wanted, the empty ones among them, and a list larger than most. */
+/* Slots of the lists that a query reads: what is wanted, others in the same blocks, and a list larger than most. */
 static uint32_t score_room(uint64_t keys_max, uint32_t tokens_each) {
-    uint64_t all = keys_max + keys_max / CLUSTERS_KEYS * SCAN_BLOCK, room = 4 * keys_wanted(keys_max, tokens_each);
+    uint64_t all = keys_max + keys_max / CLUSTERS_KEYS * 2 * SCAN_BLOCK, room = 4 * keys_wanted(keys_max, tokens_each);
     room += 64 * (uint64_t)INDEX_GRAIN;
     return (uint32_t)(room < all ? room : all);
 }
@@ -57,7 +57,7 @@ static clusters_search_state lay_out(const index_params *params, uint32_t query_
                                      unsigned char *base) {
     index_carve carve = {.base = base};
     uint32_t segments = index_plan_max(params->keys_max);
-    size_t clusters = params->keys_max / CLUSTERS_KEYS, blocks = params->keys_max / SCAN_BLOCK + clusters;
+    size_t clusters = params->keys_max / CLUSTERS_KEYS, blocks = params->keys_max / SCAN_BLOCK;
     size_t survivors = survivors_wanted(params->keys_max, tokens_each), found = (size_t)query_count * tokens_each;
     survivors += survivors_slack((uint32_t)survivors);
     clusters_search_state s = {.score_room = score_room(params->keys_max, tokens_each)};
@@ -163,7 +163,7 @@ static void choose_lists(clusters_search_state *s, clusters_query *q) {
         const clusters_place *place = &s->places[n];
         for (uint32_t c = 0; c < place->at.cluster_count; c++) {
             if (s->reaches[place->first_cluster + c] < limit || place->at.sizes[c] == 0) continue;
-            uint32_t blocks = (place->at.sizes[c] + SCAN_BLOCK - 1) / SCAN_BLOCK;
+            uint32_t blocks = clusters_span_of(&place->at, c).blocks;
             if (blocks * SCAN_BLOCK > s->score_room - q->score_count) continue; /* it is estimated as a whole */
             q->lists[q->list_count++] =
                 (clusters_list){.segment = n, .cluster = c, .first = q->score_count, .blocks = blocks};
@@ -176,7 +176,7 @@ static void choose_lists(clusters_search_state *s, clusters_query *q) {
 
 static const uint8_t *list_blocks(const clusters_search_state *s, const clusters_list *list) {
     const clusters_segment *at = &s->places[list->segment].at;
-    return at->blocks + (size_t)at->first_blocks[list->cluster] * SCAN_BLOCK_BYTES;
+    return at->blocks + (size_t)clusters_span_of(at, list->cluster).block * SCAN_BLOCK_BYTES;
 }
 
 static void score_lists(clusters_search_state *s, clusters_query *q) {
@@ -195,7 +195,9 @@ static void score_lists(clusters_search_state *s, clusters_query *q) {
         float base = q->bases[s->places[list->segment].first_cluster + list->cluster] + spread * before->coarse.bias;
         s->view->params->kernels->scan->nibble_scores(before->coarse.tables, list_blocks(s, list), list->blocks, base,
                                                       spread * before->coarse.step, scores);
-        for (uint32_t k = at->sizes[list->cluster]; k < list->blocks * SCAN_BLOCK; k++) scores[k] = -INFINITY;
+        uint32_t skipped = clusters_span_of(at, list->cluster).before;
+        for (uint32_t k = 0; k < skipped; k++) scores[k] = -INFINITY;
+        for (uint32_t k = skipped + at->sizes[list->cluster]; k < list->blocks * SCAN_BLOCK; k++) scores[k] = -INFINITY;
         s->search->bytes_scanned += (uint64_t)list->blocks * SCAN_BLOCK_BYTES;
     }
 }
@@ -225,7 +227,7 @@ static void refine(clusters_search_state *s, clusters_query *q) {
         const clusters_list *of = &q->lists[list];
         uint32_t end = of->first + of->blocks * SCAN_BLOCK;
         if (q->survivors[i] >= end) continue;
-        uint32_t row = s->places[of->segment].at.first_blocks[of->cluster] * SCAN_BLOCK - of->first;
+        uint32_t row = clusters_span_of(&s->places[of->segment].at, of->cluster).block * SCAN_BLOCK - of->first;
         for (; i < q->survivor_count && q->survivors[i] < end; i++) {
             q->survivor_lists[i] = list;
             q->rows[i] = row + q->survivors[i];
@@ -258,7 +260,7 @@ static void open_segments(clusters_search_state *s) {
         place->first_slot = slots;
         place->first_token = segment->first;
         clusters += place->at.cluster_count;
-        slots += place->at.block_max * SCAN_BLOCK;
+        slots += place->at.block_count * SCAN_BLOCK;
     }
     s->cluster_count = clusters;
 }
@@ -294,7 +296,7 @@ static void write_tokens(clusters_search_state *s) {
     for (uint32_t i = 0, n = 0; i < s->found_count; i++) {
         while (n + 1 < s->segment_count && s->found[i] >= s->places[n + 1].first_slot) n++;
         const clusters_place *place = &s->places[n];
-        search->tokens[i] = (uint32_t)place->first_token + place->at.tokens[s->found[i] - place->first_slot];
+        search->tokens[i] = (uint32_t)place->first_token + clusters_token(&place->at, s->found[i] - place->first_slot);
     }
     search->bytes_scanned += s->found_count * sizeof(uint32_t);
     search->token_count = index_tokens_sort(search->tokens, s->other, s->found_count);
@@ -306,7 +308,7 @@ void clusters_search(const index_view *view, index_search *search) {
     s.view = view;
     s.search = search;
     s.segment_count = view->segment_count;
-    uint64_t findable = covered - (covered > 0 ? view->params->sinks : 0); /* empty slots would count as found */
+    uint64_t findable = covered - (covered > 0 ? view->params->sinks : 0); /* others' slots would count as found */
     s.survivors_wanted = survivors_wanted(findable, search->tokens_each);
     s.keys_wanted = keys_wanted(covered, search->tokens_each);
     open_segments(&s);

@@ -31,8 +31,8 @@ typedef struct clusters_list { /* a cluster whose sketches are read */
 typedef struct clusters_query {
     segment_query *segments;
     float *bases; /* [cluster_count] scores of centres, offset included */
-    /* The lists that are read, in the order of clusters, and their keys, slot by slot; minus infinity where a slot is
-     * empty. */
+    /* The lists that are read, in the order of clusters, and their keys, slot by slot; minus infinity in the slots
+     * of others. */
     clusters_list *lists;
     uint32_t list_count, score_count;
     float *scores;

@@ -19,6 +19,7 @@
 
 enum {
     DIM_MAX = SKETCH_DIM_MAX,
+    QUERIES = 8192,      /* whose best keys are linked, at most */
     QUERY_KEYS = 4,      /* at least so many keys for each query that is read */
     QUERY_CLUSTERS = 32, /* in which a query's best keys are looked for */
     QUERY_BEST = 64,
@@ -389,7 +390,7 @@ bool graph_build_step(index_building *building) {
 
 const index_kind index_kind_graph = {
     .name = "graph",
-    .queries_max = INDEX_POINTS_QUERIES,
+    .queries_max = QUERIES,
     .segment_bytes = segment_bytes,
     .workspace_bytes = graph_workspace_bytes,
     .search_bytes = graph_search_bytes,

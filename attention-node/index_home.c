@@ -187,7 +187,8 @@ void index_home_stats_read(index_home *home, index_home_stats *stats) {
         stats->retained_sets += set->is_retained;
         uint32_t wanted = 0;
         for (uint32_t i = 0; !set->is_retained && i < home->index_count; i++) wanted += set->states[i] != 0;
-        if (wanted > 0) stats->lag_tokens += set->target.covered - set->dropped;
+        if (wanted > 0 && set->target.covered > set->searched)
+            stats->lag_tokens += set->target.covered - set->searched;
     }
     pthread_mutex_unlock(&home->lock);
 }

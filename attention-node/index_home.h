@@ -42,7 +42,8 @@ struct index_set {
     identity *ids; /* [id_max] of the leading blocks that others may have too */
     uint32_t id_count, id_max;
     index_extent target;
-    uint64_t dropped; /* what is before it has only the segments that it needs */
+    uint64_t needed;   /* the extent whose segments alone were kept, beside the target's */
+    uint64_t searched; /* the last extent that a query's was */
 };
 
 struct index_home {

@@ -14,7 +14,6 @@
 
 enum {
     INDEX_POINTS_SAMPLE = 4096,  /* keys that moments are taken of */
-    INDEX_POINTS_QUERIES = 8192, /* more do not make the space better */
     INDEX_POINTS_TRAIN_DIM = 32, /* coordinates that clusters are made by */
 };
 

@@ -296,6 +296,7 @@ static index_set *adopt(index_set *set, const sequence *s, uint64_t tokens) {
     truncate_all(set, tokens);
     set->id_count = (uint32_t)(tokens / HD_BLOCK_TOKENS);
     set->target = (index_extent){.covered = 0};
+    set->needed = set->searched = 0;
     unlink_set(set);
     set->is_retained = false;
     link_set(set);
@@ -433,11 +434,12 @@ static uint64_t covered_at(uint64_t position) {
     return settled - settled % INDEX_GRAIN;
 }
 
-/* Segments that no later query needs. */
+/* Segments that no later query needs; none that is in a prompt searches. */
 static void drop_old(index_set *set, uint64_t length) {
-    index_extent needed = index_set_extent(set, covered_at(length));
-    if (needed.covered == set->dropped) return;
-    set->dropped = needed.covered;
+    index_extent needed = index_set_extent(set, covered_at(length < set->exact_count ? set->exact_count : length));
+    if (length >= set->exact_count) set->searched = needed.covered;
+    if (needed.covered == set->needed) return;
+    set->needed = needed.covered;
     hold(set);
     for (uint32_t i = 0; i < set->home->index_count; i++) {
         if (set->indexes[i] != NULL) index_drop(set->indexes[i], &needed);
@@ -466,9 +468,9 @@ void index_set_grow(index_set *set, const sequence *s) {
         set->ids[set->id_count++] = *id_of(set->home, run);
     }
     uint64_t tokens = sealed > 0 ? s->runs[sealed - 1].position + s->runs[sealed - 1].count : 0;
+    drop_old(set, s->length); /* first: a target's segments have the room of what goes */
     index_extent target = next_target(set, tokens, s->length);
     if (target.covered != set->target.covered) set_target(set, &target);
-    if (s->length >= s->exact_count) drop_old(set, s->length);
 }
 
 void index_set_truncate(index_set *set, uint64_t length) {
@@ -477,7 +479,7 @@ void index_set_truncate(index_set *set, uint64_t length) {
     if (set->id_count > blocks) set->id_count = blocks;
     if (set->sealed_count > blocks) set->sealed_count = blocks;
     truncate_all(set, length);
-    set->dropped = 0;
+    set->needed = set->searched = 0;
     uint64_t covered = length - length % INDEX_GRAIN;
     if (set->target.covered > covered) set->target = index_set_extent(set, covered);
     let_go(set);
