@@ -45,10 +45,9 @@ static kernel_matrix matrix_at(hd_dtype dtype, uint32_t n, uint32_t k, void *dat
                            .scales = scales};
 }
 
-/* The last coordinates of a short key hold next to nothing. */
-static uint32_t fine_dim_of(const index_params *params) {
-    uint32_t dim = clusters_dim(params);
-    uint32_t most = params->key_dim <= CLUSTERS_SHORT_KEY ? CLUSTERS_SHORT_FINE_DIM : CLUSTERS_FINE_DIM;
+static uint32_t fine_dim_of(const index_params *params, uint32_t count) {
+    uint32_t dim = clusters_dim(params), most = CLUSTERS_FINE_DIM;
+    if (params->key_dim <= CLUSTERS_SHORT_KEY && count > CLUSTERS_EARLY) most = CLUSTERS_SHORT_FINE_DIM;
     return dim < most ? dim : most;
 }
 
@@ -57,7 +56,7 @@ clusters_segment clusters_lay_out(const index_params *params, uint32_t count, un
     clusters_segment s = {.dim = clusters_dim(params), .cluster_count = cluster_count_of(count)};
     s.centre_dim = s.dim < CLUSTERS_CENTRE_DIM ? s.dim : CLUSTERS_CENTRE_DIM;
     s.block_count = count / SCAN_BLOCK;
-    s.fine_bytes = fine_dim_of(params) / 2;
+    s.fine_bytes = fine_dim_of(params, count) / 2;
     s.header = index_carve_take(&carve, sizeof(*s.header));
     s.mean = index_carve_take(&carve, params->key_dim * sizeof(uint16_t));
     s.to_queries = index_carve_take(&carve, (size_t)s.dim * params->key_dim * sizeof(uint16_t));

@@ -15,7 +15,7 @@ enum {
     CLUSTERS_KEYS = 64,       /* of a cluster, on average */
     CLUSTERS_CENTRE_DIM = 32, /* of a centre, at most: beyond, it counts as 0 */
     CLUSTERS_FINE_DIM = 48,   /* coordinates of the fine sketch, at most, */
-    CLUSTERS_SHORT_KEY = 64,  /* and of keys that are no longer than this, */
+    CLUSTERS_SHORT_KEY = 64,  /* and for keys no longer than this, in segments where they are what takes memory, */
     CLUSTERS_SHORT_FINE_DIM = 40,
 };
 
