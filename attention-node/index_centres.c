@@ -26,12 +26,10 @@ void index_centres_set(index_centres *self, float *rows, uint32_t point_dim) {
 }
 
 void index_centres_score(const index_centres *self, const kernel_scan *scan, const float *z, float offset,
-                         int32_t *sums, float *scores) {
+                         float *scores) {
     int16_t whole[INDEX_CENTRES_DIM] = {0};
     float largest = 1e-30f;
     for (uint32_t i = 0; i < self->dim; i++) largest = fabsf(z[i]) > largest ? fabsf(z[i]) : largest;
     for (uint32_t i = 0; i < self->dim; i++) whole[i] = (int16_t)lrintf(z[i] * (32767.0f / largest));
-    scan->byte_dots(whole, &self->matrix, sums);
-    for (uint32_t c = 0; c < self->count; c++)
-        scores[c] = offset + (float)sums[c] * self->matrix.scales[c] * (largest / 32767.0f);
+    scan->byte_scores(whole, &self->matrix, offset, largest / 32767.0f, scores);
 }

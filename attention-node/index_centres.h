@@ -19,9 +19,9 @@ typedef struct index_centres {
 void index_centres_lay_out(index_centres *self, uint32_t count, uint32_t point_dim, index_carve *carve);
 /* From rows of [count, point_dim], which become what a search will see of them. */
 void index_centres_set(index_centres *self, float *rows, uint32_t point_dim);
-/* scores[i] = z . centre i + offset; sums is scratch. Both [count]. */
+/* scores[i] = z . centre i + offset, [count] */
 void index_centres_score(const index_centres *self, const kernel_scan *scan, const float *z, float offset,
-                         int32_t *sums, float *scores);
+                         float *scores);
 /* What a search of all of them reads. */
 static inline size_t index_centres_bytes(const index_centres *self) {
     return (size_t)self->count * (self->dim + sizeof(float));

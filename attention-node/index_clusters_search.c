@@ -9,8 +9,13 @@
 #include <math.h>
 #include <string.h>
 
+#include "attention-node/index_centres.h"
 #include "attention-node/index_top.h"
 #include "kernels/dtype.h"
+
+enum { MASK_TOKENS = 64 }; /* of a word of token_masks */
+_Static_assert(SCAN_BLOCK == 16 && INDEX_GRAIN % (4 * SCAN_BLOCK) == 0 && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+               "the masks of four blocks are a word, and the blocks of a segment are whole words");
 
 /* ---- sizes ---- */
 
@@ -37,6 +42,10 @@ static uint32_t score_room(uint64_t keys_max, uint32_t tokens_each) {
     return (uint32_t)(room < all ? room : all);
 }
 
+static size_t larger(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
 static void lay_out_query(clusters_query *q, const index_params *params, uint32_t tokens_each, index_carve *carve) {
     size_t clusters = params->keys_max / CLUSTERS_KEYS, survivors = survivors_wanted(params->keys_max, tokens_each);
     clusters_query unused;
@@ -46,7 +55,9 @@ static void lay_out_query(clusters_query *q, const index_params *params, uint32_
     q->segments = index_carve_take(carve, index_plan_max(params->keys_max) * sizeof(*q->segments));
     q->bases = index_carve_take(carve, clusters * sizeof(*q->bases));
     q->lists = index_carve_take(carve, clusters * sizeof(*q->lists));
-    q->scores = index_carve_take(carve, score_room(params->keys_max, tokens_each) * sizeof(*q->scores));
+    uint32_t scores = score_room(params->keys_max, tokens_each);
+    q->block_lists = index_carve_take(carve, scores / SCAN_BLOCK * sizeof(*q->block_lists));
+    q->scores = index_carve_take(carve, scores * sizeof(*q->scores));
     q->survivors = index_carve_take(carve, survivors * sizeof(*q->survivors));
     q->survivor_lists = index_carve_take(carve, survivors * sizeof(*q->survivor_lists));
     q->rows = index_carve_take(carve, survivors * sizeof(*q->rows));
@@ -58,7 +69,7 @@ static clusters_search_state lay_out(const index_params *params, uint32_t query_
     index_carve carve = {.base = base};
     uint32_t segments = index_plan_max(params->keys_max);
     size_t clusters = params->keys_max / CLUSTERS_KEYS, blocks = params->keys_max / SCAN_BLOCK;
-    size_t survivors = survivors_wanted(params->keys_max, tokens_each), found = (size_t)query_count * tokens_each;
+    size_t survivors = survivors_wanted(params->keys_max, tokens_each);
     survivors += survivors_slack((uint32_t)survivors);
     clusters_search_state s = {.score_room = score_room(params->keys_max, tokens_each)};
     s.places = index_carve_take(&carve, segments * sizeof(*s.places));
@@ -66,21 +77,20 @@ static clusters_search_state lay_out(const index_params *params, uint32_t query_
     for (uint32_t i = 0; i < query_count; i++)
         lay_out_query(s.queries != NULL ? &s.queries[i] : NULL, params, tokens_each, &carve);
     s.query = index_carve_take(&carve, params->key_dim * sizeof(*s.query));
-    s.sums = index_carve_take(&carve, clusters * sizeof(*s.sums));
     s.reaches = index_carve_take(&carve, clusters * sizeof(*s.reaches));
-    s.picks = index_carve_take(&carve, survivors * sizeof(*s.picks));
+    s.picks = index_carve_take(&carve, larger(survivors, clusters) * sizeof(*s.picks));
     s.dots = index_carve_take(&carve, survivors * sizeof(*s.dots));
     s.sample = index_carve_take(&carve, (s.score_room / INDEX_CUT_SAMPLE + SCAN_BLOCK) * sizeof(*s.sample));
-    s.found = index_carve_take(&carve, found * sizeof(*s.found));
-    s.other = index_carve_take(&carve, found * sizeof(*s.other));
+    s.found_masks = index_carve_take(&carve, blocks * sizeof(*s.found_masks));
+    s.found_counts = index_carve_take(&carve, clusters * sizeof(*s.found_counts));
+    s.token_masks = index_carve_take(&carve, params->keys_max / MASK_TOKENS * sizeof(*s.token_masks));
     if (params->has_rest) {
         size_t most = 128 * INDEX_GRAIN / CLUSTERS_KEYS + clusters_dim(params);
         s.weight_stride = kernel_input_stride(HD_BF16, (uint32_t)most);
         s.scratch = index_carve_take(&carve, params->kernels->scratch_bytes);
-        s.found_masks = index_carve_take(&carve, blocks * sizeof(*s.found_masks));
-        s.found_counts = index_carve_take(&carve, clusters * sizeof(*s.found_counts));
-        s.spread_weights = index_carve_take(&carve, survivors * sizeof(*s.spread_weights));
-        s.tilts = index_carve_take(&carve, survivors * sizeof(*s.tilts));
+        s.key_weights = index_carve_take(&carve, survivors * sizeof(*s.key_weights));
+        s.key_spreads = index_carve_take(&carve, survivors * sizeof(*s.key_spreads));
+        s.spread_weights = index_carve_take(&carve, larger(survivors, most) * sizeof(*s.spread_weights));
         s.out = index_carve_take(&carve, (size_t)query_count * params->value_dim * sizeof(*s.out));
         s.weights = index_carve_take(&carve, most * sizeof(*s.weights));
         s.weight_rows = index_carve_take(&carve, query_count * s.weight_stride * sizeof(*s.weight_rows));
@@ -95,25 +105,14 @@ size_t clusters_search_bytes(const index_params *params, uint32_t query_count, u
 
 /* ---- centres ---- */
 
-/* The scores of centres are products of small integers: the query's coordinates in 16 bits, the centres' in 8. */
-static void score_centres(clusters_search_state *s, const clusters_place *place, const segment_query *q, float *bases) {
-    const clusters_segment *at = &place->at;
-    int16_t whole[SKETCH_DIM_MAX] = {0};
-    float largest = 1e-30f;
-    for (uint32_t i = 0; i < at->centre_dim; i++) largest = fabsf(q->z[i]) > largest ? fabsf(q->z[i]) : largest;
-    for (uint32_t i = 0; i < at->centre_dim; i++) whole[i] = (int16_t)lrintf(q->z[i] * (32767.0f / largest));
-    s->view->params->kernels->scan->byte_dots(whole, &at->centres, s->sums);
-    for (uint32_t c = 0; c < at->cluster_count; c++)
-        bases[c] = q->offset + (float)s->sums[c] * at->centres.scales[c] * (largest / 32767.0f);
-}
-
 static void ask_segment(clusters_search_state *s, const clusters_place *place, segment_query *q, float *bases) {
     const index_params *params = s->view->params;
     const clusters_segment *at = &place->at;
     params->kernels->scan->dot_rows(s->query, params->key_dim, at->mean, params->key_dim, 1, &q->offset);
     params->kernels->scan->dot_rows(s->query, params->key_dim, at->to_queries, params->key_dim, at->dim, q->z);
     q->deviation = sqrtf(segment_query_variance(q, at->header->residual_variances, at->dim));
-    score_centres(s, place, q, bases);
+    const index_centres centres = {.matrix = at->centres, .dim = at->centre_dim, .count = at->cluster_count};
+    index_centres_score(&centres, params->kernels->scan, q->z, q->offset, bases);
     sketch_coarse_ask(&at->header->plan, q->z, &q->coarse);
     sketch_fine_ask(&at->header->plan, q->z, &q->fine);
     s->search->bytes_scanned += (at->dim + 1) * params->key_dim * sizeof(uint16_t) + sizeof(clusters_header) +
@@ -129,13 +128,12 @@ static void set_reaches(clusters_search_state *s, const clusters_query *q, float
     *greatest = -INFINITY;
     for (uint32_t n = 0; n < s->segment_count; n++) {
         const clusters_place *place = &s->places[n];
-        const float *bases = q->bases + place->first_cluster, *spreads = place->at.spreads;
-        float *reaches = s->reaches + place->first_cluster, deviations = above * q->segments[n].deviation;
-        for (uint32_t c = 0; c < place->at.cluster_count; c++) {
-            reaches[c] = bases[c] + deviations * spreads[c];
-            *least = reaches[c] < *least ? reaches[c] : *least;
-            *greatest = reaches[c] > *greatest ? reaches[c] : *greatest;
-        }
+        float low, high;
+        s->view->params->kernels->scan->add_scaled(q->bases + place->first_cluster, place->at.spreads,
+                                                   above * q->segments[n].deviation, place->at.cluster_count,
+                                                   s->reaches + place->first_cluster, &low, &high);
+        *least = low < *least ? low : *least;
+        *greatest = high > *greatest ? high : *greatest;
     }
 }
 
@@ -154,21 +152,37 @@ static float least_reach(const clusters_search_state *s, float least, float grea
     return greatest - (float)(bucket + 1) / per_bucket;
 }
 
+static void add_list(clusters_search_state *s, clusters_query *q, uint32_t segment, uint32_t cluster) {
+    const clusters_place *place = &s->places[segment];
+    const segment_query *asked = &q->segments[segment];
+    if (place->at.sizes[cluster] == 0) return;
+    clusters_span span = clusters_span_of(&place->at, cluster);
+    if (span.blocks * SCAN_BLOCK > s->score_room - q->score_count) return; /* it is estimated as a whole */
+    float spread = place->at.spreads[cluster];
+    for (uint32_t b = 0; b < span.blocks; b++)
+        q->block_lists[q->score_count / SCAN_BLOCK + b] = (uint16_t)q->list_count;
+    q->lists[q->list_count++] =
+        (clusters_list){.segment = segment,
+                        .cluster = cluster,
+                        .first = q->score_count,
+                        .blocks = span.blocks,
+                        .row = span.block * SCAN_BLOCK - q->score_count,
+                        .spread = spread,
+                        .fine_base = q->bases[place->first_cluster + cluster] + spread * asked->fine.bias,
+                        .fine_step = spread * asked->fine.step};
+    q->score_count += span.blocks * SCAN_BLOCK;
+}
+
 static void choose_lists(clusters_search_state *s, clusters_query *q) {
     float least, greatest;
     set_reaches(s, q, &least, &greatest);
     float limit = least_reach(s, least, greatest);
+    uint32_t count =
+        s->view->params->kernels->scan->collect_from(s->reaches, s->cluster_count, limit, s->picks, s->cluster_count);
     q->list_count = q->score_count = 0;
-    for (uint32_t n = 0; n < s->segment_count; n++) {
-        const clusters_place *place = &s->places[n];
-        for (uint32_t c = 0; c < place->at.cluster_count; c++) {
-            if (s->reaches[place->first_cluster + c] < limit || place->at.sizes[c] == 0) continue;
-            uint32_t blocks = clusters_span_of(&place->at, c).blocks;
-            if (blocks * SCAN_BLOCK > s->score_room - q->score_count) continue; /* it is estimated as a whole */
-            q->lists[q->list_count++] =
-                (clusters_list){.segment = n, .cluster = c, .first = q->score_count, .blocks = blocks};
-            q->score_count += blocks * SCAN_BLOCK;
-        }
+    for (uint32_t i = 0, n = 0; i < count; i++) {
+        while (s->picks[i] >= s->places[n].first_cluster + s->places[n].at.cluster_count) n++;
+        add_list(s, q, n, s->picks[i] - s->places[n].first_cluster);
     }
 }
 
@@ -212,28 +226,15 @@ static uint32_t pick_best(clusters_search_state *s, const float *scores, uint32_
     return picked;
 }
 
-/* Fine scores of the survivors [first, end), which lie in one list. */
-static void refine_list(const clusters_search_state *s, clusters_query *q, const clusters_list *list, uint32_t first,
-                        uint32_t end) {
-    const clusters_place *place = &s->places[list->segment];
-    const sketch_fine_query *fine = &q->segments[list->segment].fine;
-    float spread = place->at.spreads[list->cluster], step = spread * fine->step;
-    float base = q->bases[place->first_cluster + list->cluster] + spread * fine->bias;
-    for (uint32_t i = first; i < end; i++) q->fine[i] = base + step * (float)s->dots[i];
-}
-
+/* Where survivors lie, and their fine scores, a segment at a time. */
 static void refine(clusters_search_state *s, clusters_query *q) {
-    for (uint32_t i = 0, list = 0; i < q->survivor_count; list++) {
-        const clusters_list *of = &q->lists[list];
-        uint32_t end = of->first + of->blocks * SCAN_BLOCK;
-        if (q->survivors[i] >= end) continue;
-        uint32_t row = clusters_span_of(&s->places[of->segment].at, of->cluster).block * SCAN_BLOCK - of->first;
-        for (; i < q->survivor_count && q->survivors[i] < end; i++) {
-            q->survivor_lists[i] = list;
-            q->rows[i] = row + q->survivors[i];
-        }
+    for (uint32_t i = 0; i < q->survivor_count; i++) {
+        uint32_t place = q->survivors[i], list = q->block_lists[place / SCAN_BLOCK];
+        q->scores[place] = -INFINITY;
+        q->survivor_lists[i] = list;
+        q->rows[i] = place + q->lists[list].row;
     }
-    for (uint32_t first = 0, end; first < q->survivor_count; first = end) { /* a segment at a time */
+    for (uint32_t first = 0, end; first < q->survivor_count; first = end) {
         uint32_t segment = q->lists[q->survivor_lists[first]].segment;
         const clusters_segment *at = &s->places[segment].at;
         for (end = first; end < q->survivor_count && q->lists[q->survivor_lists[end]].segment == segment;) end++;
@@ -241,10 +242,9 @@ static void refine(clusters_search_state *s, clusters_query *q) {
                                                     q->rows + first, end - first, s->dots + first);
         s->search->bytes_scanned += (uint64_t)(end - first) * at->fine_bytes;
     }
-    for (uint32_t first = 0, end; first < q->survivor_count; first = end) {
-        uint32_t list = q->survivor_lists[first];
-        for (end = first; end < q->survivor_count && q->survivor_lists[end] == list;) end++;
-        refine_list(s, q, &q->lists[list], first, end);
+    for (uint32_t i = 0; i < q->survivor_count; i++) {
+        const clusters_list *list = &q->lists[q->survivor_lists[i]];
+        q->fine[i] = list->fine_base + list->fine_step * (float)s->dots[i];
     }
 }
 
@@ -263,6 +263,22 @@ static void open_segments(clusters_search_state *s) {
         slots += place->at.block_count * SCAN_BLOCK;
     }
     s->cluster_count = clusters;
+    memset(s->found_masks, 0, slots / SCAN_BLOCK * sizeof(*s->found_masks));
+    memset(s->found_counts, 0, clusters * sizeof(*s->found_counts));
+}
+
+/* The first `count` of s->picks among the survivors are found, most of them by other queries too. */
+static void mark_found(clusters_search_state *s, const clusters_query *q, uint32_t count) {
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t slot = q->rows[s->picks[i]];
+        const clusters_list *list = &q->lists[q->survivor_lists[s->picks[i]]];
+        const clusters_place *place = &s->places[list->segment];
+        uint16_t *mask = &s->found_masks[(place->first_slot + slot) / SCAN_BLOCK],
+                 bit = (uint16_t)(1u << slot % SCAN_BLOCK);
+        s->found_counts[place->first_cluster + list->cluster] += (*mask & bit) == 0;
+        *mask |= bit;
+        __builtin_prefetch(&place->at.tokens[slot]);
+    }
 }
 
 /* Adds the slots of what the query finds; q then holds what is known of the others. */
@@ -282,24 +298,40 @@ static void search_one(clusters_search_state *s, uint32_t row) {
     q->found_least = INFINITY;
     for (uint32_t i = 0; i < count && count == search->tokens_each; i++)
         q->found_least = q->fine[s->picks[i]] < q->found_least ? q->fine[s->picks[i]] : q->found_least;
-    for (uint32_t i = 0; i < count; i++) {
-        const clusters_place *place = &s->places[q->lists[q->survivor_lists[s->picks[i]]].segment];
-        __builtin_prefetch(&place->at.tokens[q->rows[s->picks[i]]]);
-        s->found[s->found_count++] = place->first_slot + q->rows[s->picks[i]];
+    mark_found(s, q, count);
+}
+
+/* The token of a slot; only in a long segment its cluster tells which half it is in. */
+static uint64_t token_at(const clusters_place *place, bool is_long, uint32_t slot) {
+    return place->first_token + (is_long ? clusters_token(&place->at, slot) : place->at.tokens[slot]);
+}
+
+/* The tokens of a segment's slots whose bits are set, four blocks at a time. */
+static void mark_tokens(clusters_search_state *s, const clusters_place *place) {
+    enum { AT_ONCE = 4 };
+    const uint16_t *masks = s->found_masks + place->first_slot / SCAN_BLOCK;
+    bool is_long = place->at.block_count * SCAN_BLOCK > CLUSTERS_EARLY;
+    for (uint32_t first = 0; first < place->at.block_count; first += AT_ONCE) {
+        uint64_t mask;
+        memcpy(&mask, masks + first, sizeof(mask));
+        for (; mask != 0; mask &= mask - 1) {
+            uint64_t token = token_at(place, is_long, first * SCAN_BLOCK + (uint32_t)__builtin_ctzll(mask));
+            s->token_masks[token / MASK_TOKENS] |= (uint64_t)1 << token % MASK_TOKENS;
+        }
     }
 }
 
-/* Slots become tokens. */
+/* Slots become tokens, and tokens a list in order. */
 static void write_tokens(clusters_search_state *s) {
     index_search *search = s->search;
-    s->found_count = index_tokens_sort(s->found, s->other, s->found_count);
-    for (uint32_t i = 0, n = 0; i < s->found_count; i++) {
-        while (n + 1 < s->segment_count && s->found[i] >= s->places[n + 1].first_slot) n++;
-        const clusters_place *place = &s->places[n];
-        search->tokens[i] = (uint32_t)place->first_token + clusters_token(&place->at, s->found[i] - place->first_slot);
-    }
-    search->bytes_scanned += s->found_count * sizeof(uint32_t);
-    search->token_count = index_tokens_sort(search->tokens, s->other, s->found_count);
+    uint32_t words = (uint32_t)(search->extent.covered / MASK_TOKENS);
+    memset(s->token_masks, 0, words * sizeof(*s->token_masks));
+    for (uint32_t n = 0; n < s->segment_count; n++) mark_tokens(s, &s->places[n]);
+    search->token_count = 0;
+    for (uint32_t word = 0; word < words; word++)
+        for (uint64_t mask = s->token_masks[word]; mask != 0; mask &= mask - 1)
+            search->tokens[search->token_count++] = word * MASK_TOKENS + (uint32_t)__builtin_ctzll(mask);
+    search->bytes_scanned += search->token_count * sizeof(uint32_t);
 }
 
 void clusters_search(const index_view *view, index_search *search) {

@@ -25,7 +25,10 @@ typedef struct segment_query { /* one query before one segment */
 
 typedef struct clusters_list { /* a cluster whose sketches are read */
     uint32_t segment, cluster;
-    uint32_t first, blocks; /* its keys' places in `scores`, and how many blocks of them */
+    uint32_t first, blocks;     /* its keys' places in `scores`, and how many blocks of them */
+    uint32_t row;               /* added to a place in `scores`, its slot in the segment */
+    float spread;               /* of its keys */
+    float fine_base, fine_step; /* of their fine scores */
 } clusters_list;
 
 typedef struct clusters_query {
@@ -35,7 +38,8 @@ typedef struct clusters_query {
      * of others. */
     clusters_list *lists;
     uint32_t list_count, score_count;
-    float *scores;
+    uint16_t *block_lists; /* the list of a block of scores */
+    float *scores;         /* once the best have survived, minus infinity for them */
     /* The best of them. */
     uint32_t survivor_count;
     uint32_t *survivors;      /* ascending places in `scores` */
@@ -52,25 +56,25 @@ typedef struct clusters_query {
 typedef struct clusters_search_state {
     const index_view *view;
     index_search *search;
-    uint32_t segment_count, cluster_count, survivors_wanted, score_room;
+    uint32_t segment_count, cluster_count; /* of the extent */
+    uint32_t survivors_wanted, score_room;
     uint64_t keys_wanted; /* of the lists that are read */
     clusters_place *places;
     clusters_query *queries; /* [query_count] */
     float *query;            /* [key_dim] */
-    int32_t *sums;           /* [cluster_count] */
     float *reaches;          /* [cluster_count] what a list's better keys score */
     uint32_t *picks;
     int32_t *dots;
-    float *sample;           /* of scores, to find their limit */
-    uint32_t *found, *other; /* slots, of all queries; room to sort */
-    uint32_t found_count;
-    /* Of the rest. */
-    uint16_t *found_masks;  /* a mask of a block's slots that were found */
+    float *sample;          /* of scores, to find their limit */
+    uint16_t *found_masks;  /* for each block of all segments, the slots that any query found */
     uint32_t *found_counts; /* [cluster_count] */
-    float *spread_weights;  /* of survivors, times their clusters' spreads */
-    float *tilts;           /* of survivors */
-    float *weights;         /* [cluster_count of a segment + dim]: of clusters, then of their gradients */
-    uint16_t *weight_rows;  /* the same in bf16, a row for each query, 64-byte aligned */
+    uint64_t *token_masks;  /* the same of 64 tokens */
+    /* Of the rest. */
+    float *key_weights;    /* of survivors */
+    float *key_spreads;    /* of the same, their clusters' */
+    float *spread_weights; /* of survivors or clusters, times their spreads */
+    float *weights;        /* [cluster_count of a segment + dim]: of clusters, then of their gradients */
+    uint16_t *weight_rows; /* the same in bf16, a row for each query, 64-byte aligned */
     size_t weight_stride;
     float *out; /* [query_count, value_dim] */
     void *scratch;

@@ -37,7 +37,6 @@ typedef struct search_state {
     index_top best;
     uint64_t *best_items;
     float *bases; /* of all segments' clusters */
-    int32_t *sums;
     uint32_t *picks;
     float *query;    /* [key_dim] */
     uint32_t *other; /* room to sort */
@@ -70,7 +69,6 @@ static search_state lay_out(const index_params *params, uint32_t query_count, ui
         .frontier = index_carve_take(&carve, visits * sizeof(uint64_t)),
         .best_items = index_carve_take(&carve, index_top_room(beam(tokens_each)) * sizeof(uint64_t)),
         .bases = index_carve_take(&carve, clusters * sizeof(float)),
-        .sums = index_carve_take(&carve, clusters * sizeof(int32_t)),
         .picks = index_carve_take(&carve, clusters * sizeof(uint32_t)),
         .query = index_carve_take(&carve, params->key_dim * sizeof(float)),
         .other = index_carve_take(&carve, (size_t)query_count * tokens_each * sizeof(uint32_t)),
@@ -161,7 +159,7 @@ static void ask_segment(search_state *s, segment_query *q) {
     float z[SKETCH_DIM_MAX], offset;
     scan->dot_rows(s->query, params->key_dim, at->mean, params->key_dim, 1, &offset);
     scan->dot_rows(s->query, params->key_dim, at->to_queries, params->key_dim, at->dim, z);
-    index_centres_score(&at->centres, scan, z, offset, s->sums, s->bases + q->first_cluster);
+    index_centres_score(&at->centres, scan, z, offset, s->bases + q->first_cluster);
     sketch_fine_ask(&at->header->plan, z, &q->fine);
     s->search->bytes_scanned +=
         (at->dim + 1) * params->key_dim * sizeof(uint16_t) + sizeof(graph_header) + index_centres_bytes(&at->centres);

@@ -109,34 +109,38 @@ static void nibble_dots(const int8_t weights[2 * SCAN_ROW_BYTES], const uint8_t 
 }
 
 /* Sixteen columns (eight in AVX2): a pair of their bytes as 16 bits, times the query's pair, into 32 bits. */
-static void byte_dots(const int16_t *query, const kernel_matrix *matrix, int32_t *dots) {
-    uint32_t pairs_of_k = matrix->k_padded / 2;
+static inline vec column_dots(const int16_t *query, uint32_t pairs_of_k, const int8_t *bytes, uint32_t width) {
+#if defined(__AVX512F__)
+    __m512i sums = _mm512_setzero_si512();
+    for (uint32_t pair = 0; pair < pairs_of_k; pair++, bytes += width * 2) {
+        int32_t both;
+        memcpy(&both, query + 2 * pair, sizeof(both));
+        __m512i wide = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)bytes));
+        sums = _mm512_add_epi32(sums, _mm512_madd_epi16(wide, _mm512_set1_epi32(both)));
+    }
+    return _mm512_cvtepi32_ps(sums);
+#else
+    __m256i sums = _mm256_setzero_si256();
+    for (uint32_t pair = 0; pair < pairs_of_k; pair++, bytes += width * 2) {
+        int32_t both;
+        memcpy(&both, query + 2 * pair, sizeof(both));
+        __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)bytes));
+        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(wide, _mm256_set1_epi32(both)));
+    }
+    return _mm256_cvtepi32_ps(sums);
+#endif
+}
+
+static void byte_scores(const int16_t *query, const kernel_matrix *matrix, float base, float step, float *scores) {
     for (uint32_t first = 0; first < matrix->n; first += VEC_LANES) {
-        uint32_t panel = first / KERNEL_PANEL * KERNEL_PANEL;
+        uint32_t panel = first / KERNEL_PANEL * KERNEL_PANEL, columns = matrix->n - first;
         uint32_t width = matrix->n_padded - panel < KERNEL_PANEL ? matrix->n_padded - panel : KERNEL_PANEL;
         const int8_t *bytes = (const int8_t *)matrix->data + (size_t)panel * matrix->k_padded + (first - panel) * 2;
-        int32_t results[VEC_LANES];
-#if defined(__AVX512F__)
-        __m512i sums = _mm512_setzero_si512();
-        for (uint32_t pair = 0; pair < pairs_of_k; pair++, bytes += width * 2) {
-            int32_t both;
-            memcpy(&both, query + 2 * pair, sizeof(both));
-            __m512i wide = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)bytes));
-            sums = _mm512_add_epi32(sums, _mm512_madd_epi16(wide, _mm512_set1_epi32(both)));
-        }
-        _mm512_storeu_si512(results, sums);
-#else
-        __m256i sums = _mm256_setzero_si256();
-        for (uint32_t pair = 0; pair < pairs_of_k; pair++, bytes += width * 2) {
-            int32_t both;
-            memcpy(&both, query + 2 * pair, sizeof(both));
-            __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)bytes));
-            sums = _mm256_add_epi32(sums, _mm256_madd_epi16(wide, _mm256_set1_epi32(both)));
-        }
-        _mm256_storeu_si256((void *)results, sums);
-#endif
-        uint32_t columns = matrix->n - first < VEC_LANES ? matrix->n - first : VEC_LANES;
-        memcpy(dots + first, results, columns * sizeof(*dots));
+        vec dots = column_dots(query, matrix->k_padded / 2, bytes, width);
+        vec steps = vec_mul(vec_load(matrix->scales + first), vec_set(step)); /* padded as the columns are */
+        vec all = vec_fma(steps, dots, vec_set(base));
+        if (columns >= VEC_LANES) vec_store(scores + first, all);
+        else vec_store_part(scores + first, all, columns);
     }
 }
 
@@ -202,27 +206,89 @@ static int32_t nibble_row_sums(const uint8_t *codes, uint32_t row_bytes, const u
     return total;
 }
 
-static float exponentials(float *x, uint32_t count, float factor, float term, float *largest) {
-    vec sums = vec_set(0.0f), most = sums, scale = vec_set(factor * LOG2_E), shift = vec_set(term * LOG2_E);
+static inline vec exponential_of(vec x) {
+    return vec_exp2(vec_mul(x, vec_set(LOG2_E)));
+}
+
+/* A part of a vector ends with zeros, whose weights are 0. */
+static scan_weight_sums weigh(const scan_weighing *weighing, const float *scores, const float *spreads, uint32_t count,
+                              float *weights, float *spread_weights) {
+    const vec zero = vec_set(0.0f), one = vec_set(1.0f), limit = vec_set(weighing->limit);
+    vec sum = zero, tilted = zero, most = zero;
+    for (uint32_t i = 0; i < count; i += VEC_LANES) {
+        uint32_t taken = count - i < VEC_LANES ? count - i : VEC_LANES;
+        vec spread = vec_load_part(spreads + i, taken), square = vec_mul(spread, spread);
+        vec mean = vec_mul(vec_load_part(scores + i, taken), vec_set(weighing->scale));
+        vec variance = vec_mul(square, vec_set(weighing->variance));
+        vec tilt = vec_min(vec_div(vec_max(vec_sub(limit, mean), zero), variance), one); /* 0 / 0 counts as 1 */
+        vec bonus = vec_mul(vec_mul(variance, tilt), vec_fma(tilt, vec_set(-0.5f), one));
+        vec log_weight = vec_sub(vec_min(vec_add(mean, bonus), limit), vec_set(weighing->max));
+        vec weight = vec_mul(vec_load_part(weights + i, taken), exponential_of(log_weight));
+        vec spread_weight = vec_mul(weight, spread);
+        vec_store_part(weights + i, weight, taken);
+        vec_store_part(spread_weights + i, spread_weight, taken);
+        sum = vec_add(sum, weight);
+        tilted = vec_fma(vec_mul(weight, tilt), square, tilted);
+        most = vec_max(most, spread_weight);
+    }
+    return (scan_weight_sums){.weight = vec_sum(sum), .tilted = vec_sum(tilted), .most = vec_largest(most)};
+}
+
+/* Scores whose bits are set become minus infinity. */
+#if defined(__AVX512F__)
+static inline vec without(vec scores, unsigned mask) {
+    return _mm512_mask_blend_ps((__mmask16)mask, scores, _mm512_set1_ps(-__builtin_inff()));
+}
+#else
+static inline vec without(vec scores, unsigned mask) {
+    const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    __m256i is_set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)mask), bits), bits);
+    return _mm256_blendv_ps(scores, _mm256_set1_ps(-__builtin_inff()), _mm256_castsi256_ps(is_set));
+}
+#endif
+
+static float weigh_blocks(const float *scores, const uint16_t *masks, uint32_t block_count, float most, float factor,
+                          float term) {
+    vec sum = vec_set(0.0f), scale = vec_set(factor * LOG2_E), shift = vec_set(term * LOG2_E);
+    for (uint32_t b = 0; b < block_count; b++) {
+        for (uint32_t i = 0; i < SCAN_BLOCK; i += VEC_LANES) {
+            vec held = vec_min(vec_load(scores + b * SCAN_BLOCK + i), vec_set(most));
+            sum = vec_add(sum, vec_exp2(vec_fma(without(held, (unsigned)masks[b] >> i), scale, shift)));
+        }
+    }
+    return vec_sum(sum);
+}
+
+static inline float vec_least(vec a) {
+    return -vec_largest(vec_sub(vec_set(0.0f), a));
+}
+
+static void add_scaled(const float *a, const float *b, float factor, uint32_t count, float *sums, float *least,
+                       float *greatest) {
+    vec low = vec_set(__builtin_inff()), high = vec_set(-__builtin_inff());
     uint32_t i = 0;
     for (; i + VEC_LANES <= count; i += VEC_LANES) {
-        vec value = vec_exp2(vec_fma(vec_load(x + i), scale, shift));
-        vec_store(x + i, value);
-        sums = vec_add(sums, value);
-        most = vec_max(most, value);
+        vec sum = vec_fma(vec_load(b + i), vec_set(factor), vec_load(a + i));
+        vec_store(sums + i, sum);
+        low = vec_min(low, sum);
+        high = vec_max(high, sum);
     }
-    float sum = vec_sum(sums), lanes[VEC_LANES];
-    vec_store(lanes, most);
-    *largest = 0.0f;
-    for (uint32_t lane = 0; lane < VEC_LANES; lane++) *largest = lanes[lane] > *largest ? lanes[lane] : *largest;
+    *least = vec_least(low);
+    *greatest = vec_largest(high);
     for (; i < count; i++) {
-        float last[VEC_LANES] = {x[i]};
-        vec_store(last, vec_exp2(vec_fma(vec_load(last), scale, shift)));
-        x[i] = last[0];
-        sum += x[i];
-        *largest = x[i] > *largest ? x[i] : *largest;
+        sums[i] = __builtin_fmaf(b[i], factor, a[i]);
+        *least = sums[i] < *least ? sums[i] : *least;
+        *greatest = sums[i] > *greatest ? sums[i] : *greatest;
     }
-    return sum;
+}
+
+static float largest(const float *x, uint32_t count) {
+    vec most = vec_set(-__builtin_inff());
+    uint32_t i = 0;
+    for (; i + VEC_LANES <= count; i += VEC_LANES) most = vec_max(most, vec_load(x + i));
+    float all = vec_largest(most);
+    for (; i < count; i++) all = x[i] > all ? x[i] : all;
+    return all;
 }
 
 #if defined(__AVX512F__)
@@ -276,9 +342,12 @@ const kernel_scan table_scan = {
     .dot_rows = dot_rows,
     .nibble_scores = nibble_scores,
     .nibble_dots = nibble_dots,
-    .byte_dots = byte_dots,
+    .byte_scores = byte_scores,
     .nibble_row_sums = nibble_row_sums,
-    .exponentials = exponentials,
+    .weigh = weigh,
+    .weigh_blocks = weigh_blocks,
+    .add_scaled = add_scaled,
+    .largest = largest,
     .count_from = count_from,
     .collect_from = collect_from,
 };

@@ -38,14 +38,15 @@ static void nibble_dots(const int8_t weights[2 * SCAN_ROW_BYTES], const uint8_t 
     }
 }
 
-static void byte_dots(const int16_t *query, const kernel_matrix *matrix, int32_t *dots) {
+static void byte_scores(const int16_t *query, const kernel_matrix *matrix, float base, float step, float *scores) {
     for (uint32_t c = 0; c < matrix->n; c++) {
         uint32_t first = c / KERNEL_PANEL * KERNEL_PANEL;
         uint32_t width = matrix->n_padded - first < KERNEL_PANEL ? matrix->n_padded - first : KERNEL_PANEL;
         const int8_t *panel = (const int8_t *)matrix->data + (size_t)first * matrix->k_padded;
-        dots[c] = 0;
+        int32_t dot = 0;
         for (uint32_t k = 0; k < matrix->k; k++)
-            dots[c] += query[k] * panel[(size_t)(k / 2 * width + c - first) * 2 + k % 2];
+            dot += query[k] * panel[(size_t)(k / 2 * width + c - first) * 2 + k % 2];
+        scores[c] = base + step * matrix->scales[c] * (float)dot;
     }
 }
 
@@ -77,23 +78,58 @@ static int32_t nibble_row_sums(const uint8_t *codes, uint32_t row_bytes, const u
     return total;
 }
 
-static float exponentials(float *x, uint32_t count, float factor, float term, float *largest) {
-    float sum = 0.0f;
-    *largest = 0.0f;
+static scan_weight_sums weigh(const scan_weighing *weighing, const float *scores, const float *spreads, uint32_t count,
+                              float *weights, float *spread_weights) {
+    scan_weight_sums sums = {0};
     for (uint32_t i = 0; i < count; i++) {
-        sum += x[i] = expf(factor * x[i] + term);
-        *largest = x[i] > *largest ? x[i] : *largest;
+        float mean = weighing->scale * scores[i], square = spreads[i] * spreads[i];
+        float variance = weighing->variance * square;
+        float tilt = fminf(fmaxf(weighing->limit - mean, 0.0f) / variance, 1.0f); /* 0 / 0 counts as 1 */
+        float log_weight = fminf(mean + variance * tilt * (1.0f - 0.5f * tilt), weighing->limit) - weighing->max;
+        weights[i] *= expf(log_weight);
+        spread_weights[i] = weights[i] * spreads[i];
+        sums.weight += weights[i];
+        sums.tilted += weights[i] * tilt * square;
+        sums.most = fmaxf(sums.most, spread_weights[i]);
     }
+    return sums;
+}
+
+static float weigh_blocks(const float *scores, const uint16_t *masks, uint32_t block_count, float most, float factor,
+                          float term) {
+    float sum = 0.0f;
+    for (uint32_t i = 0; i < block_count * SCAN_BLOCK; i++)
+        if ((masks[i / SCAN_BLOCK] >> i % SCAN_BLOCK & 1) == 0) sum += expf(factor * fminf(scores[i], most) + term);
     return sum;
+}
+
+static void add_scaled(const float *a, const float *b, float factor, uint32_t count, float *sums, float *least,
+                       float *greatest) {
+    *least = INFINITY;
+    *greatest = -INFINITY;
+    for (uint32_t i = 0; i < count; i++) {
+        sums[i] = a[i] + factor * b[i];
+        *least = fminf(*least, sums[i]);
+        *greatest = fmaxf(*greatest, sums[i]);
+    }
+}
+
+static float largest(const float *x, uint32_t count) {
+    float most = -INFINITY;
+    for (uint32_t i = 0; i < count; i++) most = fmaxf(most, x[i]);
+    return most;
 }
 
 const kernel_scan kernel_scan_portable = {
     .dot_rows = dot_rows,
     .nibble_scores = nibble_scores,
     .nibble_dots = nibble_dots,
-    .byte_dots = byte_dots,
+    .byte_scores = byte_scores,
     .nibble_row_sums = nibble_row_sums,
-    .exponentials = exponentials,
+    .weigh = weigh,
+    .weigh_blocks = weigh_blocks,
+    .add_scaled = add_scaled,
+    .largest = largest,
     .count_from = count_from,
     .collect_from = collect_from,
 };

@@ -20,7 +20,6 @@ static float uniform(uint64_t *seed) {
 
 static void scores_are_those_of_the_rows_that_set_left(void **state) {
     static float rows[COUNT * DIM], before[COUNT * DIM], scores[COUNT];
-    int32_t sums[COUNT];
     float z[DIM];
     uint64_t seed = 7;
     const kernel_ops *kernels;
@@ -36,7 +35,7 @@ static void scores_are_those_of_the_rows_that_set_left(void **state) {
     for (uint32_t i = 0; i < DIM; i++) z[i] = uniform(&seed);
     assert_int_equal(kernel_ops_choose(NULL, &kernels, NULL), HD_OK);
     index_centres_set(&centres, rows, DIM);
-    index_centres_score(&centres, kernels->scan, z, 3.0f, sums, scores);
+    index_centres_score(&centres, kernels->scan, z, 3.0f, scores);
     for (uint32_t c = 0; c < COUNT; c++) {
         float score = 3.0f;
         for (uint32_t i = 0; i < DIM; i++) {

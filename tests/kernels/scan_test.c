@@ -89,20 +89,21 @@ static void products_with_nibbles_are_exact(void **state) {
     }
 }
 
-static void products_with_bytes_are_exact(void **state) {
+static void products_with_bytes_are_summed_in_whole_numbers(void **state) {
     const uint32_t shapes[][2] = {{16, 32}, {2048, 64}, {80, 48}, {250, 16}};
     uint64_t seed = 4;
     for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
         kernel_matrix matrix = cases_matrix(HD_INT8, shapes[i][0], shapes[i][1], &seed);
         int16_t *query = cases_take(matrix.k_padded * sizeof(*query));
-        int32_t *dots = cases_take(matrix.n * sizeof(*dots));
+        float *scores = cases_take(matrix.n * sizeof(*scores));
         for (uint32_t k = 0; k < matrix.k; k++) query[k] = (int16_t)((int)cases_random_below(&seed, 65535) - 32767);
-        table->scan->byte_dots(query, &matrix, dots);
+        table->scan->byte_scores(query, &matrix, 3.0f, 0.5f, scores);
         for (uint32_t c = 0; c < matrix.n; c++) {
             int64_t sum = 0;
             for (uint32_t k = 0; k < matrix.k; k++)
                 sum += query[k] * (int64_t)lrintf(kernel_matrix_get(&matrix, k, c) / matrix.scales[c]);
-            assert_int_equal(dots[c], sum);
+            double right = 3.0 + 0.5 * (double)matrix.scales[c] * (double)sum;
+            assert_true(fabs(scores[c] - right) <= 3e-7 * fabs(right - 3.0) + 1e-6);
         }
     }
 }
@@ -148,23 +149,72 @@ static void weighted_sums_of_rows_of_nibbles_are_exact(void **state) {
     }
 }
 
-static void exponentials_agree_and_vanish_at_minus_infinity(void **state) {
+/* Tilts of 0, of 1 and between them, a variance of 0, and weights of nothing. */
+static void uncertain_scores_weigh_by_mean_and_variance(void **state) {
     uint64_t seed = 7;
-    float *x = cases_take(37 * sizeof(*x)), before[37], largest, most = 0.0f;
-    double sum = 0.0;
-    for (uint32_t i = 0; i < 37; i++) before[i] = x[i] = 10.0f * cases_random(&seed) - 5.0f;
-    before[3] = x[3] = before[36] = x[36] = -INFINITY;
-    before[4] = x[4] = 2.0f;
-    float returned = table->scan->exponentials(x, 37, 0.5f, -1.0f, &largest);
-    for (uint32_t i = 0; i < 37; i++) {
-        double right = exp(0.5 * (double)before[i] - 1.0);
-        assert_true(fabs(x[i] - right) <= 4e-6 * right);
-        sum += right;
-        most = x[i] > most ? x[i] : most;
+    for (uint32_t count = 0; count < 70; count += count < 40 ? 1 : 13) {
+        const scan_weighing weighing = {
+            .scale = 0.5f, .variance = count % 4 == 3 ? 0.0f : 3.0f, .limit = 6.0f, .max = 7.0f};
+        float *scores = cases_take(count * sizeof(float)), *spreads = cases_take(count * sizeof(float));
+        float *weights = cases_take(count * sizeof(float)), *spread_weights = cases_take(count * sizeof(float));
+        double right[70], sum = 0.0, tilted = 0.0, most = 0.0;
+        for (uint32_t i = 0; i < count; i++) {
+            scores[i] = i % 7 == 0 ? -100.0f : 10.0f * cases_random(&seed) + 5.0f;
+            spreads[i] = 1.2f + cases_random(&seed);
+            weights[i] = (float)(i % 3);
+            double mean = 0.5 * (double)scores[i], square = (double)spreads[i] * (double)spreads[i];
+            double variance = (double)weighing.variance * square, below = fmax(6.0 - mean, 0.0);
+            double tilt = variance > below ? below / variance : 1.0;
+            right[i] = weights[i] * exp(fmin(mean + variance * tilt * (1.0 - 0.5 * tilt), 6.0) - 7.0);
+            sum += right[i];
+            tilted += right[i] * tilt * square;
+            most = fmax(most, right[i] * (double)spreads[i]);
+        }
+        scan_weight_sums sums = table->scan->weigh(&weighing, scores, spreads, count, weights, spread_weights);
+        for (uint32_t i = 0; i < count; i++) {
+            assert_true(fabs(weights[i] - right[i]) <= 3e-5 * right[i]);
+            assert_true(spread_weights[i] == weights[i] * spreads[i]);
+        }
+        assert_true(fabs(sums.weight - sum) <= 1e-5 * sum && fabs(sums.tilted - tilted) <= 1e-5 * tilted);
+        assert_true(fabs(sums.most - most) <= 1e-5 * most);
     }
-    assert_true(x[3] == 0.0f && x[36] == 0.0f && x[4] == 1.0f);
-    assert_true(largest == most);
-    assert_true(fabs(returned - sum) <= 1e-5 * sum);
+}
+
+static void blocks_weigh_without_what_their_masks_name(void **state) {
+    enum { BLOCKS = 3 };
+    uint64_t seed = 11;
+    float *scores = cases_take(BLOCKS * SCAN_BLOCK * sizeof(*scores));
+    uint16_t *masks = cases_take(BLOCKS * sizeof(*masks));
+    double sum = 0.0;
+    for (uint32_t i = 0; i < BLOCKS * SCAN_BLOCK; i++) {
+        scores[i] = i % 11 == 0 ? -INFINITY : 10.0f * cases_random(&seed);
+        if (cases_random_below(&seed, 3) == 0) masks[i / SCAN_BLOCK] |= (uint16_t)(1u << i % SCAN_BLOCK);
+        else if (i % 11 != 0) sum += exp(0.5 * fmin((double)scores[i], 6.0) - 3.0);
+    }
+    float weight = table->scan->weigh_blocks(scores, masks, BLOCKS, 6.0f, 0.5f, -3.0f);
+    assert_true(fabs(weight - sum) <= 1e-5 * sum);
+    memset(masks, 255, BLOCKS * sizeof(*masks));
+    assert_true(table->scan->weigh_blocks(scores, masks, BLOCKS, 6.0f, 0.5f, -3.0f) == 0.0f);
+    assert_true(table->scan->weigh_blocks(scores, masks, 0, 6.0f, 0.5f, -3.0f) == 0.0f);
+}
+
+static void sums_come_with_their_bounds(void **state) {
+    uint64_t seed = 12;
+    for (uint32_t count = 0; count < 50; count++) {
+        float *a = cases_take(count * sizeof(*a)), *b = cases_take(count * sizeof(*b));
+        float *sums = cases_take(count * sizeof(*sums)), least, greatest, low = INFINITY, high = -INFINITY;
+        for (uint32_t i = 0; i < count; i++) {
+            a[i] = cases_random(&seed);
+            b[i] = cases_random(&seed);
+        }
+        table->scan->add_scaled(a, b, 1.5f, count, sums, &least, &greatest);
+        for (uint32_t i = 0; i < count; i++) {
+            assert_true(fabs((double)sums[i] - ((double)a[i] + 1.5 * (double)b[i])) <= 5e-7);
+            low = sums[i] < low ? sums[i] : low;
+            high = sums[i] > high ? sums[i] : high;
+        }
+        assert_true(least == low && greatest == high && table->scan->largest(sums, count) == high);
+    }
 }
 
 /* A page put together by plain copies, and by the table; half of the tokens have rows beside their pages. */
@@ -206,9 +256,11 @@ int main(void) {
         cmocka_unit_test(every_nibble_has_a_table_of_its_own),
         cmocka_unit_test_teardown(products_with_nibbles_are_exact, cases_teardown),
         cmocka_unit_test_teardown(weighted_sums_of_rows_of_nibbles_are_exact, cases_teardown),
-        cmocka_unit_test_teardown(exponentials_agree_and_vanish_at_minus_infinity, cases_teardown),
+        cmocka_unit_test_teardown(uncertain_scores_weigh_by_mean_and_variance, cases_teardown),
+        cmocka_unit_test_teardown(blocks_weigh_without_what_their_masks_name, cases_teardown),
+        cmocka_unit_test_teardown(sums_come_with_their_bounds, cases_teardown),
         cmocka_unit_test_teardown(gathered_tokens_are_copies, cases_teardown),
-        cmocka_unit_test_teardown(products_with_bytes_are_exact, cases_teardown),
+        cmocka_unit_test_teardown(products_with_bytes_are_summed_in_whole_numbers, cases_teardown),
         cmocka_unit_test_teardown(scores_from_a_limit_on_are_counted_and_collected, cases_teardown),
     };
     return cases_run(tests, sizeof(tests) / sizeof(tests[0]));
