@@ -38,7 +38,7 @@ typedef struct pipeline {
     uint32_t values_begun; /* products of before */
     product at;            /* the product at hand */
     bool is_scoring;       /* it makes scores */
-    tile_fetch fetch;
+    page_fetch fetch;
 } pipeline;
 
 /* ---- Products ---- */
@@ -160,6 +160,7 @@ static bool begin_product(pipeline *p) {
 static bool step(pipeline *p) {
     if (p->at.steps_left == 0 && !begin_product(p)) return false;
     product_step(&p->at);
+    page_fetch_step(&p->fetch);
     return true;
 }
 
@@ -186,7 +187,6 @@ static void weigh_block(pipeline *p, const exponential *e, uint32_t steps_each, 
     uint32_t row = 0;
     for (; row + ROWS_TOGETHER <= tile->rows; row += ROWS_TOGETHER) {
         weigh_rows(e, tile, row, ROWS_TOGETHER, scores, weights, HD_BLOCK_TOKENS);
-        tile_fetch_step(&p->fetch);
         for (*credit += steps_each * ROWS_TOGETHER; *credit >= PAGE_BLOCKS * tile->rows;
              *credit -= PAGE_BLOCKS * tile->rows)
             step(p);
@@ -207,9 +207,9 @@ static void run(pipeline *p) {
         p->weighed = p->values_begun = 0;
         uint32_t steps = PAGE_BLOCKS * p->key_steps + (p->before.span != NULL ? p->value_products * VALUE_STEPS : 0);
         uint32_t credit = 0;
+        p->fetch = unit_fetch(&p->rows, &p->now, steps);
         for (; p->weighed < PAGE_BLOCKS; p->weighed++) {
             finish_scores(p);
-            unit_fetch(&p->rows, &p->now, p->weighed, &p->fetch);
             weigh_block(p, &e, steps, &credit);
         }
         finish_values(p);

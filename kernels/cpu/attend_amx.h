@@ -21,6 +21,7 @@
 
 #include "kernels/cpu/attend.h"
 #include "kernels/cpu/page.h"
+#include "kernels/cpu/page_fetch.h"
 #include "kernels/cpu/tile.h"
 
 #define INLINE static inline __attribute__((always_inline))
@@ -176,22 +177,11 @@ static inline unit unit_first(const row_tiles *rows) {
     return unit_after(rows, &(unit){.tile_index = UINT32_MAX - 1, .span_index = UINT32_MAX});
 }
 
-/* Half of the blocks of a unit bring its share of the next page's keys near, the others that of the values: what to
- * fetch from a block on, where that is something new. */
-static inline void unit_fetch(const row_tiles *rows, const unit *u, uint32_t block, tile_fetch *fetch) {
+/* A unit's share of the next page. */
+static inline page_fetch unit_fetch(const row_tiles *rows, const unit *u, uint32_t steps) {
     const kernel_attend *call = rows->call;
-    assert(rows->count > 0 && u->tile->rows > 0);
     const kernel_span *next = u->span_index + 1 < call->span_count ? u->span + 1 : call->ahead;
-    bool is_keys = block < PAGE_BLOCKS / 2;
-    if (block % (PAGE_BLOCKS / 2) != 0) return;
-    *fetch = (tile_fetch){0};
-    if (next == NULL) return;
-    size_t bytes = is_keys ? kernel_page_key_bytes(&call->shape) : kernel_page_value_bytes(&call->shape);
-    size_t share = (bytes / rows->count + 63) / 64 * 64, first = share * u->tile_index;
-    if (first >= bytes) return;
-    const char *page = is_keys ? next->keys : next->values;
-    uint32_t turns = PAGE_BLOCKS / 2 * ((u->tile->rows + ROWS_TOGETHER - 1) / ROWS_TOGETHER);
-    *fetch = tile_fetch_start(page + first, share < bytes - first ? share : bytes - first, turns);
+    return page_fetch_start(&call->shape, next, u->tile_index, rows->count, steps);
 }
 
 /* ---- Scores and weights of a block ---- */

@@ -31,7 +31,7 @@ typedef struct pipeline {
     uint32_t key_steps, value_tiles;
     unit now, after;
     uint32_t block; /* of now: it is weighed */
-    tile_fetch fetch;
+    page_fetch fetch;
     /* Where the next step of scores reads, and where they go. */
     const char *queries, *keys;
     float *scores;
@@ -58,8 +58,10 @@ INLINE void score_step(pipeline *p) {
     _tile_loadd(A, p->queries, p->rows.call->query_stride * sizeof(uint16_t));
     _tile_loadd(B, p->keys, row_bytes);
     _tile_dpbf16ps(SCORES_LOW, A, B);
+    page_fetch_step(&p->fetch);
     _tile_loadd(B, p->keys + TILE_COLUMNS * 2 * sizeof(uint16_t), row_bytes);
     _tile_dpbf16ps(SCORES_HIGH, A, B);
+    page_fetch_step(&p->fetch);
     p->queries += TILE_K * sizeof(uint16_t);
     p->keys += TILE_K / 2 * row_bytes;
 }
@@ -103,17 +105,21 @@ INLINE void value_step(pipeline *p, const uint16_t *weights, const uint32_t tile
     _tile_loadd(A, weights, BLOCK * sizeof(uint16_t));
     _tile_loadd(B, p->values, row_bytes);
     _tile_dpbf16ps(0, A, B);
+    page_fetch_step(&p->fetch);
     if (tiles > 1) {
         _tile_loadd(B, p->values + tile_bytes, row_bytes);
         _tile_dpbf16ps(1, A, B);
+        page_fetch_step(&p->fetch);
     }
     if (tiles > 2) {
         _tile_loadd(B, p->values + 2 * tile_bytes, row_bytes);
         _tile_dpbf16ps(2, A, B);
+        page_fetch_step(&p->fetch);
     }
     if (tiles > 3) {
         _tile_loadd(B, p->values + 3 * tile_bytes, row_bytes);
         _tile_dpbf16ps(3, A, B);
+        page_fetch_step(&p->fetch);
     }
     p->values += TILE_K / 2 * row_bytes;
 }
@@ -134,7 +140,6 @@ INLINE void weigh_beside(pipeline *p, const exponential *constants, const uint32
 #pragma GCC unroll 4
     for (; row + ROWS_TOGETHER <= rows; row += ROWS_TOGETHER) {
         weigh_rows(&e, tile, row, ROWS_TOGETHER, scores, weights, BLOCK);
-        tile_fetch_step(&p->fetch);
         MEMORY_BARRIER();
 #pragma GCC unroll 4
         for (; done * rows < steps * (row + ROWS_TOGETHER); done++) {
@@ -184,10 +189,8 @@ static void run(pipeline *p) {
     MEMORY_BARRIER();
     for (; p->now.span != NULL; p->now = p->after) {
         p->after = unit_after(&p->rows, &p->now);
-        for (p->block = 0; p->block < PAGE_BLOCKS; p->block++) {
-            unit_fetch(&p->rows, &p->now, p->block, &p->fetch);
-            weigh_block(p, &e);
-        }
+        p->fetch = unit_fetch(&p->rows, &p->now, PAGE_BLOCKS * (2 * p->key_steps + p->value_tiles));
+        for (p->block = 0; p->block < PAGE_BLOCKS; p->block++) weigh_block(p, &e);
     }
     value_step(p, p->scratch->weights[(PAGE_BLOCKS + 1) % 2], p->value_tiles);
     end_values(p);
