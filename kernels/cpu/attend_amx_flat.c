@@ -53,15 +53,16 @@ static void begin_scores(pipeline *p, const unit *u, uint32_t block, float *scor
     _tile_zero(SCORES_HIGH);
 }
 
-INLINE void score_step(pipeline *p) {
+/* With few rows the next page is asked for between tiles: it is all that takes time. */
+INLINE void score_step(pipeline *p, const bool is_few) {
     const size_t row_bytes = KERNEL_PANEL * 2 * sizeof(uint16_t);
     _tile_loadd(A, p->queries, p->rows.call->query_stride * sizeof(uint16_t));
     _tile_loadd(B, p->keys, row_bytes);
     _tile_dpbf16ps(SCORES_LOW, A, B);
-    page_fetch_step(&p->fetch);
+    if (is_few) page_fetch_step(&p->fetch);
     _tile_loadd(B, p->keys + TILE_COLUMNS * 2 * sizeof(uint16_t), row_bytes);
     _tile_dpbf16ps(SCORES_HIGH, A, B);
-    page_fetch_step(&p->fetch);
+    if (is_few) page_fetch_step(&p->fetch);
     p->queries += TILE_K * sizeof(uint16_t);
     p->keys += TILE_K / 2 * row_bytes;
 }
@@ -100,26 +101,26 @@ static void end_values(const pipeline *p) {
 }
 
 /* 32 positions of all columns. */
-INLINE void value_step(pipeline *p, const uint16_t *weights, const uint32_t tiles) {
+INLINE void value_step(pipeline *p, const uint16_t *weights, const uint32_t tiles, const bool is_few) {
     const size_t tile_bytes = TILE_COLUMNS * 2 * sizeof(uint16_t), row_bytes = tiles * tile_bytes;
     _tile_loadd(A, weights, BLOCK * sizeof(uint16_t));
     _tile_loadd(B, p->values, row_bytes);
     _tile_dpbf16ps(0, A, B);
-    page_fetch_step(&p->fetch);
+    if (is_few) page_fetch_step(&p->fetch);
     if (tiles > 1) {
         _tile_loadd(B, p->values + tile_bytes, row_bytes);
         _tile_dpbf16ps(1, A, B);
-        page_fetch_step(&p->fetch);
+        if (is_few) page_fetch_step(&p->fetch);
     }
     if (tiles > 2) {
         _tile_loadd(B, p->values + 2 * tile_bytes, row_bytes);
         _tile_dpbf16ps(2, A, B);
-        page_fetch_step(&p->fetch);
+        if (is_few) page_fetch_step(&p->fetch);
     }
     if (tiles > 3) {
         _tile_loadd(B, p->values + 3 * tile_bytes, row_bytes);
         _tile_dpbf16ps(3, A, B);
-        page_fetch_step(&p->fetch);
+        if (is_few) page_fetch_step(&p->fetch);
     }
     p->values += TILE_K / 2 * row_bytes;
 }
@@ -135,23 +136,25 @@ INLINE void weigh_beside(pipeline *p, const exponential *constants, const uint32
     uint16_t *weights = p->scratch->weights[p->block % 2];
     const uint16_t *weights_before = p->scratch->weights[(p->block + 1) % 2];
     const uint32_t steps = score_steps + value_steps;
+    const bool is_few = rows < TILE_ROWS;
     row_tile *tile = p->now.tile;
     uint32_t row = 0, done = 0;
 #pragma GCC unroll 4
     for (; row + ROWS_TOGETHER <= rows; row += ROWS_TOGETHER) {
         weigh_rows(&e, tile, row, ROWS_TOGETHER, scores, weights, BLOCK);
+        if (!is_few) page_fetch_step(&p->fetch);
         MEMORY_BARRIER();
 #pragma GCC unroll 4
         for (; done * rows < steps * (row + ROWS_TOGETHER); done++) {
-            if (done < score_steps) score_step(p);
-            else value_step(p, weights_before, value_tiles);
+            if (done < score_steps) score_step(p, is_few);
+            else value_step(p, weights_before, value_tiles, is_few);
         }
         MEMORY_BARRIER();
     }
     for (; row < rows; row++) weigh_rows(&e, tile, row, 1, scores, weights, BLOCK);
     MEMORY_BARRIER();
-    for (; done < score_steps; done++) score_step(p);
-    for (; done < steps; done++) value_step(p, weights_before, value_tiles);
+    for (; done < score_steps; done++) score_step(p, is_few);
+    for (; done < steps; done++) value_step(p, weights_before, value_tiles, is_few);
 }
 
 /* Heads of 64 have code of their own, without a branch between products. */
@@ -184,15 +187,17 @@ static void run(pipeline *p) {
     p->now = unit_first(&p->rows);
     if (p->now.span == NULL) return;
     begin_scores(p, &p->now, 0, p->scratch->scores[0]);
-    for (uint32_t step = 0; step < p->key_steps; step++) score_step(p);
+    for (uint32_t step = 0; step < p->key_steps; step++) score_step(p, false);
     end_scores(p);
     MEMORY_BARRIER();
     for (; p->now.span != NULL; p->now = p->after) {
         p->after = unit_after(&p->rows, &p->now);
-        p->fetch = unit_fetch(&p->rows, &p->now, PAGE_BLOCKS * (2 * p->key_steps + p->value_tiles));
+        bool is_few = p->now.tile->rows < TILE_ROWS;
+        uint32_t turns = is_few ? 2 * p->key_steps + p->value_tiles : TILE_ROWS / ROWS_TOGETHER;
+        p->fetch = unit_fetch(&p->rows, &p->now, PAGE_BLOCKS * turns);
         for (p->block = 0; p->block < PAGE_BLOCKS; p->block++) weigh_block(p, &e);
     }
-    value_step(p, p->scratch->weights[(PAGE_BLOCKS + 1) % 2], p->value_tiles);
+    value_step(p, p->scratch->weights[(PAGE_BLOCKS + 1) % 2], p->value_tiles, false);
     end_values(p);
     MEMORY_BARRIER();
 }
