@@ -188,14 +188,14 @@ static void write_gated(const part *p, uint32_t i) {
 void table_matmul(const kernel_matmul *call, uint32_t first_panel, uint32_t panel_count) {
     bool is_gated = call->epilogue == KERNEL_SWIGLU;
     assert(!is_gated || (first_panel % 2 == 0 && panel_count % 2 == 0 && call->bias == NULL));
-    /* A few rows are bound by reading the weights: go straight through memory, and keep the expanded chunk in the
+    /* A few rows are bound by reading the weights: go straight through memory, and keep an expanded chunk in the
      * first-level cache. */
-    bool is_small = call->row_count <= 32;
+    bool is_small = call->row_count <= 32, expands = call->weights->dtype == HD_INT8 && call->row_count > 1;
     uint32_t panels_at_once = is_small ? 2 : MATMUL_PANELS, last_panel = first_panel + panel_count;
     part p = {
         .call = call,
         .last_panel = last_panel,
-        .depth = is_small ? MATMUL_DEPTH / 4 : MATMUL_DEPTH,
+        .depth = is_small && expands ? MATMUL_DEPTH / 4 : MATMUL_DEPTH,
         .sums = call->scratch,
         .expanded = {(uint16_t *)((char *)call->scratch + MATMUL_SUM_BYTES),
                      (uint16_t *)((char *)call->scratch + MATMUL_SUM_BYTES + MATMUL_CHUNK_BYTES)},

@@ -18,21 +18,29 @@
 #include "kernels/cpu/vector.h"
 #include "kernels/dtype.h"
 
-/* Memory that is wanted soon, brought into the second-level cache a few lines at a time. */
+/* Memory that is wanted soon, brought into the second-level cache a few lines at a time: the first line of each 4 KiB,
+ * then the second of each, since one core reads several pages side by side half as fast again as one after another. */
 typedef struct tile_fetch {
-    const char *next, *end;
-    size_t step_bytes;
+    const char *next, *row, *row_end, *end; /* row: the line of the first 4 KiB */
+    size_t step_lines;
 } tile_fetch;
+
+enum { TILE_FETCH_LINE = 64, TILE_FETCH_PAGE = 4096 };
 
 static inline tile_fetch tile_fetch_start(const void *memory, size_t bytes, size_t steps) {
     assert(steps > 0);
-    return (tile_fetch){memory, memory != NULL ? (const char *)memory + bytes : NULL, (bytes / steps + 63) / 64 * 64};
+    const char *start = memory;
+    if (memory == NULL) return (tile_fetch){0};
+    return (tile_fetch){start, start, start + (bytes < TILE_FETCH_PAGE ? bytes : TILE_FETCH_PAGE), start + bytes,
+                        (bytes / TILE_FETCH_LINE + steps - 1) / steps};
 }
 
 static inline void tile_fetch_step(tile_fetch *fetch) {
-    const char *stop =
-        fetch->end - fetch->next <= (ptrdiff_t)fetch->step_bytes ? fetch->end : fetch->next + fetch->step_bytes;
-    for (; fetch->next < stop; fetch->next += 64) _mm_prefetch(fetch->next, _MM_HINT_T1);
+    for (size_t line = 0; line < fetch->step_lines && fetch->row < fetch->row_end; line++) {
+        _mm_prefetch(fetch->next, _MM_HINT_T1);
+        fetch->next += TILE_FETCH_PAGE;
+        if (fetch->next >= fetch->end) fetch->next = fetch->row += TILE_FETCH_LINE;
+    }
 }
 
 /* Where the next step of a product begins. */
