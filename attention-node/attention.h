@@ -38,15 +38,14 @@
 
 typedef struct attention attention;
 
-/* Where a tensor lives. Host memory only, unless the build has a device. */
+/* Where a tensor lives. An attention takes tensors of one place only. */
 typedef enum { ATTENTION_HOST, ATTENTION_DEVICE } attention_place;
 
 typedef struct attention_tensor {
     void *data;
     hd_dtype dtype;
     attention_place place;
-    uint32_t device; /* with ATTENTION_DEVICE: device and the queue (stream) that orders it */
-    void *queue;
+    struct kernel_queue *queue; /* with ATTENTION_DEVICE (kernels/device.h): what is in it makes and uses the tensor */
 } attention_tensor;
 
 #define ATTENTION_SALT_BYTES 16
@@ -105,9 +104,12 @@ typedef struct attention_partial {
 
 /* One layer of the step, all rows in the order of step_begin's spans. R = sum of counts, H = KV heads of the layer, G =
  * query heads / H. Query head h*G + g reads KV head h. Tensors stay the caller's and untouched from submit until wait
- * has returned. */
+ * has returned. On a device submit and wait only ask for things in the tensors' queue, and whatever is asked for there
+ * behind wait finds the output. */
 typedef struct attention_layer_call {
     uint32_t layer;
+    uint32_t row_count; /* R, where tensors have more rows than the step, at most twice as many: the others are neither
+                         * kept nor answered. 0: as many. On a device only */
     /* [H, R, G, key_pad] in attention_dtype(), 64-byte aligned; key_pad: key_dim, zero padded to a multiple of 32 */
     attention_tensor queries;
     attention_tensor keys;     /* [R, H, key_dim] in attention_dtype() */
@@ -204,6 +206,10 @@ typedef struct attention_ops {
     /* HD_UNSUPPORTED: a layer that this implementation keeps but cannot compute. Layers come in ascending order. */
     hd_status (*submit)(attention *self, const attention_layer_call *call);
     hd_status (*wait)(attention *self, uint32_t layer);
+    /* Of a step on a device: the caller is about to replay what its queue recorded (kernels/device.h) while all layers
+     * of another step were submitted, with tensors of the same places and row_count. They count as submitted and
+     * waited for. NULL: nothing can be recorded. */
+    hd_status (*step_replayed)(attention *self);
     /* The step's tokens are there from now on. HD_CANCELLED, and none of them are, when a layer that can be computed
      * was left out. HD_TIMED_OUT, HD_IO, HD_CORRUPT: those of some sequences are not (rule 7), and sequence_length
      * tells of which; after HD_TIMED_OUT the same rows may be tried again. HD_CORRUPT tells of the worst. */

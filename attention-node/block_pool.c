@@ -175,30 +175,58 @@ hd_status block_pool_verify(const block_pool *pool, block_name block) {
     return HD_OK;
 }
 
+static hd_status copy_page(block_pool *pool, uint32_t to_block, uint32_t from_block, uint32_t stream, uint32_t head) {
+    void *to = block_pool_page(pool, to_block, stream, head);
+    const void *from = block_pool_page(pool, from_block, stream, head);
+    size_t bytes = (size_t)pool->layout.streams[stream].page_bytes;
+    if (pool->queue != NULL) return pool->queue->device->ops->copy(pool->queue, to, from, bytes);
+    memcpy(to, from, bytes);
+    return HD_OK;
+}
+
 hd_status block_pool_copy(block_pool *pool, block_name to, block_name from) {
     block_record *target = block_pool_get(pool, to), *source = block_pool_get(pool, from);
     assert(target->state == BLOCK_OPEN && source->state != BLOCK_FREE);
     if (source->state == BLOCK_SEALED && block_pool_verify(pool, from) != HD_OK) return HD_CORRUPT;
     memcpy(target->token_ids, source->token_ids, sizeof(target->token_ids));
+    hd_status status = HD_OK;
     for (uint32_t stream = 0; stream < pool->layout.stream_count; stream++) {
-        for (uint32_t head = 0; head < pool->layout.streams[stream].heads; head++) {
-            memcpy(block_pool_page(pool, to.index, stream, head), block_pool_page(pool, from.index, stream, head),
-                   (size_t)pool->layout.streams[stream].page_bytes);
-        }
+        for (uint32_t head = 0; head < pool->layout.streams[stream].heads && status == HD_OK; head++)
+            status = copy_page(pool, to.index, from.index, stream, head);
     }
-    return HD_OK;
+    return status;
 }
 
 /* ---- Start and end ---- */
 
-hd_status block_pool_init(block_pool *pool, const attention_layer_table *table, uint32_t block_count,
-                          uint32_t frame_count, hd_arena *arena) {
-    assert(frame_count > 0 && frame_count <= block_count);
-    uint64_t payload_bytes = block_pool_payload_bytes(table, frame_count);
-    void *payload = hd_region_map((size_t)payload_bytes);
-    if (payload == NULL) return HD_NO_MEMORY;
+static hd_status take_payload(kernel_queue *queue, size_t bytes, void **out) {
+    if (queue == NULL) {
+        *out = hd_region_map(bytes);
+        return *out != NULL ? HD_OK : HD_NO_MEMORY;
+    }
+    const kernel_device_ops *ops = queue->device->ops;
+    hd_status status = ops->take(queue->device, bytes, KERNEL_DEVICE_MEMORY, out);
+    return status == HD_OK ? ops->clear(queue, *out, bytes) : status;
+}
 
-    *pool = (block_pool){.block_count = block_count, .payload = payload, .payload_bytes = payload_bytes};
+static void give_payload(kernel_queue *queue, void *payload, size_t bytes) {
+    if (queue == NULL) hd_region_unmap(payload, bytes);
+    else queue->device->ops->give(queue->device, payload, KERNEL_DEVICE_MEMORY);
+}
+
+hd_status block_pool_init(block_pool *pool, const attention_layer_table *table, uint32_t block_count,
+                          uint32_t frame_count, kernel_queue *queue, hd_arena *arena) {
+    assert(frame_count > 0 && frame_count <= block_count && (queue == NULL || frame_count % EXTENT_BLOCKS == 0));
+    uint64_t payload_bytes = block_pool_payload_bytes(table, frame_count);
+    void *payload = NULL;
+    hd_status status = take_payload(queue, (size_t)payload_bytes, &payload);
+    if (status != HD_OK) {
+        give_payload(queue, payload, (size_t)payload_bytes);
+        return status;
+    }
+
+    *pool =
+        (block_pool){.block_count = block_count, .payload = payload, .payload_bytes = payload_bytes, .queue = queue};
     block_layout_init(&pool->layout, table, arena);
     pool->records = hd_arena_take(arena, block_count * sizeof(*pool->records));
     pool->checksums = hd_arena_take(arena, (size_t)block_count * pool->layout.page_count * sizeof(uint64_t));
@@ -219,6 +247,6 @@ hd_status block_pool_init(block_pool *pool, const attention_layer_table *table, 
 }
 
 void block_pool_fini(block_pool *pool) {
-    hd_region_unmap(pool->payload, (size_t)pool->payload_bytes);
+    give_payload(pool->queue, pool->payload, (size_t)pool->payload_bytes);
     *pool = (block_pool){0};
 }

@@ -15,6 +15,8 @@
  *   5. Blocks that follow each other in a sequence have frames in one extent of 16 where that is possible
  *      (extent_table.h). A block has the number of its frame where that is free, so while there are as many frames as
  *      blocks, the two are one.
+ *   6. The payload may be a device's memory: then it is copied in a queue, nobody here reads it, pages have no
+ *      checksums, and every extent is whole.
  * Counting references and choosing what to free is block_store.h's. Threads: one, but for block_pool_page and
  * block_pool_record_checksum, which threads of a step may call for pages of their own. */
 #ifndef ATTENTION_NODE_BLOCK_POOL_H
@@ -22,6 +24,7 @@
 
 #include "attention-node/extent_table.h"
 #include "attention-node/identity.h"
+#include "kernels/device.h"
 
 typedef struct block_name {
     uint32_t index, generation;
@@ -62,6 +65,7 @@ typedef struct block_pool {
     uint32_t block_count, free_count; /* free_count: of blocks */
     unsigned char *payload;           /* extents of frames, the last of them smaller */
     uint64_t payload_bytes;
+    kernel_queue *queue;                /* of the device whose memory the payload is; NULL: this process's */
     block_record *records;              /* [block_count] */
     uint64_t *checksums;                /* [block_count][page_count]; 0 where none has been recorded */
     uint32_t *frame_of;                 /* [block_count], or FRAME_NONE */
@@ -73,9 +77,10 @@ typedef struct block_pool {
 /* Bytes from the arena, and of payload, for so many blocks and frames. */
 uint64_t block_pool_table_bytes(const attention_layer_table *table, uint32_t block_count, uint32_t frame_count);
 uint64_t block_pool_payload_bytes(const attention_layer_table *table, uint32_t frame_count);
-/* HD_NO_MEMORY leaves nothing to release; fini accepts a zeroed pool. frame_count <= block_count. */
+/* HD_NO_MEMORY leaves nothing to release; fini accepts a zeroed pool. frame_count <= block_count; with a queue, which
+ * is lent, a multiple of EXTENT_BLOCKS. */
 hd_status block_pool_init(block_pool *pool, const attention_layer_table *table, uint32_t block_count,
-                          uint32_t frame_count, hd_arena *arena);
+                          uint32_t frame_count, kernel_queue *queue, hd_arena *arena);
 void block_pool_fini(block_pool *pool);
 
 /* An open block with a frame, without references. wanted: how many the caller expects to take in all, this one
@@ -95,7 +100,7 @@ void block_pool_seal(block_pool *pool, block_name block, const identity *id, con
                      block_name parent);
 block_name block_pool_reopen(block_pool *pool, block_name block);
 /* Tokens and payload of `from` to the open block `to`; HD_CORRUPT when from is sealed and its pages do not have their
- * checksums. */
+ * checksums; HD_IO: the device failed. */
 hd_status block_pool_copy(block_pool *pool, block_name to, block_name from);
 
 /* NULL for a stale name. */

@@ -32,6 +32,7 @@ typedef struct block_tiers {
     uint32_t frame_count; /* blocks in memory */
     uint32_t slot_count;  /* on the cold tier; 0: there is none */
     uint32_t page_count;  /* unit pages of cold blocks in memory */
+    kernel_queue *queue;  /* frames are memory of its device; NULL: this process's. Without a cold tier only */
     cold_config cold;
 } block_tiers;
 

@@ -162,6 +162,10 @@ static hd_status sequence_open(attention *self, const attention_sequence_params 
     hd_status status = check_params(e, params, error);
     if (status == HD_OK) status = selection_parse(params->selection, &chosen, error);
     if (status != HD_OK) return status;
+    if (e->device != NULL && (is_range(params) || !selection_is_full(&chosen))) {
+        return hd_error_set(error, HD_UNSUPPORTED, "keys and values are on a device, which has no %s yet: ask for full",
+                            is_range(params) ? "ranges of positions" : chosen.ops->name);
+    }
     if (is_range(params) && !selection_is_full(&chosen)) {
         return hd_error_set(error, HD_UNSUPPORTED, "selection '%s' does not go with a split by positions",
                             chosen.ops->name);
@@ -383,6 +387,7 @@ static hd_dtype kv_dtype_of(const attention *self) {
 }
 
 static void free_engine(engine *e) {
+    engine_device_close(e->device);
     engine_retrieve_close(e);
     engine_memory_close(e);
     hd_free(e);
@@ -417,6 +422,7 @@ static const attention_ops engine_ops = {
     .step_begin = engine_step_begin,
     .submit = engine_step_submit,
     .wait = engine_step_wait,
+    .step_replayed = engine_step_replayed,
     .step_end = engine_step_end,
     .step_begin_post = engine_step_begin,
     .step_end_post = engine_step_end,
@@ -450,6 +456,7 @@ static hd_status check_config(const engine_config *config, hd_error *error) {
     }
     hd_status status = attention_layer_table_check(&config->layers, error);
     if (status == HD_OK && config->kv_dtype == HD_INT8) status = check_int8(&config->layers, error);
+    if (status == HD_OK && config->queue != NULL) status = engine_device_check(config, error);
     if (status != HD_OK) return status;
     if (attention_layer_table_state_bytes(&config->layers) != 0 && config->snapshots_max < config->sequences_max) {
         return hd_error_set(error, HD_INVALID, "%u snapshots of states are too few for %u sequences",
@@ -479,6 +486,7 @@ hd_status engine_open(const engine_config *config, attention **out, hd_error *er
     /* A prefix of a table with states is only resumable with snapshots, which belong to open sequences. */
     e->home.is_sharing = attention_layer_table_state_bytes(&config->layers) == 0;
     status = engine_memory_open(e, config, error);
+    if (status == HD_OK && config->queue != NULL) status = engine_device_open(e, config, error);
     if (status == HD_OK) status = engine_retrieve_open(e, config, error);
     if (status != HD_OK) {
         free_engine(e);

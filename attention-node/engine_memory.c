@@ -123,6 +123,10 @@ static uint64_t page_slot_bytes_max(const attention_layer_table *table) {
 }
 
 static uint64_t total_bytes(const engine_config *config, const cut *c) {
+    /* What is in this process's memory beside a device's is little, and not part of the budget. */
+    if (config->queue != NULL)
+        return block_pool_payload_bytes(&config->layers, c->tiers.frame_count) +
+               engine_device_bytes(config, c->tiers.frame_count);
     return arena_bytes(config, c) + block_pool_payload_bytes(&config->layers, c->tiers.frame_count) +
            c->tiers.page_count * page_slot_bytes_max(&config->layers) +
            run_table_bytes(config->sequences_max, block_count_of(c),
@@ -172,7 +176,7 @@ static uint32_t frames_of(const engine_config *config, cut *c) {
         if (total_bytes(config, c) <= budget) low = middle;
         else high = middle - 1;
     }
-    return low;
+    return config->queue != NULL ? low / EXTENT_BLOCKS * EXTENT_BLOCKS : low;
 }
 
 static hd_status check_frames(const engine_config *config, cut *c, uint32_t least, hd_error *error) {
@@ -192,7 +196,8 @@ static hd_status cut_tiers(const engine_config *config, cut *c, hd_error *error)
     c->tiers = (block_tiers){.cold = {.directory = config->cold_directory,
                                       .size_bytes = config->cold_bytes,
                                       .fingerprint = config->fingerprint,
-                                      .kv_dtype = config->kv_dtype}};
+                                      .kv_dtype = config->kv_dtype},
+                             .queue = config->queue};
     if (config->cold_directory == NULL) return HD_OK;
     c->tiers.slot_count = cold_slot_count(config->cold_bytes, block_bytes);
     char given[32], block[32];
@@ -212,6 +217,7 @@ static hd_status cut_tiers(const engine_config *config, cut *c, hd_error *error)
 
 /* Frames that every step can count on: one for each open sequence's last block, and those that its rows begin. */
 static uint32_t frames_min_of(const engine_config *config) {
+    if (config->queue != NULL) return EXTENT_BLOCKS;
     return config->cold_directory == NULL ? 1 : config->step_rows_max / HD_BLOCK_TOKENS + 4;
 }
 

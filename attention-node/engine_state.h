@@ -8,6 +8,7 @@
 
 #include "attention-node/attend_plan.h"
 #include "attention-node/engine.h"
+#include "attention-node/engine_device.h"
 #include "attention-node/index_set.h"
 #include "attention-node/selection_overrides.h"
 #include "attention-node/sequence_table.h"
@@ -118,6 +119,7 @@ typedef struct engine {
     sequence_table sequences;
     state_store states;
     uint32_t computable_count; /* layers */
+    engine_device *device;     /* that has the blocks and computes; NULL: the pool, in this process's memory */
 
     attend_plan plan;
     engine_thread *threads;
@@ -163,6 +165,7 @@ void engine_take_from_step(engine *e, sequence *s);
 hd_status engine_step_begin(attention *self, const attention_rows *rows, uint32_t row_span_count, hd_error *error);
 hd_status engine_step_submit(attention *self, const attention_layer_call *call);
 hd_status engine_step_wait(attention *self, uint32_t layer);
+hd_status engine_step_replayed(attention *self);
 hd_status engine_step_end(attention *self);
 hd_status engine_step_finish(attention *self);
 hd_status engine_step_lost(attention *self, uint32_t span);

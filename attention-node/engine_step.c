@@ -150,7 +150,10 @@ hd_status engine_step_begin(attention *self, const attention_rows *rows, uint32_
     atomic_store_explicit(&step->has_lost, false, memory_order_relaxed);
     engine_look_for_cold(e);
     engine_publish(e);
-    return HD_OK;
+    if (e->device == NULL) return HD_OK;
+    status = engine_device_begin(e, error);
+    if (status != HD_OK) engine_step_end(self); /* without a layer: the rows are gone again */
+    return status;
 }
 
 /* ---- Storing ---- */
@@ -437,6 +440,14 @@ hd_status engine_step_submit(attention *self, const attention_layer_call *call) 
     if (call->layer >= e->table.layer_count || call->layer < e->step.next_layer) return HD_INVALID;
     const engine_layer *layer = &e->layers[call->layer];
     if (!layer->is_computable) return HD_UNSUPPORTED;
+    if (e->device != NULL) {
+        hd_status status = engine_device_submit(e, call);
+        if (status != HD_OK) return status;
+        e->step.call = *call;
+        e->step.is_submitted = true;
+        return HD_OK;
+    }
+    if (call->row_count != 0 && call->row_count != e->step.row_count) return HD_INVALID;
     hd_dtype dtype = kernel_row_dtype(e->home.kv_dtype);
     bool has_inputs = !layer->is_owner || (is_usable(&call->keys, dtype) && is_usable(&call->values, dtype));
     if (!has_inputs || (e->step.has_queries && !is_usable(&call->queries, dtype))) return HD_INVALID;
@@ -463,11 +474,21 @@ static void plan_layer(engine *e, const engine_layer *layer) {
     step->is_planned = true;
 }
 
+static void end_layer(engine_step *step, uint32_t layer) {
+    step->is_submitted = false;
+    step->next_layer = layer + 1;
+    step->computed_count++;
+}
+
 hd_status engine_step_wait(attention *self, uint32_t layer) {
     engine *e = engine_of(self);
     engine_step *step = &e->step;
     if (step->is_broken) return HD_STALE;
     if (!step->is_submitted || step->call.layer != layer) return HD_INVALID;
+    if (e->device != NULL) {
+        end_layer(step, layer);
+        return HD_OK;
+    }
     uint64_t begin_ns = hd_now_ns();
     plan_layer(e, &e->layers[layer]);
     hd_status status = engine_await_indexes(e, &e->layers[layer]);
@@ -481,10 +502,18 @@ hd_status engine_step_wait(attention *self, uint32_t layer) {
         step->is_storing = true;
         hd_pool_run(e->pool, engine_run_layer, e);
     }
-    step->is_submitted = false;
-    step->next_layer = layer + 1;
-    step->computed_count++;
+    end_layer(step, layer);
     atomic_fetch_add_explicit(&e->published.layer_work_ns, hd_now_ns() - begin_ns, memory_order_relaxed);
+    return HD_OK;
+}
+
+hd_status engine_step_replayed(attention *self) {
+    engine *e = engine_of(self);
+    if (e->device == NULL) return HD_UNSUPPORTED;
+    if (e->step.is_broken) return HD_STALE;
+    if (!e->step.is_open || e->step.next_layer != 0) return HD_INVALID;
+    e->step.next_layer = e->table.layer_count;
+    e->step.computed_count = e->computable_count;
     return HD_OK;
 }
 

@@ -114,7 +114,10 @@ static cli_exit bench_serve_command_run(const cli_command *command, const cli_ar
     if (status == HD_OK && serve.url == NULL) status = node_options_check(&serve.node, &settings, &error);
     if (status != HD_OK) return cli_misuse(command, &error);
     if (serve.url != NULL) status = load_server(serve.url, serve.node.model_name, &goals, &error);
-    else status = load_directory(&goals, &settings, &error);
+    else {
+        settings.takes_device = true;
+        status = load_directory(&goals, &settings, &error);
+    }
     return status == HD_OK ? CLI_DONE : cli_fail(&error);
 }
 

@@ -322,6 +322,7 @@ static cli_exit generate_run(const cli_command *command, const cli_arguments *ar
     options.node.model_directory = arguments->positionals[0];
     if (check_options(arguments, &error) != HD_OK || node_options_check(&options.node, &settings, &error) != HD_OK)
         return cli_misuse(command, &error);
+    settings.takes_device = true;
 
     char *text = NULL;
     size_t text_bytes = 0;

@@ -10,7 +10,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
-#include "kernels/device.h"
+#include "cli/node_device.h"
 #include "model/architecture.h"
 
 /* Code, tokenizer, request bodies on their way, and a share for what the kernel keeps for us. */
@@ -35,6 +35,7 @@ static uint64_t working_bytes(const node_options *options, const node *n, uint64
 }
 
 static hd_status plan_memory(const node_options *options, node *n, hd_error *error) {
+    if (n->queue != NULL) return HD_OK; /* of the device, which was chosen with it */
     uint64_t usable = hd_memory_limit_bytes(), available = hd_memory_available_bytes();
     if (available < usable) usable = available;
     memory_request request = {.usable_bytes = usable,
@@ -105,13 +106,14 @@ static hd_status open_engine(const node_options *options, node *n, hd_error *err
                             .step_rows_max = (uint32_t)options->max_batch_tokens,
                             .sequences_max = n->running_max,
                             .kernels = n->kernels,
-                            .pool = n->pool};
+                            .pool = n->pool,
+                            .queue = n->queue};
     memcpy(config.fingerprint, n->weights->fingerprint, sizeof(config.fingerprint));
     hd_status status = draw_key(config.key, sizeof(config.key), error);
     if (status != HD_OK) return status;
     status = worker_layer_table(n->config, n->settings.kv_dtype, &config.layers);
     if (status != HD_OK) return hd_error_set(error, status, "no memory for the layer table");
-    config.index_bytes = index_bytes(options, n, &config);
+    config.index_bytes = n->queue != NULL ? 0 : index_bytes(options, n, &config);
     if (config.index_bytes >= config.hot_bytes)
         status = hd_error_set(error, HD_INVALID, "--index-memory is part of the hot memory and has to be less");
     config.hot_bytes -= config.index_bytes;
@@ -163,8 +165,9 @@ static void log_configuration(const node_options *options, const node *n) {
            hd_log_quote(warm[0], warm[1], sizeof(warm[1])),
            hd_log_quote(options->cold_dir != NULL ? options->cold_dir : "", cold, sizeof(cold)),
            hd_log_quote(size[0], size[1], sizeof(size[1])), hd_log_quote(limit[0], limit[1], sizeof(limit[1])),
-           options->selection, n->kernels->name, hd_pool_thread_count(n->pool),
-           (unsigned long long)options->max_batch_tokens, n->running_max, (unsigned long long)options->max_requests);
+           options->selection, n->device != NULL ? n->device->ops->name : n->kernels->name,
+           hd_pool_thread_count(n->pool), (unsigned long long)options->max_batch_tokens, n->running_max,
+           (unsigned long long)options->max_requests);
     kernel_device_report devices;
     kernel_device_report_make(&devices);
     hd_log(HD_LOG_INFO, "devices", "%s", devices.text);
@@ -196,6 +199,7 @@ hd_status node_open(const node_options *options, const node_settings *settings, 
     hd_status status = kernel_ops_choose(options->kernels, &n->kernels, error);
     if (status == HD_OK) status = model_config_open(options->model_directory, &n->config, error);
     if (status == HD_OK && needs_text) status = text_model_open(options->model_directory, &n->text, error);
+    if (status == HD_OK) status = node_device_choose(options, n, error);
     if (status == HD_OK) status = plan_memory(options, n, error);
     if (status == HD_OK) {
         status = hd_pool_open((unsigned)options->threads, &n->pool);
@@ -224,15 +228,18 @@ hd_status node_start(const node_options *options, node *n, hd_error *error) {
                             .kernels = n->kernels,
                             .pool = n->pool,
                             .attention = n->attention,
+                            .queue = n->queue,
                             .batch_tokens_max = (uint32_t)options->max_batch_tokens,
                             .requests_max = (uint32_t)options->max_requests,
                             .running_max = n->running_max,
                             .context_max = options->max_context,
                             .micro_batches = n->settings.micro_batches,
                             .selection = options->selection,
-                            .full_up_to = options->full_up_to,
+                            .full_up_to = node_full_up_to(options, n),
                             .metrics = n->metrics};
-    return worker_open(&config, &n->worker, error);
+    status = worker_open(&config, &n->worker, error);
+    if (status == HD_OK && n->queue != NULL) model_weights_drop(n->weights); /* the device has them */
+    return status;
 }
 
 void node_close(node *n, uint64_t drain_ms) {
@@ -244,5 +251,6 @@ void node_close(node *n, uint64_t drain_ms) {
     hd_pool_close(n->pool);
     text_model_close(n->text);
     model_config_close(n->config);
+    node_device_close(n);
     *n = (node){.worker = NULL};
 }

@@ -14,6 +14,7 @@
 #include "base/threads.h"
 #include "cli/memory_plan.h"
 #include "cli/node_options.h"
+#include "kernels/device.h"
 #include "kernels/ops.h"
 #include "model/config.h"
 #include "model/text/text.h"
@@ -27,6 +28,8 @@ typedef struct node {
     memory_plan memory;
     uint32_t running_max; /* sequences at once */
     const kernel_ops *kernels;
+    kernel_device *device; /* with a queue: weights, keys and values are there; NULL: in this process */
+    kernel_queue *queue;
     model_config *config;
     text_model *text; /* NULL where it was not asked for */
     hd_pool *pool;

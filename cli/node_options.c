@@ -46,6 +46,11 @@ size_t node_options_flags(node_options *o, hd_flag *flags) {
          "what clients call the model (default: the last part of MODEL_DIR)", false},
         {"kernels", HD_FLAG_STRING, &o->kernels, "NAME", "the table of kernels (default: the best that this CPU runs)",
          false},
+        {"device", HD_FLAG_STRING, &o->device, "auto|cpu|cuda|emulated",
+         "where weights, keys and values lie and are computed with; auto: a GPU where there is one and it can; "
+         "emulated: "
+         "a GPU's kernels run by this CPU, for tests",
+         false},
         {"log-level", HD_FLAG_STRING, &o->log_level, "debug|info|warn|error", "what is logged", false},
     };
     memcpy(flags, all, sizeof(all));
@@ -77,6 +82,14 @@ hd_status node_options_log_level(const char *name, hd_error *error) {
             return HD_OK;
         }
     return hd_error_set(error, HD_INVALID, "--log-level: '%s' is none of debug, info, warn, error", name);
+}
+
+static hd_status check_device(const char *name, hd_error *error) {
+    static const char *const names[] = {"auto", "cpu", "cuda", "emulated"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        if (strcmp(name, names[i]) == 0) return HD_OK;
+    }
+    return hd_error_set(error, HD_INVALID, "--device: '%s' is none of auto, cpu, cuda, emulated", name);
 }
 
 static hd_status check_selection(const char *text, hd_error *error) {
@@ -111,6 +124,7 @@ hd_status node_options_check(const node_options *o, node_settings *settings, hd_
     if (status == HD_OK) status = choose_weights(o->weights, &settings->weights_dtype, error);
     if (status == HD_OK) status = choose_kv(o->kv_dtype, &settings->kv_dtype, error);
     if (status == HD_OK) status = check_selection(o->selection, error);
+    if (status == HD_OK) status = check_device(o->device, error);
     if (status == HD_OK && (o->cold_dir != NULL) != (o->cold_size > 0))
         status = hd_error_set(error, HD_INVALID, "--cold-dir and --cold-size go together, and one of them is missing");
     if (status == HD_OK) status = check_range("threads", o->threads, 0, THREADS_MAX, error);

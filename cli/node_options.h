@@ -14,7 +14,7 @@ typedef struct node_options {
     uint64_t warm_memory;        /* more of it; 0: by whether there is a cold tier */
     const char *cold_dir;        /* NULL: no cold tier */
     uint64_t cold_size;          /* bytes of its files */
-    const char *kv_dtype, *weights, *selection, *kernels, *model_name, *log_level;
+    const char *kv_dtype, *weights, *selection, *kernels, *device, *model_name, *log_level;
     uint64_t full_up_to;                                  /* tokens up to which the selection auto is full */
     const char *selection_overrides;                      /* file; NULL: none */
     uint64_t index_memory;                                /* bytes of hot_memory for indexes; 0: by the selection */
@@ -24,8 +24,8 @@ typedef struct node_options {
 
 #define NODE_OPTIONS_DEFAULTS                                                                                          \
     {                                                                                                                  \
-        .kv_dtype = "bf16", .weights = "auto", .selection = "auto", .log_level = "info", .max_batch_tokens = 512,      \
-        .max_requests = 1024, .full_up_to = 32768                                                                      \
+        .kv_dtype = "bf16", .weights = "auto", .selection = "auto", .device = "auto", .log_level = "info",             \
+        .max_batch_tokens = 512, .max_requests = 1024, .full_up_to = 32768                                             \
     }
 
 /* Fills flags and returns how many. */
@@ -40,6 +40,7 @@ typedef struct node_settings { /* the same as values */
     hd_status (*open_attention)(void *context, struct node *node, hd_error *error);
     void *context;
     uint32_t micro_batches; /* worker.h */
+    bool takes_device;      /* the caller works with a node whose weights, keys and values are on a device */
 } node_settings;
 
 hd_status node_options_log_level(const char *name, hd_error *error); /* sets it */

@@ -30,6 +30,7 @@ static cli_exit serve_run(const cli_command *command, const cli_arguments *argum
     hd_status status = server_options_check(&options.server, &error);
     if (status == HD_OK) status = node_options_check(&options.node, &settings, &error);
     if (status != HD_OK) return cli_misuse(command, &error);
+    settings.takes_device = true;
 
     signals_load();
     node n;

@@ -130,6 +130,7 @@ static cli_exit worker_run(const cli_command *command, const cli_arguments *argu
     node_settings settings;
     running r = {.server = NULL};
     if (check_options(&settings, &error) != HD_OK) return cli_misuse(command, &error);
+    settings.takes_device = true; /* with --attention local */
     signals_load();
     hd_status status = cluster_open(&options.cluster, "worker", &r.cluster, &error);
     if (status == HD_OK) offload_prepare(&r.offload, &options.offload, &options.node, &r.cluster, &settings);

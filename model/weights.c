@@ -240,6 +240,10 @@ hd_status model_weights_open(const char *model_directory, const model_config *co
     return status;
 }
 
+void model_weights_drop(model_weights *weights) {
+    weights_layout_drop(weights);
+}
+
 void model_weights_close(model_weights *weights) {
     if (weights == NULL) return;
     safetensors_close(weights->files);

@@ -98,11 +98,16 @@ hd_status weights_layout_open(const model_config *config, hd_dtype dtype, model_
     return status;
 }
 
+void weights_layout_drop(model_weights *weights) {
+    if (weights->region != NULL) hd_region_unmap(weights->region, weights->bytes);
+    weights->region = NULL;
+}
+
 void weights_layout_close(model_weights *weights) {
     if (weights == NULL) return;
     for (uint32_t i = 0; i < weights->layer_count; i++) hd_free(weights->layers[i].experts);
     hd_free(weights->layers);
-    if (weights->region != NULL) hd_region_unmap(weights->region, weights->bytes);
+    weights_layout_drop(weights);
     hd_free(weights);
 }
 

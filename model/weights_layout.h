@@ -14,6 +14,9 @@
 hd_status weights_layout_open(const model_config *config, hd_dtype dtype, model_weights **weights);
 void weights_layout_close(model_weights *weights); /* accepts NULL */
 
+/* Unmaps the region; the tables stay. */
+void weights_layout_drop(model_weights *weights);
+
 /* Maps the region and gives every matrix and vector its place. */
 hd_status weights_layout_place(const model_config *config, model_weights *weights);
 

@@ -7,6 +7,8 @@
  *   1. All memory is taken at open, for rows_max rows; a step allocates nothing.
  *   2. Between two calls of attention lies one run of the pool; its phases are separated by barriers.
  *   3. In the last layer only rows that need logits go on behind attention.
+ * Two implementations: host (forward_host.c: the pool and kernels/ops.h) and device (forward_device.c: one queue of
+ * kernels/device.h, which a step waits for once). Adding one: a table of functions, and a line in forward_open.
  * Threads: one, the step thread; the pool works for it. */
 #ifndef WORKER_FORWARD_H
 #define WORKER_FORWARD_H
@@ -19,13 +21,15 @@
 #include "worker/rope_table.h"
 
 typedef struct forward forward;
+struct sampler_row; /* sampler.h */
 
-typedef struct forward_config {
+typedef struct forward_config { /* what it points to is lent until the forward closes */
     const model_config *model;
     const model_weights *weights;
     const kernel_ops *kernels;
     hd_pool *pool;
-    attention *attention;
+    struct kernel_queue *queue; /* the weights are copied to its device, and the rows are computed there; NULL: here */
+    attention *attention;       /* takes tensors of that place */
     uint32_t rows_max, spans_max; /* of a step */
     uint32_t logits_rows_max;     /* of one call of forward_logits */
 } forward_config;
@@ -37,6 +41,11 @@ typedef struct forward_span {
     forward_need need;
     const rope_table *rope; /* of the sequence */
 } forward_span;
+
+/* What the model and its weights lack for a device, whose error names it. */
+hd_status forward_device_check(const model_config *model, hd_dtype weights_dtype, hd_error *error);
+/* Memory that a forward pass takes on a device beside its weights. */
+uint64_t forward_device_bytes(const model_config *model, uint32_t rows_max, uint32_t logits_rows_max);
 
 hd_status forward_open(const forward_config *config, forward **out);
 void forward_close(forward *forward); /* accepts NULL */
@@ -71,5 +80,29 @@ uint32_t forward_logits_rows(const forward *forward);
  * write into them; they hold until the next call. */
 float *forward_logits(forward *forward, uint32_t first, uint32_t count);
 size_t forward_logits_stride(const forward *forward);
+
+/* Tokens for rows [first, first + count) of the last step, at most logits_rows_max, drawn where the logits are. NULL: the
+ * row is left out. logits and logprobs of draws are not used. false: this forward pass has none of that, and whoever
+ * needs tokens draws from forward_logits. */
+bool forward_draw(forward *forward, uint32_t first, uint32_t count, struct sampler_row *const *draws, bool *is_finite);
+
+/* ---- Implementations ---- */
+
+typedef struct forward_ops {
+    void (*close)(forward *self);
+    void (*run)(forward_batch *batches, uint32_t count);
+    hd_status (*lost)(const forward *self);
+    uint32_t (*logits_rows)(const forward *self);
+    float *(*logits)(forward *self, uint32_t first, uint32_t count);
+    size_t (*logits_stride)(const forward *self);
+    bool (*draw)(forward *self, uint32_t first, uint32_t count, struct sampler_row *const *draws, bool *is_finite);
+} forward_ops;
+
+struct forward {
+    const forward_ops *ops; /* first member of every implementation */
+};
+
+hd_status forward_host_open(const forward_config *config, forward **out);
+hd_status forward_device_open(const forward_config *config, forward **out);
 
 #endif

@@ -2,6 +2,7 @@
 #include "worker/step.h"
 
 #include <assert.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -9,8 +10,6 @@
 #include "worker/forward.h"
 #include "worker/rotation.h"
 #include "worker/sampler.h"
-
-#define SLICE_ROWS 64u /* of logits held at once: half a megabyte each with a vocabulary of 128 Ki */
 
 struct step {
     const worker_config *config;
@@ -27,7 +26,10 @@ struct step {
         bool is_prompt;
     } * wanted; /* [batch_tokens_max], one a row with logits */
     uint32_t wanted_count, answered_count;
-    step_answer *answers; /* [SLICE_ROWS] */
+    step_answer *answers;       /* [STEP_SLICE_ROWS] */
+    sampler_row *draws;         /* [STEP_SLICE_ROWS] */
+    sampler_row **device_draws; /* [STEP_SLICE_ROWS]: those of them that are drawn where the logits are */
+    bool *is_finite;            /* [STEP_SLICE_ROWS] */
 
     /* Of the slice being sampled. */
     float *logits;
@@ -42,6 +44,7 @@ static hd_status open_forward(step *s, uint32_t index, uint32_t rows_max, uint32
                              .weights = config->weights,
                              .kernels = config->kernels,
                              .pool = config->pool,
+                             .queue = config->queue,
                              .attention = s->views[index],
                              .rows_max = rows_max,
                              .spans_max = config->running_max,
@@ -77,11 +80,16 @@ hd_status step_open(const worker_config *config, step **out, hd_error *error) {
     if (s == NULL) return HD_NO_MEMORY;
     s->config = config;
     s->views[0] = config->attention;
-    uint32_t slice = config->batch_tokens_max < SLICE_ROWS ? config->batch_tokens_max : SLICE_ROWS;
+    uint32_t slice = config->batch_tokens_max < STEP_SLICE_ROWS ? config->batch_tokens_max : STEP_SLICE_ROWS;
     s->spans = hd_alloc(config->running_max * sizeof(s->spans[0]), HD_CACHE_LINE);
     s->wanted = hd_alloc(config->batch_tokens_max * sizeof(s->wanted[0]), HD_CACHE_LINE);
     s->answers = hd_alloc(slice * sizeof(s->answers[0]), HD_CACHE_LINE);
-    hd_status status = s->spans != NULL && s->wanted != NULL && s->answers != NULL ? HD_OK : HD_NO_MEMORY;
+    s->draws = hd_alloc(slice * sizeof(s->draws[0]), HD_CACHE_LINE);
+    s->device_draws = hd_alloc(slice * sizeof(s->device_draws[0]), HD_CACHE_LINE);
+    s->is_finite = hd_alloc(slice * sizeof(s->is_finite[0]), HD_CACHE_LINE);
+    bool is_taken = s->spans != NULL && s->wanted != NULL && s->answers != NULL && s->draws != NULL &&
+                    s->device_draws != NULL && s->is_finite != NULL;
+    hd_status status = is_taken ? HD_OK : HD_NO_MEMORY;
     if (status == HD_OK) status = open_forward(s, 0, config->batch_tokens_max, slice);
     if (status == HD_OK) {
         status = sampler_open(config->model->vocabulary_size, hd_pool_thread_count(config->pool), config->kernels,
@@ -103,6 +111,9 @@ void step_close(step *s) {
     hd_free(s->spans);
     hd_free(s->wanted);
     hd_free(s->answers);
+    hd_free(s->draws);
+    hd_free(s->device_draws);
+    hd_free(s->is_finite);
     hd_free(s);
 }
 
@@ -211,12 +222,32 @@ hd_status step_run(step *s, sequence *const *sequences, uint32_t count, bool *ha
     return HD_OK;
 }
 
-static void answer(step *s, unsigned thread, const struct wanted *wanted, float *logits, step_answer *a) {
-    a->sequence = wanted->sequence;
-    a->position = wanted->position;
-    a->is_prompt = wanted->is_prompt;
-    /* Its request failed with an earlier slice and is gone, or there is nothing to draw from. */
-    if (wanted->sequence->job == NULL || wanted->sequence->lost != HD_OK) return;
+/* What its row asks the sampler for. */
+static sampler_row draw_of(const step *s, const struct wanted *wanted, step_answer *a) {
+    const worker_sampling *sampling = &wanted->sequence->request->sampling;
+    return (sampler_row){
+        .sampling = sampling,
+        .counts = sampler_has_penalties(sampling) ? &wanted->sequence->counts : NULL,
+        .choice = wanted->sequence->choice,
+        .position = wanted->position,
+        .may_end = wanted->sequence->answer_count >= sampling->min_tokens,
+        .end_ids = s->config->model->eos_ids,
+        .end_id_count = sampling->ignore_eos ? 0 : s->config->model->eos_id_count,
+        .logprobs = a->logprobs,
+    };
+}
+
+/* Its request failed with an earlier slice and is gone, or there is nothing to draw from. */
+static bool is_gone(const struct wanted *wanted) {
+    return wanted->sequence->job == NULL || wanted->sequence->lost != HD_OK;
+}
+
+/* More than a token is asked for. A request's rows are drawn in the same place whatever else is in the step. */
+static bool needs_logits(const struct wanted *wanted) {
+    return wanted->is_prompt || wanted->sequence->request->sampling.logprobs >= 0;
+}
+
+static void answer_from_logits(step *s, unsigned thread, const struct wanted *wanted, float *logits, step_answer *a) {
     a->is_finite = sampler_is_finite(logits, s->config->model->vocabulary_size);
     if (!a->is_finite) return;
     const worker_request *request = wanted->sequence->request;
@@ -228,17 +259,8 @@ static void answer(step *s, unsigned thread, const struct wanted *wanted, float 
         sampler_logprobs(s->sampler, logits, a->token_id, (uint32_t)sampling->prompt_logprobs, a->logprobs);
         return;
     }
-    sampler_row row = {
-        .sampling = sampling,
-        .logits = logits,
-        .counts = sampler_has_penalties(sampling) ? &wanted->sequence->counts : NULL,
-        .choice = wanted->sequence->choice,
-        .position = wanted->position,
-        .may_end = wanted->sequence->answer_count >= sampling->min_tokens,
-        .end_ids = s->config->model->eos_ids,
-        .end_id_count = sampling->ignore_eos ? 0 : s->config->model->eos_id_count,
-        .logprobs = a->logprobs,
-    };
+    sampler_row row = draw_of(s, wanted, a);
+    row.logits = logits;
     sampler_draw(s->sampler, thread, &row);
     a->token_id = row.token_id;
 }
@@ -246,8 +268,41 @@ static void answer(step *s, unsigned thread, const struct wanted *wanted, float 
 static void run_sampling(void *context, unsigned thread, unsigned thread_count) {
     step *s = context;
     for (size_t i; (i = hd_ticket_take(&s->ticket, s->slice_count)) < s->slice_count;) {
-        answer(s, thread, &s->wanted[s->answered_count + i], s->logits + i * s->logits_stride, &s->answers[i]);
+        const struct wanted *wanted = &s->wanted[s->answered_count + i];
+        if (is_gone(wanted) || s->device_draws[i] != NULL) continue;
+        answer_from_logits(s, thread, wanted, s->logits + i * s->logits_stride, &s->answers[i]);
     }
+}
+
+/* Lists the rows that need no more than a token; returns how many. */
+static uint32_t list_draws(step *s) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < s->slice_count; i++) {
+        const struct wanted *wanted = &s->wanted[s->answered_count + i];
+        step_answer *a = &s->answers[i];
+        a->sequence = wanted->sequence;
+        a->position = wanted->position;
+        a->is_prompt = wanted->is_prompt;
+        a->is_finite = false;
+        a->token_id = a->logprob_count = 0;
+        s->device_draws[i] = NULL;
+        if (is_gone(wanted) || needs_logits(wanted)) continue;
+        s->draws[i] = draw_of(s, wanted, a);
+        s->device_draws[i] = &s->draws[i];
+        count++;
+    }
+    return count;
+}
+
+/* False: tokens are drawn from logits here, all of them. */
+static bool draw_on_device(step *s, forward *f, uint32_t first) {
+    if (!forward_draw(f, first, s->slice_count, s->device_draws, s->is_finite)) return false;
+    for (uint32_t i = 0; i < s->slice_count; i++) {
+        if (s->device_draws[i] == NULL) continue;
+        s->answers[i].is_finite = s->is_finite[i];
+        s->answers[i].token_id = s->draws[i].token_id;
+    }
+    return true;
 }
 
 uint32_t step_answers(step *s, const step_answer **answers) {
@@ -255,12 +310,19 @@ uint32_t step_answers(step *s, const step_answer **answers) {
     uint32_t part = 0;
     while (s->first_wanted[part + 1] <= s->answered_count) part++;
     forward *f = s->batches[part].forward;
-    uint32_t left = s->first_wanted[part + 1] - s->answered_count;
-    s->slice_count = left < SLICE_ROWS ? left : SLICE_ROWS;
-    s->logits = forward_logits(f, s->answered_count - s->first_wanted[part], s->slice_count);
-    s->logits_stride = forward_logits_stride(f);
-    atomic_store_explicit(&s->ticket, 0, memory_order_relaxed);
-    hd_pool_run(s->config->pool, run_sampling, s);
+    uint32_t left = s->first_wanted[part + 1] - s->answered_count, first = s->answered_count - s->first_wanted[part];
+    s->slice_count = left < STEP_SLICE_ROWS ? left : STEP_SLICE_ROWS;
+    uint32_t drawn = list_draws(s);
+    if (drawn > 0 && !draw_on_device(s, f, first)) {
+        memset(s->device_draws, 0, s->slice_count * sizeof(s->device_draws[0]));
+        drawn = 0;
+    }
+    if (drawn < s->slice_count) {
+        s->logits = forward_logits(f, first, s->slice_count);
+        s->logits_stride = forward_logits_stride(f);
+        atomic_store_explicit(&s->ticket, 0, memory_order_relaxed);
+        hd_pool_run(s->config->pool, run_sampling, s);
+    }
     s->answered_count += s->slice_count;
     *answers = s->answers;
     return s->slice_count;

@@ -9,6 +9,8 @@
 #include "worker/sequence.h"
 #include "worker/worker.h"
 
+#define STEP_SLICE_ROWS 64u /* of logits held at once: half a megabyte each with a vocabulary of 128 Ki */
+
 typedef struct step step;
 
 typedef struct step_answer {

@@ -3,7 +3,10 @@
 #include "worker/worker.h"
 
 #include "base/memory.h"
+#include "kernels/device.h"
 #include "worker/batcher.h"
+#include "worker/forward.h"
+#include "worker/step.h"
 
 struct worker {
     worker_rpc rpc; /* first: the rpc's self is the worker */
@@ -76,7 +79,7 @@ static void fill_info(worker *w) {
     hd_dtype kv_dtype = config->attention->ops->kv_dtype(config->attention);
     w->info = (worker_info){
         .model_name = config->model_name,
-        .kernels = config->kernels->name,
+        .kernels = config->queue != NULL ? config->queue->device->ops->name : config->kernels->name,
         .weights_dtype = hd_dtype_name(config->weights->dtype),
         .kv_dtype = hd_dtype_name(kv_dtype),
         .selection = config->selection != NULL ? config->selection : "full",
@@ -92,6 +95,14 @@ static void fill_info(worker *w) {
         .default_min_p = model->default_min_p,
         .default_repetition_penalty = model->default_repetition_penalty,
     };
+}
+
+hd_status worker_device_check(const model_config *model, hd_dtype weights_dtype, hd_error *error) {
+    return forward_device_check(model, weights_dtype, error);
+}
+
+uint64_t worker_device_bytes(const model_config *model, uint32_t batch_tokens_max) {
+    return forward_device_bytes(model, batch_tokens_max, (uint32_t)least(batch_tokens_max, STEP_SLICE_ROWS));
 }
 
 hd_status worker_open(const worker_config *config, worker **out, hd_error *error) {

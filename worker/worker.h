@@ -22,16 +22,17 @@ typedef struct worker_config {
     const model_config *model;
     const model_weights *weights;
     const kernel_ops *kernels;
-    hd_pool *pool;             /* the step thread's until close */
-    attention *attention;      /* likewise */
-    uint32_t batch_tokens_max; /* rows of a step: decode rows and prefill chunks together */
-    uint32_t requests_max;     /* running and waiting; a further one is refused with HD_FULL */
-    uint32_t running_max;      /* choices that run at once; at most batch_tokens_max are */
-    uint64_t context_max;      /* 0: the model's */
-    uint32_t micro_batches;    /* that steps are cut into (rotation.h), at most ROTATION_BATCHES_MAX; 0: as measured */
-    const char *selection;     /* of requests that name none; NULL for full */
-    uint64_t full_up_to;       /* tokens of a request, prompt and answer, up to which `auto` is full; where they fit */
-    hd_metrics *metrics;       /* or NULL */
+    hd_pool *pool;              /* the step thread's until close */
+    attention *attention;       /* likewise */
+    struct kernel_queue *queue; /* of a device that computes; the attention's tensors are in it. NULL: the pool */
+    uint32_t batch_tokens_max;  /* rows of a step: decode rows and prefill chunks together */
+    uint32_t requests_max;      /* running and waiting; a further one is refused with HD_FULL */
+    uint32_t running_max;       /* choices that run at once; at most batch_tokens_max are */
+    uint64_t context_max;       /* 0: the model's */
+    uint32_t micro_batches;     /* that steps are cut into (rotation.h), at most ROTATION_BATCHES_MAX; 0: as measured */
+    const char *selection;      /* of requests that name none; NULL for full */
+    uint64_t full_up_to;        /* tokens of a request, prompt and answer, up to which `auto` is full; where they fit */
+    hd_metrics *metrics;        /* or NULL */
 } worker_config;
 
 hd_status worker_open(const worker_config *config, worker **out, hd_error *error);
@@ -39,6 +40,11 @@ hd_status worker_open(const worker_config *config, worker **out, hd_error *error
  * New ones are refused at once. */
 void worker_close(worker *worker, uint64_t drain_ms); /* accepts NULL */
 worker_rpc *worker_rpc_of(worker *worker);
+
+/* Refuses, by name, a model that is not computed on a device; and what memory of a device a worker takes beside weights,
+ * keys and values. */
+hd_status worker_device_check(const model_config *model, hd_dtype weights_dtype, hd_error *error);
+uint64_t worker_device_bytes(const model_config *model, uint32_t batch_tokens_max);
 
 /* The layer table that a model's attention needs. The caller frees streams and layers with free. */
 hd_status worker_layer_table(const model_config *model, hd_dtype kv_dtype, attention_layer_table *table);

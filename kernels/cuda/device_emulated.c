@@ -13,6 +13,7 @@
 #include "kernels/device.h"
 
 #define EMULATED_MULTIPROCESSORS 5u               /* an odd number, so that nothing divides evenly */
+#define EMULATED_MEMORY_BYTES ((size_t)3 << 29)   /* all of it is written when it is taken */
 #define EMULATED_SHARED_BYTES ((size_t)227 << 10) /* of compute capability 9.0 */
 
 #define BODY(name, arguments, threads, blocks)                                                                         \
@@ -227,7 +228,7 @@ hd_status kernel_device_emulated_open(kernel_device **out) {
     device->facts = (kernel_device_facts){.name = "emulated",
                                           .capability = 90,
                                           .multiprocessors = EMULATED_MULTIPROCESSORS,
-                                          .memory_bytes = hd_memory_available_bytes(),
+                                          .memory_bytes = EMULATED_MEMORY_BYTES,
                                           .shared_bytes_max = EMULATED_SHARED_BYTES};
     *out = device;
     return HD_OK;

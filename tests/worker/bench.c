@@ -9,6 +9,11 @@
 
 void bench_open_with(bench *b, const char *model, uint64_t hot_bytes, uint32_t batch_tokens_max, uint32_t requests_max,
                      uint32_t running_max, hd_metrics *metrics) {
+    bench_open_on(b, NULL, model, hot_bytes, batch_tokens_max, requests_max, running_max, metrics);
+}
+
+void bench_open_on(bench *b, kernel_queue *queue, const char *model, uint64_t hot_bytes, uint32_t batch_tokens_max,
+                   uint32_t requests_max, uint32_t running_max, hd_metrics *metrics) {
     *b = (bench){0};
     golden_model_open(&b->golden, model);
     rig_open(&b->rig, b->golden.directory,
@@ -16,13 +21,15 @@ void bench_open_with(bench *b, const char *model, uint64_t hot_bytes, uint32_t b
                             .threads = 2,
                             .hot_bytes = hot_bytes,
                             .rows_max = batch_tokens_max,
-                            .sequences_max = running_max});
+                            .sequences_max = running_max,
+                            .queue = queue});
     b->config = (worker_config){.model_name = "golden",
                                 .model = b->rig.model,
                                 .weights = b->rig.weights,
                                 .kernels = b->rig.kernels,
                                 .pool = b->rig.pool,
                                 .attention = b->rig.attention,
+                                .queue = queue,
                                 .batch_tokens_max = batch_tokens_max,
                                 .requests_max = requests_max,
                                 .running_max = running_max,

@@ -24,6 +24,9 @@ typedef struct bench {
 
 void bench_open_with(bench *b, const char *model, uint64_t hot_bytes, uint32_t batch_tokens_max, uint32_t requests_max,
                      uint32_t running_max, hd_metrics *metrics);
+/* On a device, where queue is not NULL. */
+void bench_open_on(bench *b, kernel_queue *queue, const char *model, uint64_t hot_bytes, uint32_t batch_tokens_max,
+                   uint32_t requests_max, uint32_t running_max, hd_metrics *metrics);
 void bench_open(bench *b, uint64_t hot_bytes, uint32_t batch_tokens_max); /* 128 requests, 64 running */
 /* Another worker on the same model, by b->config; b->worker has been closed. */
 void bench_reopen(bench *b);

@@ -26,6 +26,7 @@ void rig_open(rig *r, const char *directory, const rig_options *options) {
         .sequences_max = options->sequences_max,
         .kernels = r->kernels,
         .pool = r->pool,
+        .queue = options->queue,
     };
     memcpy(engine.fingerprint, r->weights->fingerprint, sizeof(engine.fingerprint));
     if (engine_open(&engine, &r->attention, &error) != HD_OK) fail_msg("%s", error.text);
@@ -46,6 +47,7 @@ forward *rig_forward(const rig *r, uint32_t rows_max, uint32_t spans_max) {
                              .weights = r->weights,
                              .kernels = r->kernels,
                              .pool = r->pool,
+                             .queue = r->options.queue,
                              .attention = r->attention,
                              .rows_max = rows_max,
                              .spans_max = spans_max,

@@ -6,6 +6,7 @@
 #define TESTS_WORKER_RIG_H
 
 #include "attention-node/engine.h"
+#include "kernels/device.h"
 #include "model/config.h"
 #include "model/weights.h"
 #include "worker/forward.h"
@@ -16,6 +17,7 @@ typedef struct rig_options {
     unsigned threads;
     uint64_t hot_bytes;
     uint32_t rows_max, sequences_max;
+    kernel_queue *queue; /* of a device that attends and computes; NULL: the pool */
 } rig_options;
 
 typedef struct rig {
