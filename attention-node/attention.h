@@ -108,8 +108,6 @@ typedef struct attention_partial {
  * behind wait finds the output. */
 typedef struct attention_layer_call {
     uint32_t layer;
-    uint32_t row_count; /* R, where tensors have more rows than the step, at most twice as many: the others are neither
-                         * kept nor answered. 0: as many. On a device only */
     /* [H, R, G, key_pad] in attention_dtype(), 64-byte aligned; key_pad: key_dim, zero padded to a multiple of 32 */
     attention_tensor queries;
     attention_tensor keys;     /* [R, H, key_dim] in attention_dtype() */
@@ -117,6 +115,9 @@ typedef struct attention_layer_call {
     attention_tensor output;   /* [R, output_stride >= H * G * value_dim] in attention_dtype(), written by wait */
     size_t output_stride;      /* elements, a multiple of 32; columns past H * G * value_dim are left alone */
     attention_partial partial; /* needed where a range is among the sequences, and output where anything else is */
+    /* R, where tensors have more rows than the step, at most twice as many: the others are neither kept nor answered.
+     * 0: as many. On a device only. */
+    uint32_t row_count;
 } attention_layer_call;
 
 /* A sequence, or a range of one, that another node has is to be had here as well. */

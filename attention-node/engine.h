@@ -3,7 +3,8 @@
  *
  * Several callers (the workers of an attention node) each get a view: an attention over the same blocks and sequences,
  * with a step of its own that may stay open while others have theirs.
- * Blocks may lie in the memory of a device, which then stores and attends (engine_device.h says what it does not do yet).
+ * Blocks may lie in the memory of a device, which then stores and attends (engine_device.h says what it does not do
+ * yet).
  * Threads: as attention.h, all views on one thread; the work of a step runs on the pool given here, which must not be
  * in use by the caller meanwhile. */
 #ifndef ATTENTION_NODE_ENGINE_H
@@ -34,8 +35,8 @@ typedef struct engine_config {
     unsigned char key[32];         /* secret of the identity hash; a cold directory's own takes its place */
     const kernel_ops *kernels;
     hd_pool *pool;
-    /* Blocks lie in the memory of its device, of which hot_bytes are taken, and tensors are the device's, in this queue.
-     * NULL: this process's memory. Lent until the engine closes. */
+    /* Blocks lie in the memory of its device, of which hot_bytes are taken, and tensors are the device's, in this
+     * queue. NULL: this process's memory. Lent until the engine closes. */
     struct kernel_queue *queue;
 } engine_config;
 

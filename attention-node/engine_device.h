@@ -3,9 +3,9 @@
  * is who computes.
  *
  * Pages on a device are rows of tokens (kernels/cuda/attend_arguments.h). All layers have pages of one size, at the
- * same offset from the layer's first one; so what a step's rows see is written down once for all layers of the same window,
- * copied to the device as one region, and a layer is a handful of launches behind each other in the queue. Nobody waits
- * for it; the tables are written again when the queue has done what was asked for before.
+ * same offset from the layer's first one; so what a step's rows see is written down once for all layers of the same
+ * window, copied to the device as one region, and a layer is a handful of launches behind each other in the queue.
+ * Nobody waits for it; the tables are written again when the queue has done what was asked for before.
  *
  * What is not here yet, and is refused by name: selections other than full, ranges of positions, a cold tier, other
  * types than bf16. Threads: as the engine. */

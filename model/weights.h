@@ -51,7 +51,8 @@ typedef struct model_weights {
 hd_status model_weights_open(const char *model_directory, const model_config *config, hd_dtype dtype, hd_pool *pool,
                              model_weights **weights, hd_error *error);
 void model_weights_close(model_weights *weights); /* accepts NULL */
-/* Gives the memory of matrices, norms and biases back, once somebody else has a copy. Shapes stay, and the embedding. */
+/* Gives back the memory of matrices, norms and biases, of which somebody else has a copy. Shapes stay, and the
+ * embedding. */
 void model_weights_drop(model_weights *weights);
 
 /* Row token_id of the embedding table as float[hidden_size]; from the file. */

@@ -81,9 +81,9 @@ uint32_t forward_logits_rows(const forward *forward);
 float *forward_logits(forward *forward, uint32_t first, uint32_t count);
 size_t forward_logits_stride(const forward *forward);
 
-/* Tokens for rows [first, first + count) of the last step, at most logits_rows_max, drawn where the logits are. NULL: the
- * row is left out. logits and logprobs of draws are not used. false: this forward pass has none of that, and whoever
- * needs tokens draws from forward_logits. */
+/* Tokens for rows [first, first + count) of the last step, at most logits_rows_max, drawn where the logits are. NULL:
+ * the row is left out. logits and logprobs of draws are not used. false: this forward pass has none of that, and
+ * whoever needs tokens draws from forward_logits. */
 bool forward_draw(forward *forward, uint32_t first, uint32_t count, struct sampler_row *const *draws, bool *is_finite);
 
 /* ---- Implementations ---- */

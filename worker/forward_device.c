@@ -2,8 +2,8 @@
  *
  * A step is asked for from its first row to its last and waited for once: with the tokens that were drawn, with logits,
  * or, where it has none, at its end. What changes from step to step lies in memory (rows, angles, attention's tables),
- * so a step of decode rows is recorded once for each padded size (graph_cache.h) and then replayed. A step with prompts is
- * not: it takes long enough to hide its launches. */
+ * so a step of decode rows is recorded once for each padded size (graph_cache.h) and then replayed. A step with prompts
+ * is not: it takes long enough to hide its launches. */
 #include <assert.h>
 #include <math.h>
 #include <string.h>

@@ -41,8 +41,8 @@ hd_status worker_open(const worker_config *config, worker **out, hd_error *error
 void worker_close(worker *worker, uint64_t drain_ms); /* accepts NULL */
 worker_rpc *worker_rpc_of(worker *worker);
 
-/* Refuses, by name, a model that is not computed on a device; and what memory of a device a worker takes beside weights,
- * keys and values. */
+/* Refuses, by name, a model that is not computed on a device; and what memory of a device a worker takes beside
+ * weights, keys and values. */
 hd_status worker_device_check(const model_config *model, hd_dtype weights_dtype, hd_error *error);
 uint64_t worker_device_bytes(const model_config *model, uint32_t batch_tokens_max);
 

@@ -419,16 +419,17 @@ static void calls_that_do_not_fit_are_refused(void **state) {
     attention_tensor good = {.data = memory, .dtype = HD_F32}, bad_type = {.data = memory, .dtype = HD_BF16};
     attention_tensor device = {.data = memory, .dtype = HD_F32, .place = ATTENTION_DEVICE};
     assert_int_equal(begin(&t, &s, 1, 10, 1, &token, NULL), HD_OK);
-    assert_int_equal(a->ops->submit(a, &(attention_layer_call){1, good, good, good, good, 32, {.out = NULL}}),
+    assert_int_equal(a->ops->submit(a, &(attention_layer_call){1, good, good, good, good, 32, {.out = NULL}, 0}),
                      HD_INVALID);
-    assert_int_equal(a->ops->submit(a, &(attention_layer_call){0, bad_type, good, good, good, 32, {.out = NULL}}),
+    assert_int_equal(a->ops->submit(a, &(attention_layer_call){0, bad_type, good, good, good, 32, {.out = NULL}, 0}),
                      HD_INVALID);
-    assert_int_equal(a->ops->submit(a, &(attention_layer_call){0, good, device, good, good, 32, {.out = NULL}}),
+    assert_int_equal(a->ops->submit(a, &(attention_layer_call){0, good, device, good, good, 32, {.out = NULL}, 0}),
                      HD_INVALID);
-    assert_int_equal(a->ops->submit(a, &(attention_layer_call){0, good, good, good, good, 31, {.out = NULL}}),
+    assert_int_equal(a->ops->submit(a, &(attention_layer_call){0, good, good, good, good, 31, {.out = NULL}, 0}),
                      HD_INVALID);
     assert_int_equal(a->ops->wait(a, 0), HD_INVALID); /* nothing was submitted */
-    assert_int_equal(a->ops->submit(a, &(attention_layer_call){0, good, good, good, good, 32, {.out = NULL}}), HD_OK);
+    assert_int_equal(a->ops->submit(a, &(attention_layer_call){0, good, good, good, good, 32, {.out = NULL}, 0}),
+                     HD_OK);
     assert_int_equal(a->ops->wait(a, 0), HD_OK);
     assert_int_equal(a->ops->step_end(a), HD_OK);
     hd_free(memory);
