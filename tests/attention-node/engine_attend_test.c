@@ -204,7 +204,7 @@ static void poison(toy *t) {
     output.data = hd_alloc(128 * 128 * sizeof(float), 64);
     for (uint64_t done = 0; done < capacity; done += 128) {
         attention_rows rows = {1, 1, done, 128, tokens, false, 0};
-        attention_layer_call call = {0, tensor, tensor, tensor, output, 32, {.out = NULL}};
+        attention_layer_call call = {0, tensor, tensor, tensor, output, 32, {.out = NULL}, 0};
         assert_int_equal(a->ops->step_begin(a, &rows, 1, NULL), HD_OK);
         assert_int_equal(a->ops->submit(a, &call), HD_OK);
         assert_int_equal(a->ops->wait(a, 0), HD_OK);

@@ -133,7 +133,7 @@ static void tables_of_latents_and_compressed_records_keep_runs(void **state) {
     attention_rows rows = {1, 1, 400, 1, tokens, false, 0};
     assert_int_equal(a->ops->step_begin(a, &rows, 1, NULL), HD_OK);
     attention_tensor nothing = {.data = tokens, .dtype = HD_BF16};
-    attention_layer_call call = {0, nothing, nothing, nothing, nothing, 8192, {.out = NULL}};
+    attention_layer_call call = {0, nothing, nothing, nothing, nothing, 8192, {.out = NULL}, 0};
     assert_int_equal(a->ops->submit(a, &call), HD_UNSUPPORTED);
     assert_int_equal(a->ops->step_end(a), HD_OK);
 
