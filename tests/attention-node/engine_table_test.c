@@ -30,8 +30,8 @@ static void layers_that_share_streams_read_the_owners(void **state) {
     assert_int_equal(a->ops->step_begin(a, &rows, 1, NULL), HD_OK);
     attention_tensor q = {.data = queries, .dtype = HD_F32}, k = {.data = keys, .dtype = HD_F32},
                      n = {.data = nothing, .dtype = HD_F32};
-    attention_layer_call calls[2] = {{0, q, k, k, {.data = first, .dtype = HD_F32}, 32, {.out = NULL}},
-                                     {1, q, n, n, {.data = second, .dtype = HD_F32}, 32, {.out = NULL}}};
+    attention_layer_call calls[2] = {{0, q, k, k, {.data = first, .dtype = HD_F32}, 32, {.out = NULL}, 0},
+                                     {1, q, n, n, {.data = second, .dtype = HD_F32}, 32, {.out = NULL}, 0}};
     for (uint32_t layer = 0; layer < 2; layer++) {
         assert_int_equal(a->ops->submit(a, &calls[layer]), HD_OK);
         assert_int_equal(a->ops->wait(a, layer), HD_OK);
