@@ -153,6 +153,9 @@ typedef struct attention_stats {
     /* Tiers: bytes of blocks in memory, of pages of cold blocks in memory, and of blocks on disk. */
     uint64_t hot_used_bytes, warm_used_bytes, cold_used_bytes, warm_bytes, cold_bytes;
     uint64_t page_hits, page_misses; /* unit pages of cold blocks that a step asked for */
+    uint64_t row_hits, row_misses;   /* tokens of cold blocks that were found by a search, and read one by one */
+    uint64_t cold_reads;             /* done, of either */
+    uint64_t row_wait_ns;            /* of steps, for tokens */
     uint64_t cold_read_bytes, cold_written_bytes, cold_read_errors, cold_write_errors, cold_verify_failures;
     uint64_t cold_queue; /* reads and writes that wait or run now */
     /* Of steps: time that they stood still for other processes, and time in which layers were worked on, here or, of

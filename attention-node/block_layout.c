@@ -10,6 +10,23 @@ static uint64_t units_max_of(const attention_layer_table *table) {
     return count;
 }
 
+static uint64_t larger(uint64_t a, uint64_t b) {
+    return a > b ? a : b;
+}
+
+uint64_t block_layout_unit_bytes_max(const attention_layer_table *table) {
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < table->stream_count; i++)
+        most = larger(most, attention_stream_page_bytes(&table->streams[i]));
+    for (uint32_t i = 0; i < table->layer_count; i++) {
+        const attention_layer *l = &table->layers[i];
+        uint64_t bytes = attention_stream_page_bytes(&table->streams[l->key_stream]);
+        if (l->value_stream != l->key_stream) bytes += attention_stream_page_bytes(&table->streams[l->value_stream]);
+        most = larger(most, bytes);
+    }
+    return most;
+}
+
 uint64_t block_layout_table_bytes(const attention_layer_table *table) {
     return HD_ALIGN_UP(table->stream_count * sizeof(stream_place), (uint64_t)HD_CACHE_LINE) +
            HD_ALIGN_UP(units_max_of(table) * sizeof(unit_place), (uint64_t)HD_CACHE_LINE);
@@ -17,6 +34,19 @@ uint64_t block_layout_table_bytes(const attention_layer_table *table) {
 
 static bool is_placed(const stream_place *place) {
     return place->unit_bytes != 0;
+}
+
+/* Whether a unit of two streams is keys and values as kernels know them; gives their shape. */
+static bool is_plain(const attention_stream *keys, const attention_stream *values, kernel_page_shape *shape) {
+    *shape = (kernel_page_shape){keys->codec, keys->dim, values->dim};
+    bool has_codec =
+        keys->codec == values->codec && (keys->codec == HD_F32 || keys->codec == HD_BF16 || keys->codec == HD_INT8);
+    bool has_dims = keys->dim % KERNEL_N_ALIGN == 0 && values->dim % KERNEL_N_ALIGN == 0;
+    if (keys->codec == HD_INT8)
+        has_dims = has_dims && keys->dim <= KERNEL_INT8_DIM_MAX && values->dim <= KERNEL_INT8_DIM_MAX;
+    return has_codec && has_dims && keys->tokens_per_record == 1 && values->tokens_per_record == 1 &&
+           kernel_page_key_bytes(shape) <= attention_stream_page_bytes(keys) &&
+           kernel_page_value_bytes(shape) <= attention_stream_page_bytes(values);
 }
 
 /* One unit of up to two streams with the same heads. */
@@ -37,8 +67,14 @@ static void place_unit(block_layout *layout, stream_place *places, unit_place *u
         page_offset += places[streams[i]].page_bytes;
         layout->page_count += s->heads;
     }
+    unit_place unit = {.bytes = unit_bytes};
+    if (stream_count == 2 && is_plain(&table->streams[streams[0]], &table->streams[streams[1]], &unit.shape)) {
+        unit.value_offset = places[streams[1]].page_offset;
+        unit.row_bytes = (uint32_t)kernel_token_row_bytes(&unit.shape);
+    }
     for (uint32_t head = 0; head < table->streams[streams[0]].heads; head++) {
-        units[layout->unit_count++] = (unit_place){layout->block_bytes, unit_bytes};
+        unit.offset = layout->block_bytes;
+        units[layout->unit_count++] = unit;
         layout->block_bytes += unit_bytes;
     }
 }

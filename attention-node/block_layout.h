@@ -11,6 +11,7 @@
 
 #include "attention-node/layer_table.h"
 #include "base/memory.h"
+#include "kernels/ops.h"
 
 #define EXTENT_BLOCKS 16u
 
@@ -27,6 +28,9 @@ typedef struct stream_place {
 typedef struct unit_place {
     uint64_t offset; /* bytes of the unit pages before this one, per block */
     uint64_t bytes;
+    kernel_page_shape shape; /* of plain keys and values */
+    uint64_t value_offset;   /* of the values in the page */
+    uint32_t row_bytes;      /* of a token row; 0: the unit is no pair of plain keys and values */
 } unit_place;
 
 typedef struct block_layout {
@@ -38,6 +42,8 @@ typedef struct block_layout {
     uint64_t block_bytes; /* the sum of its pages */
 } block_layout;
 
+/* Of the largest unit page that a table can have. */
+uint64_t block_layout_unit_bytes_max(const attention_layer_table *table);
 uint64_t block_layout_table_bytes(const attention_layer_table *table);
 void block_layout_init(block_layout *layout, const attention_layer_table *table, hd_arena *arena);
 

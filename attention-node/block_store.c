@@ -9,7 +9,6 @@
 #define WAIT_NS 20000000u        /* for a write to end, before looking again */
 #define PATIENCE_NS 10000000000u /* for any write to end, before memory counts as full */
 #define SPILLED_AT_ONCE EXTENT_BLOCKS
-#define VISITED_BYTES_MAX (256u << 10) /* of a stack, whole chunks: a page of 256 elements in f32 is 128 KiB */
 
 static uint64_t aligned(uint64_t bytes) {
     return HD_ALIGN_UP(bytes, (uint64_t)HD_CACHE_LINE);
@@ -30,8 +29,9 @@ uint64_t block_store_table_bytes(const attention_layer_table *table, const block
     uint64_t bytes = block_pool_table_bytes(table, blocks, tiers->frame_count) + prefix_cache_table_bytes(blocks);
     if (tiers->slot_count == 0) return bytes;
     return bytes + aligned(blocks * sizeof(block_place)) +
-           cold_store_table_bytes(attention_layer_table_block_bytes(table), tiers->slot_count, tiers->frame_count) +
-           page_cache_table_bytes(blocks, units_max_of(table), tiers->page_count);
+           cold_store_table_bytes(table, tiers->slot_count, tiers->frame_count) +
+           page_cache_table_bytes(blocks, units_max_of(table), tiers->page_count) +
+           row_cache_table_bytes(tiers->grain_count);
 }
 
 /* ---- Giving up ---- */
@@ -182,27 +182,67 @@ hd_status block_store_load(block_store *store, block_name block) {
     return status;
 }
 
+/* What of a block does not change under a reader's feet. */
+typedef struct {
+    block_place place;
+    identity id;
+} seen_block;
+
+/* Visits a resident block's page; false: the block is not resident, and `seen` is what was known of it. */
+static bool visit_resident(block_store *store, uint32_t block, uint32_t stream, uint32_t head,
+                           block_store_visitor *visit, void *context, seen_block *seen) {
+    pthread_rwlock_rdlock(&store->frames_lock);
+    bool is_resident = block_pool_is_resident(&store->pool, block);
+    *seen = (seen_block){store->places[block], store->pool.records[block].id};
+    if (is_resident) visit(context, block_pool_page(&store->pool, block, stream, head));
+    pthread_rwlock_unlock(&store->frames_lock);
+    return is_resident;
+}
+
 hd_status block_store_visit(block_store *store, uint32_t block, uint32_t stream, uint32_t head,
                             block_store_visitor *visit, void *context) {
+    seen_block seen;
     if (!store->has_cold) {
         visit(context, block_pool_page(&store->pool, block, stream, head));
         return HD_OK;
     }
-    pthread_rwlock_rdlock(&store->frames_lock);
-    bool is_resident = block_pool_is_resident(&store->pool, block);
-    block_place place = store->places[block];
-    identity id = store->pool.records[block].id;
-    if (is_resident) visit(context, block_pool_page(&store->pool, block, stream, head));
-    pthread_rwlock_unlock(&store->frames_lock);
-    if (is_resident) return HD_OK;
-    if (place.state != COLD_WRITTEN) return HD_STALE;
+    if (visit_resident(store, block, stream, head, visit, context, &seen)) return HD_OK;
+    if (seen.place.state != COLD_WRITTEN) return HD_STALE;
     const stream_place *at = &store->pool.layout.streams[stream];
-    _Alignas(4096) unsigned char chunks[VISITED_BYTES_MAX];
-    uint64_t first = at->page_offset / COLD_CHUNK_BYTES * COLD_CHUNK_BYTES;
-    uint64_t end = HD_ALIGN_UP(at->page_offset + at->page_bytes, (uint64_t)COLD_CHUNK_BYTES);
-    hd_status status =
-        cold_store_read(&store->cold, place.slot, at->first_unit + head, &id, first, end - first, chunks);
-    if (status == HD_OK) visit(context, chunks + (at->page_offset - first));
+    _Alignas(4096) unsigned char unit[COLD_UNIT_BYTES_MAX];
+    hd_status status = cold_store_read_page(&store->cold, seen.place.slot, at->first_unit + head, &seen.id, unit);
+    if (status == HD_OK) visit(context, unit + at->page_offset);
+    return status;
+}
+
+typedef struct {
+    const kernel_page_shape *shape;
+    bool is_keys;
+    uint32_t first, count;
+    uint16_t *rows;
+} wanted_rows;
+
+static void copy_rows(void *context, const void *page) {
+    const wanted_rows *w = context;
+    kernel_page_rows(w->shape, page, w->is_keys, w->first, w->count, w->rows);
+}
+
+hd_status block_store_read_rows(block_store *store, uint32_t block, uint32_t stream, uint32_t head,
+                                const kernel_page_shape *shape, bool is_keys, uint32_t first, uint32_t count,
+                                uint16_t *rows) {
+    wanted_rows wanted = {shape, is_keys, first, count, rows};
+    uint32_t unit = store->pool.layout.streams[stream].first_unit + head;
+    const unit_place *place = &store->pool.layout.units[unit];
+    if (!store->has_cold || place->row_bytes == 0)
+        return block_store_visit(store, block, stream, head, copy_rows, &wanted);
+    seen_block seen;
+    if (visit_resident(store, block, stream, head, copy_rows, &wanted, &seen)) return HD_OK;
+    if (seen.place.state != COLD_WRITTEN) return HD_STALE;
+    uint64_t grain = store->cold.directory.grain_bytes, offset = (uint64_t)first * place->row_bytes;
+    uint64_t begin = offset / grain * grain, end = HD_ALIGN_UP(offset + (uint64_t)count * place->row_bytes, grain);
+    _Alignas(4096) unsigned char bytes[COLD_UNIT_BYTES_MAX];
+    hd_status status = cold_store_read(&store->cold, seen.place.slot, unit, &seen.id, begin, end - begin, bytes);
+    if (status == HD_OK) kernel_token_rows_part(&place->shape, bytes + (offset - begin), is_keys, count, rows);
     return status;
 }
 
@@ -352,11 +392,11 @@ static hd_status open_tiers(block_store *store, const attention_layer_table *tab
         if (store->pool.layout.units[i].bytes % COLD_CHUNK_BYTES == 0) continue;
         return hd_error_set(error, HD_UNSUPPORTED, "a cold tier needs pages of whole KiB, which this model's are not");
     }
-    for (uint32_t i = 0; i < table->stream_count; i++) {
-        if (store->pool.layout.streams[i].page_bytes <= VISITED_BYTES_MAX - 2 * COLD_CHUNK_BYTES) continue;
+    if (block_layout_unit_bytes_max(table) > COLD_UNIT_BYTES_MAX) {
         return hd_error_set(error, HD_UNSUPPORTED,
-                            "a cold tier takes pages of at most %u KiB, and this model's are larger",
-                            (VISITED_BYTES_MAX - 2 * COLD_CHUNK_BYTES) >> 10);
+                            "a cold tier takes a layer's keys and values of %u tokens of at most %u KiB, and this "
+                            "model's are larger",
+                            HD_BLOCK_TOKENS, COLD_UNIT_BYTES_MAX >> 10);
     }
     if (pthread_rwlock_init(&store->frames_lock, NULL) != 0) return hd_error_set(error, HD_NO_MEMORY, "no memory");
     store->places = hd_arena_take(arena, store->pool.block_count * sizeof(*store->places));
@@ -365,7 +405,11 @@ static hd_status open_tiers(block_store *store, const attention_layer_table *tab
     hd_status status = cold_store_open(&store->cold, &tiers->cold, table, &store->pool, arena, error);
     if (status != HD_OK) return status;
     store->has_cold = true;
-    status = page_cache_init(&store->pages, &store->pool, &store->cold, tiers->page_count, arena);
+    uint32_t row_reads = tiers->grain_count > 0 ? ROW_CACHE_READS : 0;
+    status = page_cache_init(&store->pages, &store->pool, &store->cold, tiers->page_count, row_reads, arena);
+    if (status == HD_OK)
+        status =
+            row_cache_init(&store->rows, &store->pool, &store->cold, store->pages.queue, tiers->grain_count, arena);
     if (status == HD_OK) status = cold_store_recover(&store->cold, adopt, store);
     if (status == HD_OK) status = cold_store_start(&store->cold);
     if (status != HD_OK) hd_error_set(error, status, "no memory for pages of the cold tier");
@@ -391,6 +435,7 @@ hd_status block_store_init(block_store *store, const attention_layer_table *tabl
 void block_store_fini(block_store *store) {
     if (store->pool.payload == NULL) return;
     page_cache_fini(&store->pages);
+    row_cache_fini(&store->rows);
     if (store->has_cold) pthread_rwlock_destroy(&store->frames_lock);
     cold_store_close(&store->cold);
     block_pool_fini(&store->pool);

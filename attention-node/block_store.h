@@ -10,7 +10,8 @@
  * With a cold tier there are as many blocks as frames and cold slots together. A sealed block is written behind
  * (spilled) as soon as it is full, so that its frame can be dropped the moment somebody needs one:
  *     RESIDENT --spill--> RESIDENT, being written --poll--> RESIDENT and COLD --make_room--> COLD --load--> both
- * Attention reads what is cold through the page cache (page_cache.h). When the disk takes no more, what is resident
+ * Attention reads what is cold through the page cache (page_cache.h), single tokens through the row cache
+ * (row_cache.h). When the disk takes no more, what is resident
  * stays so, sequences grow as far as frames go, and nothing new is promised.
  * Threads: one, but for visit. */
 #ifndef ATTENTION_NODE_BLOCK_STORE_H
@@ -19,6 +20,7 @@
 #include "attention-node/block_pool.h"
 #include "attention-node/page_cache.h"
 #include "attention-node/prefix_cache.h"
+#include "attention-node/row_cache.h"
 
 typedef enum { COLD_NOT, COLD_WRITING, COLD_WRITTEN } cold_state;
 
@@ -32,6 +34,7 @@ typedef struct block_tiers {
     uint32_t frame_count; /* blocks in memory */
     uint32_t slot_count;  /* on the cold tier; 0: there is none */
     uint32_t page_count;  /* unit pages of cold blocks in memory */
+    uint32_t grain_count; /* pieces of them, for single tokens; 0: whole pages are read for those too */
     kernel_queue *queue;  /* frames are memory of its device; NULL: this process's. Without a cold tier only */
     cold_config cold;
 } block_tiers;
@@ -42,6 +45,7 @@ typedef struct block_store {
     bool has_cold;
     cold_store cold;
     page_cache pages;
+    row_cache rows;
     block_place *places;          /* [block_count], with a cold tier */
     uint32_t hand;                /* the frame that the next search begins at */
     pthread_rwlock_t frames_lock; /* with a cold tier: held to read a frame off the step thread, and to drop one */
@@ -96,6 +100,11 @@ void block_store_condemn(block_store *store, block_name block);
 typedef void block_store_visitor(void *context, const void *page);
 hd_status block_store_visit(block_store *store, uint32_t block_index, uint32_t stream, uint32_t head,
                             block_store_visitor *visit, void *context);
+
+/* The same for keys or values of a few tokens, as rows of bf16: of those that are on disk no more is read. */
+hd_status block_store_read_rows(block_store *store, uint32_t block_index, uint32_t stream, uint32_t head,
+                                const kernel_page_shape *shape, bool is_keys, uint32_t first, uint32_t count,
+                                uint16_t *rows);
 
 /* Where a block's bytes are on the cold tier; they are there for a block without a frame. */
 static inline uint32_t block_store_cold_slot(const block_store *store, uint32_t block_index) {

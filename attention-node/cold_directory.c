@@ -14,7 +14,7 @@
 #include "attention-node/cold_pages.h"
 #include "base/fault.h"
 
-#define FORMAT 2u
+#define FORMAT 3u
 #define HEADER_BYTES 4096u
 #define RECORD_MAGIC 0x6b636f6c62646c6fu
 
@@ -158,7 +158,8 @@ hd_status cold_directory_open(cold_directory *d, const cold_config *config, cons
     hd_status status = read_key(d, error);
     if (status == HD_OK) status = open_index(d, config, table, error);
     if (status == HD_OK)
-        status = cold_pages_open(d->directory, d->path, d->block_bytes, d->slot_count, &d->pages, error);
+        status =
+            cold_pages_open(d->directory, d->path, d->block_bytes, d->slot_count, &d->pages, &d->grain_bytes, error);
     return status;
 }
 

@@ -3,7 +3,8 @@
  *     key      32 random bytes, mode 0600: the key of all identities in here, and of the seals below
  *     index    a header, then one record per slot: whose block it is, its tokens, a checksum per KiB
  *     pages    the slots, 16 to an extent, laid out as in memory (block_layout.h): a unit and head of 16 blocks is
- *              one run of bytes, so that what is scanned together is read in large pieces
+ *              one run of bytes, so that what is scanned together is read in large pieces; of plain keys and values
+ *              a page is its tokens' rows, so that what is found alone is read in small ones
  *
  *   1. A record is written after its slot's bytes, and cleared before they change. So whatever moment the process is
  *      killed at, a record that is there speaks of bytes that are there.
@@ -43,6 +44,7 @@ typedef struct cold_directory {
     int directory, index, pages; /* files; -1: not open */
     uint32_t slot_count;
     uint64_t block_bytes, record_bytes;
+    uint32_t grain_bytes; /* what `pages` is read in: whole chunks, as few as the disk takes */
     unsigned char key[IDENTITY_KEY_BYTES];
 } cold_directory;
 

@@ -51,14 +51,17 @@ static hd_status take_room(int file, const char *path, uint64_t bytes, hd_error 
 }
 
 hd_status cold_pages_open(int directory, const char *path, uint64_t block_bytes, uint64_t block_count, int *file,
-                          hd_error *error) {
+                          uint32_t *grain_bytes, hd_error *error) {
     int pages = open_file(directory, path, block_bytes);
     if (pages < 0) {
         return hd_error_set(error, HD_IO, "--cold-dir %s: cannot open the file 'pages': %s", path,
                             strerrordesc_np(errno));
     }
     hd_status status = take_room(pages, path, block_count * block_bytes, error);
-    if (status == HD_OK) *file = pages;
-    else close(pages);
+    if (status == HD_OK) {
+        *file = pages;
+        *grain_bytes = takes_chunks(pages) ? COLD_CHUNK_BYTES : DIRECT_BYTES;
+    }
+    if (status != HD_OK) close(pages);
     return status;
 }

@@ -15,6 +15,7 @@
 #include "base/log.h"
 
 #define RETRY_NS 1000000000u /* after a failed write */
+#define DIRECT_ALIGN 4096u   /* of memory */
 
 static uint32_t chunk_count_of(uint64_t block_bytes) {
     return (uint32_t)(block_bytes / COLD_CHUNK_BYTES);
@@ -31,8 +32,13 @@ static uint64_t aligned(uint64_t bytes) {
     return HD_ALIGN_UP(bytes, (uint64_t)HD_CACHE_LINE);
 }
 
-uint64_t cold_store_table_bytes(uint64_t block_bytes, uint32_t slot_count, uint32_t frame_count) {
-    return extent_table_bytes(slot_count) +
+static uint64_t rows_bytes_of(const attention_layer_table *table) {
+    return EXTENT_BLOCKS * block_layout_unit_bytes_max(table) + DIRECT_ALIGN;
+}
+
+uint64_t cold_store_table_bytes(const attention_layer_table *table, uint32_t slot_count, uint32_t frame_count) {
+    uint64_t block_bytes = attention_layer_table_block_bytes(table);
+    return aligned(rows_bytes_of(table)) + extent_table_bytes(slot_count) +
            aligned((uint64_t)slot_count * chunk_count_of(block_bytes) * sizeof(uint64_t)) + aligned(slot_count) +
            aligned(job_count_of(slot_count, frame_count) * sizeof(cold_job)) + aligned(cold_record_bytes(block_bytes));
 }
@@ -49,12 +55,13 @@ static uint64_t *unit_sums(const cold_store *c, uint32_t slot, uint32_t unit) {
     return c->sums + (uint64_t)slot * c->chunk_count + c->pool->layout.units[unit].offset / COLD_CHUNK_BYTES;
 }
 
-static hd_status verify_chunks(cold_store *c, uint32_t slot, uint32_t unit, const identity *id, uint32_t first,
-                               uint32_t count, const unsigned char *bytes) {
+hd_status cold_store_verify(cold_store *c, uint32_t slot, uint32_t unit, const identity *id, uint32_t first,
+                            uint32_t count, const void *bytes) {
     const uint64_t *sums = unit_sums(c, slot, unit);
     if (fault_strikes(FAULT_VERIFY)) return HD_OK;
     for (uint32_t i = 0; i < count; i++) {
-        if (chunk_sum(id, unit, first + i, bytes + (uint64_t)i * COLD_CHUNK_BYTES) == sums[first + i]) continue;
+        const unsigned char *chunk = (const unsigned char *)bytes + (size_t)i * COLD_CHUNK_BYTES;
+        if (chunk_sum(id, unit, first + i, chunk) == sums[first + i]) continue;
         atomic_fetch_add_explicit(&c->verify_failures, 1, memory_order_relaxed);
         hd_log(HD_LOG_ERROR, "cold_page_corrupt", "slot=%u unit=%u chunk=%u", slot, unit, first + i);
         return HD_CORRUPT;
@@ -62,26 +69,42 @@ static hd_status verify_chunks(cold_store *c, uint32_t slot, uint32_t unit, cons
     return HD_OK;
 }
 
-hd_status cold_store_verify(cold_store *c, uint32_t slot, uint32_t unit, const identity *id, const void *bytes) {
-    uint32_t chunks = (uint32_t)(c->pool->layout.units[unit].bytes / COLD_CHUNK_BYTES);
-    return verify_chunks(c, slot, unit, id, 0, chunks, bytes);
+hd_status cold_store_accept(cold_store *c, uint32_t slot, uint32_t unit, const identity *id, void *page) {
+    const unit_place *place = &c->pool->layout.units[unit];
+    hd_status status = cold_store_verify(c, slot, unit, id, 0, (uint32_t)(place->bytes / COLD_CHUNK_BYTES), page);
+    if (status != HD_OK || place->row_bytes == 0) return status;
+    _Alignas(HD_CACHE_LINE) unsigned char rows[COLD_UNIT_BYTES_MAX];
+    size_t bytes = (size_t)place->row_bytes * HD_BLOCK_TOKENS;
+    memcpy(rows, page, bytes);
+    if (bytes < place->bytes) memset(page, 0, (size_t)place->bytes); /* padding */
+    kernel_token_rows_store(&place->shape, rows, page, (unsigned char *)page + place->value_offset);
+    return HD_OK;
+}
+
+static hd_status read_bytes(const cold_store *c, uint32_t slot, uint32_t unit, uint64_t offset, uint64_t count,
+                            void *bytes) {
+    off_t at = (off_t)(cold_page_offset(&c->pool->layout, slot, unit) + offset);
+    bool has_failed = fault_strikes(FAULT_READ);
+    return has_failed || pread(c->directory.pages, bytes, (size_t)count, at) != (ssize_t)count ? HD_IO : HD_OK;
 }
 
 hd_status cold_store_read(cold_store *c, uint32_t slot, uint32_t unit, const identity *id, uint64_t offset,
                           uint64_t count, void *bytes) {
-    off_t at = (off_t)(cold_page_offset(&c->pool->layout, slot, unit) + offset);
-    bool has_failed = fault_strikes(FAULT_READ);
-    if (has_failed || pread(c->directory.pages, bytes, (size_t)count, at) != (ssize_t)count) return HD_IO;
-    return verify_chunks(c, slot, unit, id, (uint32_t)(offset / COLD_CHUNK_BYTES), (uint32_t)(count / COLD_CHUNK_BYTES),
-                         bytes);
+    hd_status status = read_bytes(c, slot, unit, offset, count, bytes);
+    return status == HD_OK ? cold_store_verify(c, slot, unit, id, (uint32_t)(offset / COLD_CHUNK_BYTES),
+                                               (uint32_t)(count / COLD_CHUNK_BYTES), bytes)
+                           : status;
+}
+
+hd_status cold_store_read_page(cold_store *c, uint32_t slot, uint32_t unit, const identity *id, void *page) {
+    hd_status status = read_bytes(c, slot, unit, 0, c->pool->layout.units[unit].bytes, page);
+    return status == HD_OK ? cold_store_accept(c, slot, unit, id, page) : status;
 }
 
 hd_status cold_store_load(cold_store *c, uint32_t slot, const identity *id, uint32_t frame) {
     hd_status status = HD_OK;
-    for (uint32_t unit = 0; unit < c->pool->layout.unit_count && status == HD_OK; unit++) {
-        status = cold_store_read(c, slot, unit, id, 0, c->pool->layout.units[unit].bytes,
-                                 block_pool_unit(c->pool, frame, unit));
-    }
+    for (uint32_t unit = 0; unit < c->pool->layout.unit_count && status == HD_OK; unit++)
+        status = cold_store_read_page(c, slot, unit, id, block_pool_unit(c->pool, frame, unit));
     return status;
 }
 
@@ -94,12 +117,22 @@ static hd_status clear_record(cold_store *c, uint32_t slot) {
     return status;
 }
 
+/* A unit page as it is to lie on disk; room has its size. */
+static const unsigned char *as_on_disk(const unit_place *place, const unsigned char *page, unsigned char *room) {
+    if (place->row_bytes == 0) return page;
+    size_t bytes = (size_t)place->row_bytes * HD_BLOCK_TOKENS;
+    kernel_token_rows_read(&place->shape, page, page + place->value_offset, room);
+    memset(room + bytes, 0, (size_t)place->bytes - bytes);
+    return room;
+}
+
 /* The same unit of blocks in consecutive slots: one write. */
 static hd_status write_unit(cold_store *c, const cold_job *jobs, uint32_t count, uint32_t unit) {
     const unit_place *place = &c->pool->layout.units[unit];
     struct iovec parts[EXTENT_BLOCKS];
     for (uint32_t i = 0; i < count; i++) {
-        const unsigned char *bytes = block_pool_unit(c->pool, c->pool->frame_of[jobs[i].block], unit);
+        const unsigned char *page = block_pool_unit(c->pool, c->pool->frame_of[jobs[i].block], unit);
+        const unsigned char *bytes = as_on_disk(place, page, c->rows + i * place->bytes);
         const identity *id = &c->pool->records[jobs[i].block].id;
         uint64_t *sums = unit_sums(c, jobs[i].slot, unit);
         for (uint32_t k = 0; k < place->bytes / COLD_CHUNK_BYTES; k++) {
@@ -301,6 +334,9 @@ hd_status cold_store_open(cold_store *c, const cold_config *config, const attent
     c->job_mask = job_count_of(slot_count, frame_count) - 1;
     c->jobs = hd_arena_take(arena, ((size_t)c->job_mask + 1) * sizeof(*c->jobs));
     c->record = hd_arena_take(arena, c->directory.record_bytes);
+    c->rows = hd_arena_take(arena, (size_t)rows_bytes_of(table));
+    assert(c->rows != NULL);
+    c->rows = (unsigned char *)HD_ALIGN_UP((uintptr_t)c->rows, (uintptr_t)DIRECT_ALIGN);
     assert(c->sums != NULL && c->has_record != NULL && c->jobs != NULL && c->record != NULL);
     memset(c->has_record, 0, slot_count);
     c->event = eventfd(0, EFD_CLOEXEC);

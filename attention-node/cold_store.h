@@ -9,6 +9,8 @@
  *   3. Every KiB has a checksum seeded by the block's identity, the unit and the place in it. Bytes that lie where
  *      other bytes belong, of another block, head or layer, fail it like flipped bits do.
  *   4. After a failed write the tier takes nothing for a second. What it has stays readable.
+ *   5. Unit pages of plain keys and values lie on disk as token rows (kernels/ops.h), so that one token is read with
+ *      the chunk or two that it lies in; accept makes the page of them. Checksums are of what lies on disk.
  * Threads: the step thread, but for verify (any) and the writer's own. */
 #ifndef ATTENTION_NODE_COLD_STORE_H
 #define ATTENTION_NODE_COLD_STORE_H
@@ -21,6 +23,7 @@
 #include "base/threads.h"
 
 #define COLD_SLOT_NONE EXTENT_SLOT_NONE
+#define COLD_UNIT_BYTES_MAX (512u << 10) /* of a stack: a unit page */
 
 typedef struct cold_job {
     uint32_t slot;
@@ -43,6 +46,7 @@ typedef struct cold_store {
     _Atomic uint64_t asked, done; /* jobs; asked: by the step thread; done: by the writer */
     uint64_t polled;
     cold_record *record; /* the writer's, [record_bytes] */
+    unsigned char *rows; /* the writer's, [EXTENT_BLOCKS] of the largest unit page: what one write is made of */
     _Atomic uint64_t written_bytes, write_errors, verify_failures;
     uint64_t failing_until_ns;
     hd_turn turn; /* advances as jobs end */
@@ -52,7 +56,7 @@ typedef struct cold_store {
     bool has_writer;
 } cold_store;
 
-uint64_t cold_store_table_bytes(uint64_t block_bytes, uint32_t slot_count, uint32_t frame_count);
+uint64_t cold_store_table_bytes(const attention_layer_table *table, uint32_t slot_count, uint32_t frame_count);
 /* pool is borrowed, and its layout set. What an earlier process left is taken (slots), and shown by recover. */
 hd_status cold_store_open(cold_store *c, const cold_config *config, const attention_layer_table *table,
                           const block_pool *pool, hd_arena *arena, hd_error *error);
@@ -76,12 +80,17 @@ void cold_store_wait(cold_store *c, uint64_t timeout_ns); /* until there is some
 uint64_t cold_store_pending(const cold_store *c);         /* jobs not polled yet; any thread */
 bool cold_store_is_failing(const cold_store *c);
 
-/* HD_CORRUPT: these are not the bytes of that unit page. Counted. */
-hd_status cold_store_verify(cold_store *c, uint32_t slot, uint32_t unit, const identity *id, const void *bytes);
-/* A part of a unit page, whole chunks, read and verified by the caller's thread; bytes is aligned as O_DIRECT wants it.
- * Any thread, for a slot that is not freed meanwhile. HD_IO, HD_CORRUPT. */
+/* HD_CORRUPT: these are not the bytes of that unit page, or of `count` of its chunks. Counted. */
+hd_status cold_store_verify(cold_store *c, uint32_t slot, uint32_t unit, const identity *id, uint32_t first_chunk,
+                            uint32_t count, const void *bytes);
+/* A whole unit page as it was read becomes, where it lies, the page that memory has. HD_CORRUPT as verify. */
+hd_status cold_store_accept(cold_store *c, uint32_t slot, uint32_t unit, const identity *id, void *page);
+/* A part of a unit page as it lies on disk, whole grains (cold_directory.h), read and verified by the caller's thread;
+ * bytes is aligned as O_DIRECT wants it. Any thread, for a slot that is not freed meanwhile. HD_IO, HD_CORRUPT. */
 hd_status cold_store_read(cold_store *c, uint32_t slot, uint32_t unit, const identity *id, uint64_t offset,
                           uint64_t count, void *bytes);
+/* A unit page as memory has it, the same way. */
+hd_status cold_store_read_page(cold_store *c, uint32_t slot, uint32_t unit, const identity *id, void *page);
 /* All unit pages of a slot into a frame, verified; blocks the caller. HD_IO, HD_CORRUPT. */
 hd_status cold_store_load(cold_store *c, uint32_t slot, const identity *id, uint32_t frame);
 

@@ -18,8 +18,9 @@ void engine_publish(engine *e) {
     const extent_table *frames = &store->pool.frames, *slots = &store->cold.slots;
     atomic_store_explicit(&e->published.hot_blocks, frames->slot_count - frames->free_count, memory_order_relaxed);
     if (!store->has_cold) return;
-    atomic_store_explicit(&e->published.warm_pages, store->pages.slot_count - store->pages.fresh_count,
-                          memory_order_relaxed);
+    uint64_t warm_bytes = (store->pages.slot_count - store->pages.fresh_count) * store->pages.slot_bytes +
+                          (uint64_t)(store->rows.grain_count - store->rows.fresh_count) * store->rows.grain_bytes;
+    atomic_store_explicit(&e->published.warm_bytes, warm_bytes, memory_order_relaxed);
     atomic_store_explicit(&e->published.cold_blocks, slots->slot_count - slots->free_count, memory_order_relaxed);
 }
 
@@ -366,13 +367,17 @@ static void read_stats(const attention *self, attention_stats *stats) {
     if (!store->has_cold) return;
     stats->warm_bytes = e->warm_bytes;
     stats->cold_bytes = e->cold_bytes;
-    stats->warm_used_bytes = read_stat(&e->published.warm_pages) * store->pages.slot_bytes;
+    stats->warm_used_bytes = read_stat(&e->published.warm_bytes);
     stats->cold_used_bytes = read_stat(&e->published.cold_blocks) * store->pool.layout.block_bytes;
     stats->page_hits = read_stat(&store->pages.hits);
     stats->page_misses = read_stat(&store->pages.misses);
-    stats->cold_read_bytes = read_stat(&store->pages.read_bytes);
+    stats->row_hits = read_stat(&store->rows.hits);
+    stats->row_misses = read_stat(&store->rows.misses);
+    stats->row_wait_ns = read_stat(&store->rows.wait_ns);
+    stats->cold_reads = read_stat(&store->pages.reads_done) + read_stat(&store->rows.reads_done);
+    stats->cold_read_bytes = read_stat(&store->pages.read_bytes) + read_stat(&store->rows.read_bytes);
     stats->cold_written_bytes = read_stat(&store->cold.written_bytes);
-    stats->cold_read_errors = read_stat(&store->pages.read_errors);
+    stats->cold_read_errors = read_stat(&store->pages.read_errors) + read_stat(&store->rows.read_errors);
     stats->cold_write_errors = read_stat(&store->cold.write_errors);
     stats->cold_verify_failures = read_stat(&store->cold.verify_failures);
     stats->cold_queue = cold_store_pending(&store->cold) + read_queue_depth(store->pages.queue);

@@ -8,8 +8,10 @@
 #include "attention-node/engine_state.h"
 #include "base/flags.h"
 
-#define PAGES_MIN 128u /* of the cache: rounds of a few items with the pages of a group each */
-#define PIECES_MAX 64u /* of a tile, when pages come from disk */
+#define PAGES_MIN 128u         /* of the cache: rounds of a few items with the pages of a group each */
+#define PAGES_BESIDE_ROWS 512u /* that items may be cut for */
+#define GRAINS_MIN 4096u       /* of the cache of single tokens: a few pages of found tokens */
+#define PIECES_MAX 64u         /* of a tile, when pages come from disk */
 
 static uint64_t aligned(uint64_t bytes) {
     return HD_ALIGN_UP(bytes, (uint64_t)HD_CACHE_LINE);
@@ -109,44 +111,52 @@ static uint64_t arena_bytes(const engine_config *config, const cut *c) {
            (c->tiers.slot_count > 0 ? aligned(page_bytes_max_of(table)) : 0);
 }
 
-/* A unit has the pages of two streams at most. */
-static uint64_t page_slot_bytes_max(const attention_layer_table *table) {
-    uint64_t most = 0;
-    for (uint32_t i = 0; i < table->layer_count; i++) {
-        const attention_layer *l = &table->layers[i];
-        uint64_t bytes = attention_stream_page_bytes(&table->streams[l->key_stream]);
-        if (l->value_stream != l->key_stream) bytes += attention_stream_page_bytes(&table->streams[l->value_stream]);
-        if (bytes > most) most = bytes;
-    }
-    uint64_t alone = page_bytes_max_of(table);
-    return most > alone ? most : alone;
-}
-
 static uint64_t total_bytes(const engine_config *config, const cut *c) {
     /* What is in this process's memory beside a device's is little, and not part of the budget. */
     if (config->queue != NULL)
         return block_pool_payload_bytes(&config->layers, c->tiers.frame_count) +
                engine_device_bytes(config, c->tiers.frame_count);
     return arena_bytes(config, c) + block_pool_payload_bytes(&config->layers, c->tiers.frame_count) +
-           c->tiers.page_count * page_slot_bytes_max(&config->layers) +
+           c->tiers.page_count * block_layout_unit_bytes_max(&config->layers) +
+           row_cache_memory_bytes(c->tiers.grain_count) +
            run_table_bytes(config->sequences_max, block_count_of(c),
                            attention_layer_table_block_bytes(&config->layers));
 }
 
-/* How many pages the warm budget holds, with the tables that say where they are. */
-static uint32_t pages_of(const engine_config *config, uint32_t slot_count) {
-    uint64_t slot_bytes = page_slot_bytes_max(&config->layers), units = 0;
+/* How many pages so many bytes hold, with the tables that say where they are. */
+static uint32_t pages_of(const engine_config *config, uint32_t slot_count, uint64_t bytes) {
+    uint64_t slot_bytes = block_layout_unit_bytes_max(&config->layers), units = 0;
     assert(slot_bytes > 0); /* the table was checked: its layers have records */
     uint64_t blocks = slot_count + config->hot_bytes / attention_layer_table_block_bytes(&config->layers);
     for (uint32_t i = 0; i < config->layers.stream_count; i++) units += config->layers.streams[i].heads;
-    uint64_t most = config->warm_bytes / slot_bytes, low = 0, high = most < UINT32_MAX / 4 ? most : UINT32_MAX / 4;
+    uint64_t most = bytes / slot_bytes, low = 0, high = most < UINT32_MAX / 4 ? most : UINT32_MAX / 4;
     while (low < high) {
         uint64_t middle = low + (high - low + 1) / 2;
         uint64_t tables = page_cache_table_bytes((uint32_t)blocks, (uint32_t)units, (uint32_t)middle);
-        if (middle * slot_bytes + tables <= config->warm_bytes) low = middle;
+        if (middle * slot_bytes + tables <= bytes) low = middle;
         else high = middle - 1;
     }
     return (uint32_t)low;
+}
+
+/* Of an engine that searches three quarters of the warm budget are for single tokens, as far as enough whole pages
+ * stay; where that leaves little, all are whole pages. */
+static void cut_warm(const engine_config *config, block_tiers *tiers) {
+    uint64_t warm = config->warm_bytes, row_bytes = warm / 4 * 3;
+    uint32_t all = pages_of(config, tiers->slot_count, warm);
+    tiers->page_count = all;
+    tiers->grain_count = 0;
+    if (config->index_bytes == 0) return;
+    uint32_t pages = pages_of(config, tiers->slot_count, warm - row_bytes);
+    if (pages < PAGES_BESIDE_ROWS) {
+        uint64_t page_bytes = (all > 0 ? warm / all : warm) * PAGES_BESIDE_ROWS;
+        row_bytes = warm > page_bytes ? warm - page_bytes : 0;
+        pages = pages_of(config, tiers->slot_count, warm - row_bytes);
+    }
+    uint32_t grains = row_cache_grains(row_bytes);
+    if (grains < GRAINS_MIN) return;
+    tiers->page_count = pages;
+    tiers->grain_count = grains;
 }
 
 /* An item's pages are an eighth of the cache or less, and a tile has few enough items for the plan's memory. */
@@ -206,13 +216,13 @@ static hd_status cut_tiers(const engine_config *config, cut *c, hd_error *error)
                             hd_format_size(config->cold_bytes, given, sizeof(given)), EXTENT_BLOCKS,
                             hd_format_size(block_bytes, block, sizeof(block)));
     }
-    c->tiers.page_count = pages_of(config, c->tiers.slot_count);
+    cut_warm(config, &c->tiers);
     if (c->tiers.page_count >= PAGES_MIN) return HD_OK;
     return hd_error_set(error, HD_INVALID,
                         "--warm-memory %s holds %u pages of the cold tier, but %u are needed: %" PRIu64
                         " KiB and tables",
                         hd_format_size(config->warm_bytes, given, sizeof(given)), c->tiers.page_count, PAGES_MIN,
-                        PAGES_MIN * page_slot_bytes_max(&config->layers) / 1024);
+                        PAGES_MIN * block_layout_unit_bytes_max(&config->layers) / 1024);
 }
 
 /* Frames that every step can count on: one for each open sequence's last block, and those that its rows begin. */

@@ -11,7 +11,7 @@
 #include "base/memory.h"
 
 typedef struct finder_sizes {
-    size_t scratch, tokens, keys, values, queries, rest;
+    size_t scratch, tokens, keys, values, queries, rest, rows;
     uint32_t value_dim_max;
 } finder_sizes;
 
@@ -53,6 +53,9 @@ static finder_sizes sizes_of(const attention_layer_table *table, hd_dtype kv_dty
         sizes.rest = largest(sizes.rest, (size_t)group_size * (sizes.value_dim_max + 2) * sizeof(float));
         sizes.keys = largest(sizes.keys, kernel_page_key_bytes(&shape));
         sizes.values = largest(sizes.values, kernel_page_value_bytes(&shape));
+        kernel_page_shape stored = {kv_dtype, shape.key_dim, shape.value_dim};
+        size_t row_bytes = kernel_token_row_bytes(&stored);
+        if (COLD_CHUNK_BYTES % row_bytes != 0) sizes.rows = largest(sizes.rows, 2 * HD_BLOCK_TOKENS * row_bytes);
         sizes.queries =
             largest(sizes.queries, (size_t)group_size * HD_ALIGN_UP(keys->dim, KERNEL_K_ALIGN) * sizeof(uint16_t));
     }
@@ -61,8 +64,9 @@ static finder_sizes sizes_of(const attention_layer_table *table, hd_dtype kv_dty
 
 /* Of all threads, and where there is a cold tier of what is found ahead of attention. */
 static size_t finders_bytes(const finder_sizes *sizes, uint32_t thread_count, uint32_t found_count) {
-    size_t lines = 6 * HD_CACHE_LINE;
+    size_t lines = 7 * HD_CACHE_LINE;
     size_t each = sizes->scratch + sizes->tokens + sizes->keys + sizes->values + sizes->queries + sizes->rest + lines;
+    if (found_count > 0) each += sizes->rows;
     return each * thread_count + (sizes->tokens + sizes->rest + 2 * HD_CACHE_LINE) * found_count;
 }
 
@@ -124,6 +128,7 @@ hd_status engine_retrieve_open(engine *e, const engine_config *of, hd_error *err
                                         .keys = part(&next, sizes.keys),
                                         .values = part(&next, sizes.values),
                                         .queries = part(&next, sizes.queries)};
+        if (found_count > 0 && sizes.rows > 0) e->finders[i].rows = part(&next, sizes.rows);
     }
     for (uint32_t i = 0; i < found_count; i++) e->founds[i] = found_at(e, &next, &sizes);
     index_home_config config = {.table = &e->table,
@@ -331,21 +336,18 @@ void engine_find(engine *e, const engine_layer *layer, unsigned thread, const en
 
 /* ---- Attending to what was found ---- */
 
-/* The run of a token: in most sequences all runs are whole blocks. */
-static const kv_run *run_of(const sequence *s, uint64_t token) {
-    uint64_t likely = token / HD_BLOCK_TOKENS;
-    if (likely < s->run_count && token - s->runs[likely].position < s->runs[likely].count) return &s->runs[likely];
-    return &s->runs[sequence_run_at(s->runs, s->run_count, token)];
-}
-
 /* Where a token lies; what will be read of it is on its way. */
 static kernel_token place_token(const engine *e, const engine_layer *layer, const sequence *s, uint32_t head,
-                                uint64_t token) {
-    const kv_run *run = run_of(s, token);
+                                uint64_t token, unsigned char *room) {
+    const kv_run *run = engine_run_of(s, token);
     uint32_t block = run->block.index;
     kernel_token place = {.key_row = index_set_key(s->indexes, e->step.call.layer, head, token),
-                          .values = engine_page(e, s->runs, block, layer->table.value_stream, head),
                           .slot = run->first + (uint32_t)(token - run->position)};
+    if (e->step.is_cold && engine_has_row(e, layer, block, head)) {
+        place.row = engine_row(e, layer, s->runs, block, head, place.slot, room);
+        return place;
+    }
+    place.values = engine_page(e, s->runs, block, layer->table.value_stream, head);
     if (place.key_row == NULL) place.keys = engine_page(e, s->runs, block, layer->table.key_stream, head);
     for (uint32_t byte = 0; place.key_row != NULL && byte < layer->shape.key_dim * sizeof(uint16_t);
          byte += HD_CACHE_LINE)
@@ -354,11 +356,18 @@ static kernel_token place_token(const engine *e, const engine_layer *layer, cons
     return place;
 }
 
+typedef struct found_page { /* of tokens that are put together */
+    kernel_token places[HD_BLOCK_TOKENS];
+    unsigned char *rows; /* rooms of such as lie in no one piece */
+} found_page;
+
 /* Where the tokens of the next page lie; returns how many, at most a page. */
 static uint32_t place_page(const engine *e, const engine_layer *layer, const sequence *s, uint32_t head,
-                           const uint32_t *tokens, uint32_t token_count, kernel_token *places) {
+                           const uint32_t *tokens, uint32_t token_count, found_page *page) {
     uint32_t count = token_count < HD_BLOCK_TOKENS ? token_count : HD_BLOCK_TOKENS;
-    for (uint32_t i = 0; i < count; i++) places[i] = place_token(e, layer, s, head, tokens[i]);
+    size_t row_bytes = page->rows != NULL ? kernel_token_row_bytes(&layer->shape) : 0;
+    for (uint32_t i = 0; i < count; i++)
+        page->places[i] = place_token(e, layer, s, head, tokens[i], page->rows + i * row_bytes);
     return count;
 }
 
@@ -372,7 +381,8 @@ void engine_attend_found(engine *e, const engine_layer *layer, unsigned thread, 
     call->shape = kernel_page_shape_read(&layer->shape);
     call->partial = engine_scratch_partial(e, &e->threads[thread], 1);
     call->span_count = 1;
-    kernel_token places[2][HD_BLOCK_TOKENS]; /* of this page, and of the next, which are fetched meanwhile */
+    found_page pages[2] = {{.rows = finder->rows}}; /* this one, and the next, which is fetched meanwhile */
+    if (finder->rows != NULL) pages[1].rows = finder->rows + HD_BLOCK_TOKENS * kernel_token_row_bytes(&layer->shape);
     uint32_t next = 0;
     for (uint32_t done = 0, page = 0, count; done < found->count; done += count, page++) {
         uint32_t left = found->count - done;
@@ -380,12 +390,12 @@ void engine_attend_found(engine *e, const engine_layer *layer, unsigned thread, 
         if (is_alone) {
             count = left < HD_BLOCK_TOKENS ? left : HD_BLOCK_TOKENS;
             engine_pin_tokens_alone(e, layer, row, found->first + done, count, head);
-            place_page(e, layer, s, head, found->first + done, count, places[page % 2]);
+            place_page(e, layer, s, head, found->first + done, count, &pages[page % 2]);
         } else {
-            count = page > 0 ? next : place_page(e, layer, s, head, found->first, left, places[0]);
-            next = place_page(e, layer, s, head, found->first + done + count, left - count, places[(page + 1) % 2]);
+            count = page > 0 ? next : place_page(e, layer, s, head, found->first, left, &pages[0]);
+            next = place_page(e, layer, s, head, found->first + done + count, left - count, &pages[(page + 1) % 2]);
         }
-        e->kernels->gather(&layer->shape, places[page % 2], count, finder->keys, finder->values);
+        e->kernels->gather(&layer->shape, pages[page % 2].places, count, finder->keys, finder->values);
         e->threads[thread].searched.fetch_ns += hd_now_ns() - fetch_start;
         call->spans = &(kernel_span){.keys = finder->keys, .values = finder->values, .count = count};
         e->kernels->attend(call);

@@ -64,6 +64,7 @@ typedef struct engine_finder {
     void *scratch, *keys, *values; /* keys, values: a page for tokens that were found, as pages are read */
     uint16_t *queries;             /* of a group, in bf16 */
     engine_found found;
+    unsigned char *rows; /* [2][HD_BLOCK_TOKENS] token rows that lie in no one piece; NULL: there are none such */
 } engine_finder;
 
 typedef struct engine_step {
@@ -141,7 +142,7 @@ typedef struct engine {
 
     struct {
         _Atomic uint64_t blocks_sequences, blocks_reserved, blocks_cached, sequences, evicted_blocks;
-        _Atomic uint64_t hot_blocks, warm_pages, cold_blocks;
+        _Atomic uint64_t hot_blocks, warm_bytes, cold_blocks;
         _Atomic uint64_t prefix_queries_tokens, prefix_hits_tokens, appended_tokens;
         _Atomic uint64_t searches, searched_tokens, search_bytes, search_rest_bytes, search_ns, fetch_ns, found_ns,
             layer_work_ns;
@@ -233,6 +234,12 @@ void engine_pin_alone(engine *e, const engine_layer *layer, const engine_sparse_
 /* The page of a block, wherever it is; where it cannot be had, zeros, and the sequence with these runs has lost its
  * step. */
 const void *engine_page(const engine *e, const kv_run *runs, uint32_t block, uint32_t stream, uint32_t head);
+/* The run that a token of the sequence lies in. */
+const kv_run *engine_run_of(const sequence *s, uint64_t token);
+/* Whether a token of the block was pinned as a row; and that row, as engine_page. room: for one row. */
+bool engine_has_row(const engine *e, const engine_layer *layer, uint32_t block, uint32_t head);
+const void *engine_row(const engine *e, const engine_layer *layer, const kv_run *runs, uint32_t block, uint32_t head,
+                       uint32_t slot, unsigned char *room);
 /* The sequence with these runs has lost its step. */
 bool engine_has_lost(const engine *e, const kv_run *runs);
 void engine_lose(const engine *e, const kv_run *runs, hd_status status);

@@ -531,6 +531,9 @@ static void condemn_corrupt(engine *e) {
     for (uint32_t from = 0, block; (block = page_cache_next_corrupt(&store->pages, &from)) != FRAME_NONE;) {
         block_store_condemn(store, (block_name){block, store->pool.records[block].generation});
     }
+    for (uint32_t from = 0, block; (block = row_cache_next_corrupt(&store->rows, &from)) != FRAME_NONE;) {
+        block_store_condemn(store, (block_name){block, store->pool.records[block].generation});
+    }
 }
 
 hd_status engine_step_end(attention *self) {

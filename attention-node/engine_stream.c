@@ -66,13 +66,58 @@ bool engine_pin_spans(engine *e, const engine_layer *layer, const kv_run *runs, 
     return true;
 }
 
+/* In most sequences all runs are whole blocks. */
+const kv_run *engine_run_of(const sequence *s, uint64_t token) {
+    uint64_t likely = token / HD_BLOCK_TOKENS;
+    if (likely < s->run_count && token >= s->runs[likely].position &&
+        token - s->runs[likely].position < s->runs[likely].count)
+        return &s->runs[likely];
+    return &s->runs[sequence_run_at(s->runs, s->run_count, token)];
+}
+
+static row_name name_of(const engine *e, const engine_layer *layer, uint32_t block, uint32_t head, uint32_t token) {
+    const block_store *store = &e->home.store;
+    return (row_name){.block = block,
+                      .unit = store->pool.layout.streams[layer->table.key_stream].first_unit + head,
+                      .cold_slot = block_store_cold_slot(store, block),
+                      .token = token};
+}
+
+bool engine_has_row(const engine *e, const engine_layer *layer, uint32_t block, uint32_t head) {
+    const block_store *store = &e->home.store;
+    if (!store->has_cold || block_pool_is_resident(&store->pool, block)) return false;
+    row_name name = name_of(e, layer, block, head, 0);
+    bool is_pair = store->pool.layout.streams[layer->table.value_stream].first_unit + head == name.unit;
+    return is_pair && row_cache_has_unit(&store->rows, name.unit) && !page_cache_has(&store->pages, block, name.unit);
+}
+
+const void *engine_row(const engine *e, const engine_layer *layer, const kv_run *runs, uint32_t block, uint32_t head,
+                       uint32_t slot, unsigned char *room) {
+    if (engine_has_lost(e, runs)) return e->no_page;
+    const block_store *store = &e->home.store;
+    row_name name = name_of(e, layer, block, head, slot);
+    const unsigned char *row;
+    hd_status status = row_cache_use((row_cache *)&store->rows, &name, room, &row);
+    if (status == HD_OK) return row;
+    engine_lose(e, runs, status);
+    return e->no_page;
+}
+
 bool engine_pin_tokens(engine *e, const engine_layer *layer, const engine_sparse_row *row, const uint32_t *tokens,
                        uint32_t count, uint32_t head, uint64_t round) {
     const sequence *s = row->sequence;
-    uint64_t end = 0; /* of the run that was pinned last */
+    row_cache *rows = &e->home.store.rows;
+    uint64_t end = 0; /* of the run that needs no more to be pinned */
+    if (engine_has_lost(e, s->runs)) return true;
     for (uint32_t i = 0; i < count; i++) {
         if (tokens[i] < end) continue;
-        const kv_run *run = &s->runs[sequence_run_at(s->runs, s->run_count, tokens[i])];
+        const kv_run *run = engine_run_of(s, tokens[i]);
+        if (engine_has_row(e, layer, run->block.index, head)) {
+            row_name name =
+                name_of(e, layer, run->block.index, head, run->first + (uint32_t)(tokens[i] - run->position));
+            if (!row_cache_pin(rows, &name, round, e->patience_ns)) return false;
+            continue;
+        }
         end = run->position + run->count;
         if (!engine_pin_spans(e, layer, s->runs, s->run_count, tokens[i], end, head, round, false)) return false;
     }
@@ -128,11 +173,21 @@ static size_t pin_round(engine *e, const engine_layer *layer, size_t first, size
     page_cache *pages = &e->home.store.pages;
     uint64_t most = ROUND_BYTES_MAX / pages->slot_bytes;
     if (most > pages->slot_count / 2) most = pages->slot_count / 2;
+    row_cache *rows = &e->home.store.rows;
+    uint64_t grains_most = rows->grain_count > 0 ? ROUND_BYTES_MAX / rows->grain_bytes : 1;
+    if (grains_most > rows->grain_count / 2 && rows->grain_count > 0) grains_most = rows->grain_count / 2;
     size_t ticket = first;
-    pages->pinned_count = 0;
-    while (ticket < end && pages->pinned_count < most && pin_ticket(e, layer, ticket, round)) ticket++;
+    pages->pinned_count = rows->pinned_count = 0;
+    while (ticket < end && pages->pinned_count < most && rows->pinned_count < grains_most &&
+           pin_ticket(e, layer, ticket, round))
+        ticket++;
     page_cache_submit(pages);
     return ticket;
+}
+
+static void release(engine *e, uint64_t round) {
+    page_cache_release(&e->home.store.pages, round);
+    row_cache_release(&e->home.store.rows, round);
 }
 
 /* Nothing else is pinned and still there is no room. An item fits by how it was cut, so what holds the room are reads
@@ -145,22 +200,21 @@ static void give_up_item(engine *e, const plan_item *item) {
 
 void engine_pin_tokens_alone(engine *e, const engine_layer *layer, const engine_sparse_row *row, const uint32_t *tokens,
                              uint32_t count, uint32_t head) {
-    page_cache *pages = &e->home.store.pages;
-    page_cache_release(pages, e->round);
+    release(e, e->round);
     bool has_room = engine_pin_tokens(e, layer, row, tokens, count, head, ++e->round);
-    page_cache_submit(pages);
+    page_cache_submit(&e->home.store.pages);
+    row_cache_await(&e->home.store.rows, e->patience_ns);
     if (!has_room) engine_lose(e, row->sequence->runs, HD_TIMED_OUT);
 }
 
 void engine_pin_alone(engine *e, const engine_layer *layer, const engine_sparse_row *row, const uint64_t at[4],
                       uint32_t head) {
     const sequence *s = row->sequence;
-    page_cache *pages = &e->home.store.pages;
-    page_cache_release(pages, e->round);
+    release(e, e->round);
     uint64_t round = ++e->round;
     bool has_room = engine_pin_spans(e, layer, s->runs, s->run_count, at[0], at[1], head, round, true) &&
                     engine_pin_spans(e, layer, s->runs, s->run_count, at[2], at[3], head, round, true);
-    page_cache_submit(pages);
+    page_cache_submit(&e->home.store.pages);
     if (!has_room) engine_lose(e, s->runs, HD_TIMED_OUT);
 }
 
@@ -184,10 +238,10 @@ static void run_tickets(engine *e, size_t begin, size_t end, bool is_storing) {
 /* Sparse tickets [begin, end), whose tokens are found. A row that sees more than the cache holds is worked on by this
  * thread alone, group by group. */
 static void attend_sparse(engine *e, const engine_layer *layer, size_t begin, size_t end) {
-    page_cache *pages = &e->home.store.pages;
     uint32_t heads = layer->plan.kv_heads;
     while (begin < end) {
         size_t next = pin_round(e, layer, begin, end, ++e->round);
+        row_cache_await(&e->home.store.rows, e->patience_ns);
         if (next > begin) {
             run_tickets(e, begin, next, false);
         } else {
@@ -195,7 +249,7 @@ static void attend_sparse(engine *e, const engine_layer *layer, size_t begin, si
                                  found_of(e, begin), true);
             next = begin + 1;
         }
-        page_cache_release(pages, e->round);
+        release(e, e->round);
         begin = next;
     }
 }
@@ -218,7 +272,6 @@ static void stream_sparse(engine *e, const engine_layer *layer, size_t count) {
 }
 
 void engine_stream_layer(engine *e, const engine_layer *layer) {
-    page_cache *pages = &e->home.store.pages;
     size_t sparse = (size_t)e->step.sparse_count * layer->plan.kv_heads;
     size_t count = sparse + attend_plan_ticket_count(&e->plan);
     size_t begin = sparse, end = begin;
@@ -227,7 +280,7 @@ void engine_stream_layer(engine *e, const engine_layer *layer) {
     stream_sparse(e, layer, sparse);
     while (begin < count) {
         if (end == begin) {
-            page_cache_release(pages, e->round);
+            release(e, e->round);
             end = pin_round(e, layer, begin, count, ++e->round);
         }
         if (end == begin) {
@@ -239,7 +292,7 @@ void engine_stream_layer(engine *e, const engine_layer *layer) {
         if (end < count) next = pin_round(e, layer, end, count, e->round);
         else read_ahead(e, layer, e->round);
         run_tickets(e, begin, end, false);
-        page_cache_release(pages, round);
+        release(e, round);
         begin = end;
         end = next;
     }

@@ -15,18 +15,6 @@
 
 /* ---- Where rows are ---- */
 
-typedef struct {
-    const kernel_page_shape *shape;
-    bool is_keys;
-    uint32_t first, count;
-    uint16_t *room;
-} page_rows;
-
-static void copy_rows(void *context, const void *page) {
-    const page_rows *rows = context;
-    kernel_page_rows(rows->shape, page, rows->is_keys, rows->first, rows->count, rows->room);
-}
-
 static const uint16_t *rows_at(const index_source_context *context, bool is_keys, uint64_t first, uint32_t count,
                                uint16_t *room) {
     index_set *set = context->set;
@@ -39,10 +27,10 @@ static const uint16_t *rows_at(const index_source_context *context, bool is_keys
         assert(i < sealed);
         uint32_t skipped = (uint32_t)(first + done - run->position), rows = run->count - skipped;
         if (rows > count - done) rows = count - done;
-        page_rows copied = {&layer->shape, is_keys, run->first + skipped, rows, room + (size_t)done * dim};
-        hd_status status =
-            block_store_visit(set->home->config.store, run->block.index, stream, context->head, copy_rows, &copied);
-        if (status != HD_OK) memset(copied.room, 0, (size_t)rows * dim * sizeof(*room));
+        uint16_t *to = room + (size_t)done * dim;
+        hd_status status = block_store_read_rows(set->home->config.store, run->block.index, stream, context->head,
+                                                 &layer->shape, is_keys, run->first + skipped, rows, to);
+        if (status != HD_OK) memset(to, 0, (size_t)rows * dim * sizeof(*room));
         if (status != HD_OK && status != HD_STALE) index_set_fail(set); /* what is given up is asked for no more */
         done += rows;
     }

@@ -2,6 +2,7 @@
 #include "attention-node/page_cache.h"
 
 #include <assert.h>
+#include <sched.h>
 
 #include "base/clock.h"
 
@@ -39,6 +40,10 @@ static uint32_t *place_of(const page_cache *c, uint32_t block, uint32_t unit) {
     return &c->places[(uint64_t)block * c->pool->layout.unit_count + unit];
 }
 
+bool page_cache_has(const page_cache *c, uint32_t block, uint32_t unit) {
+    return *place_of(c, block, unit) != 0;
+}
+
 /* ---- Reads ---- */
 
 static void end_read(read_request *request, hd_status status) {
@@ -49,6 +54,7 @@ static void end_read(read_request *request, hd_status status) {
         atomic_store(&c->slots[read->slots[i]].state, status == HD_OK ? PAGE_READ : PAGE_LOST);
     }
     atomic_store(&read->is_lent, false);
+    atomic_fetch_add_explicit(&c->reads_done, 1, memory_order_relaxed);
 }
 
 static page_read *take_read(page_cache *c) {
@@ -230,12 +236,13 @@ hd_status page_cache_use(page_cache *c, uint32_t block, uint32_t unit, uint64_t 
     page_slot *s = &c->slots[place - 1];
     hd_status status = atomic_load(&s->state) == PAGE_READING ? await(c, s, patience_ns) : HD_OK;
     if (status != HD_OK) return status;
-    const unsigned char *page = c->memory + (uint64_t)(place - 1) * c->slot_bytes;
-    /* Two threads may both verify a page: they find the same. */
-    if (atomic_load(&s->state) == PAGE_READ) {
-        status = cold_store_verify(c->cold, s->cold_slot, unit, &c->pool->records[block].id, page);
+    unsigned char *page = c->memory + (uint64_t)(place - 1) * c->slot_bytes;
+    uint32_t expected = PAGE_READ;
+    if (atomic_compare_exchange_strong(&s->state, &expected, PAGE_CHECKING)) {
+        status = cold_store_accept(c->cold, s->cold_slot, unit, &c->pool->records[block].id, page);
         atomic_store(&s->state, status == HD_OK ? PAGE_GOOD : PAGE_CORRUPT);
     }
+    while (atomic_load(&s->state) == PAGE_CHECKING) sched_yield(); /* another thread is at it, for microseconds */
     uint32_t state = atomic_load(&s->state);
     if (state == PAGE_GOOD) *bytes = page;
     return state == PAGE_GOOD ? HD_OK : state == PAGE_LOST ? HD_IO : HD_CORRUPT;
@@ -244,7 +251,7 @@ hd_status page_cache_use(page_cache *c, uint32_t block, uint32_t unit, uint64_t 
 /* ---- Start and end ---- */
 
 hd_status page_cache_init(page_cache *c, const block_pool *pool, cold_store *cold, uint32_t slot_count,
-                          hd_arena *arena) {
+                          uint32_t reads_beside, hd_arena *arena) {
     *c = (page_cache){.pool = pool,
                       .cold = cold,
                       .slot_bytes = page_cache_slot_bytes(&pool->layout),
@@ -264,7 +271,7 @@ hd_status page_cache_init(page_cache *c, const block_pool *pool, cold_store *col
     for (uint32_t i = 0; i < READS_MAX; i++) c->reads[i] = (page_read){.request = {.done = end_read}, .cache = c};
     c->memory = hd_region_map(slot_count * c->slot_bytes);
     hd_status status = c->memory != NULL ? HD_OK : HD_NO_MEMORY;
-    if (status == HD_OK) status = read_queue_open(cold->directory.pages, READS_MAX, &c->queue);
+    if (status == HD_OK) status = read_queue_open(cold->directory.pages, READS_MAX + reads_beside, &c->queue);
     return status;
 }
 

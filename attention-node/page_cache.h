@@ -1,6 +1,6 @@
 /* page_cache.h - the warm tier: unit pages of blocks whose bytes are on the cold tier, kept by reuse.
  *
- *     FREE --pin of a page that is not here--> READING --the read ends--> READ --first use: verified--> GOOD
+ *     FREE --pin of a page that is not here--> READING --the read ends--> READ --first use: CHECKING--> GOOD
  *                                                                     \-> LOST (HD_IO)              \-> CORRUPT
  *
  * A pin names a round, a number that grows; a page stays where it is until its last round is released. So many pages
@@ -18,7 +18,7 @@
 #include "attention-node/cold_store.h"
 #include "attention-node/read_queue.h"
 
-typedef enum { PAGE_FREE, PAGE_READING, PAGE_READ, PAGE_GOOD, PAGE_CORRUPT, PAGE_LOST } page_state;
+typedef enum { PAGE_FREE, PAGE_READING, PAGE_READ, PAGE_CHECKING, PAGE_GOOD, PAGE_CORRUPT, PAGE_LOST } page_state;
 
 typedef struct page_slot {
     _Atomic uint32_t state;
@@ -50,19 +50,21 @@ typedef struct page_cache {
     uint32_t batch_count;
     uint64_t released;     /* round */
     uint32_t pinned_count; /* pages that pins have added to their round; the caller sets it back */
-    _Atomic uint64_t hits, misses, read_bytes, read_errors;
+    _Atomic uint64_t hits, misses, read_bytes, reads_done, read_errors;
 } page_cache;
 
 uint64_t page_cache_table_bytes(uint32_t block_count, uint32_t unit_count, uint32_t slot_count);
 uint64_t page_cache_slot_bytes(const block_layout *layout); /* the largest unit page */
 
+/* reads_beside: that others may have out in the cache's queue. */
 hd_status page_cache_init(page_cache *cache, const block_pool *pool, cold_store *cold, uint32_t slot_count,
-                          hd_arena *arena);
+                          uint32_t reads_beside, hd_arena *arena);
 void page_cache_fini(page_cache *cache); /* accepts a zeroed one */
 
 /* Keeps a page of a sealed block that has a cold slot until `round` is released, and asks for its bytes where they are
  * not here. False, and nothing done: every page is pinned, or every read is out. */
 bool page_cache_pin(page_cache *cache, uint32_t block, uint32_t unit, uint32_t cold_slot, uint64_t round, bool is_scan);
+bool page_cache_has(const page_cache *cache, uint32_t block, uint32_t unit); /* or has asked for it */
 void page_cache_submit(page_cache *cache);                  /* what pins have asked for since the last one */
 void page_cache_release(page_cache *cache, uint64_t round); /* and all before it */
 

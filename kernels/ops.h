@@ -80,9 +80,21 @@ void kernel_page_copy_key(const kernel_page_shape *shape, const void *keys, uint
 void kernel_page_copy_value(const kernel_page_shape *shape, const void *values, uint32_t slot, void *to_values,
                             uint32_t to);
 void kernel_page_put_key(const kernel_page_shape *shape, const void *row, void *to_keys, uint32_t to);
-/* A token wherever it lies: at a slot of pages, and its key perhaps as a row of bf16 beside them. */
+/* A token row: a token's key and value one after the other, in the elements of its page, in int8 each followed by its
+ * exponents. So one token is as few bytes as it has, in one piece. Rows are permutations of pages: the bits are the
+ * same. */
+size_t kernel_token_row_bytes(const kernel_page_shape *shape);
+/* All tokens of a page as rows, one after another; and rows as a page, whose padding stays as it is. */
+void kernel_token_rows_read(const kernel_page_shape *shape, const void *keys, const void *values, void *rows);
+void kernel_token_rows_store(const kernel_page_shape *shape, const void *rows, void *keys, void *values);
+/* The keys or the values of so many token rows as rows of bf16, one after another. */
+void kernel_token_rows_part(const kernel_page_shape *shape, const void *rows, bool is_keys, uint32_t count,
+                            uint16_t *part);
+
+/* A token wherever it lies: as a token row, or at a slot of pages, and its key perhaps as a row of bf16 beside that. */
 typedef struct kernel_token {
-    const void *key_row; /* NULL: in the page alone */
+    const void *key_row; /* NULL: where the value is */
+    const void *row;     /* NULL: in pages */
     const void *keys, *values;
     uint32_t slot;
 } kernel_token;

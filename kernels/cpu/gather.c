@@ -31,8 +31,14 @@ static inline void transpose(__m512i rows[LANES]) {
     }
 }
 
-/* Keys of tokens [first, first + LANES), all of which have rows. */
-static void put_keys(uint32_t units, const kernel_token *tokens, uint32_t first, uint32_t *page) {
+/* A key in bf16 one element after another; NULL: it is not there as such. */
+static inline const uint32_t *key_units(const kernel_page_shape *shape, const kernel_token *token) {
+    return token->key_row == NULL && shape->dtype == HD_BF16 ? token->row : token->key_row;
+}
+
+/* Keys of tokens [first, first + LANES), all of which have key_units. */
+static void put_keys(const kernel_page_shape *shape, const kernel_token *tokens, uint32_t first, uint32_t *page) {
+    uint32_t units = shape->key_dim / 2;
     size_t panel = (size_t)(first / KERNEL_PANEL) * KERNEL_PANEL * HD_ALIGN_UP(units, KERNEL_K_ALIGN / 2);
     uint32_t *column = page + panel + first % KERNEL_PANEL;
     for (uint32_t unit = 0; unit < units; unit += LANES) {
@@ -40,58 +46,58 @@ static void put_keys(uint32_t units, const kernel_token *tokens, uint32_t first,
         uint32_t width = units - unit < LANES ? units - unit : LANES;
         __m512i rows[LANES];
         for (uint32_t i = 0; i < LANES; i++)
-            rows[i] = _mm512_maskz_loadu_epi32(there, (const uint32_t *)tokens[first + i].key_row + unit);
+            rows[i] = _mm512_maskz_loadu_epi32(there, key_units(shape, &tokens[first + i]) + unit);
         transpose(rows);
         for (uint32_t i = 0; i < width; i++) _mm512_storeu_si512(column + (size_t)(unit + i) * KERNEL_PANEL, rows[i]);
     }
 }
 
-static inline __m512i low_half(const uint32_t *units, bool is_odd, __mmask16 there) {
-    __m512i loaded = _mm512_maskz_loadu_epi32(there, units);
-    return is_odd ? _mm512_srli_epi32(loaded, 16) : _mm512_and_si512(loaded, _mm512_set1_epi32(0xffff));
-}
-
-static inline __m512i high_half(const uint32_t *units, bool is_odd, __mmask16 there) {
-    __m512i loaded = _mm512_maskz_loadu_epi32(there, units);
-    return is_odd ? _mm512_and_si512(loaded, _mm512_set1_epi32((int)0xffff0000u)) : _mm512_slli_epi32(loaded, 16);
+/* Sixteen elements of a token's value from element `at` of a panel on, in the low halves of units. */
+static inline __m512i value_part(const kernel_page_shape *shape, const kernel_token *token, uint32_t panel,
+                                 uint32_t width, uint32_t at, __mmask16 there) {
+    if (token->row != NULL) {
+        const uint16_t *value = (const uint16_t *)token->row + shape->key_dim + panel + at;
+        return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, value));
+    }
+    const uint32_t *units = (const uint32_t *)token->values + (size_t)panel * HD_BLOCK_TOKENS / 2;
+    __m512i loaded = _mm512_maskz_loadu_epi32(there, units + (size_t)(token->slot / 2) * width + at);
+    return token->slot % 2 != 0 ? _mm512_srli_epi32(loaded, 16) : _mm512_and_si512(loaded, _mm512_set1_epi32(0xffff));
 }
 
 /* Values of tokens first (even) and first + 1. */
-static void put_values(uint32_t value_dim, const kernel_token *tokens, uint32_t first, uint32_t *page) {
-    const kernel_token *a = &tokens[first], *b = &tokens[first + 1];
+static void put_values(const kernel_page_shape *shape, const kernel_token *tokens, uint32_t first, uint32_t *page) {
+    uint32_t value_dim = shape->value_dim;
     for (uint32_t panel = 0; panel < value_dim; panel += KERNEL_PANEL) {
         uint32_t width = value_dim - panel < KERNEL_PANEL ? value_dim - panel : KERNEL_PANEL;
-        size_t begin = (size_t)panel * HD_BLOCK_TOKENS / 2;
-        const uint32_t *from = (const uint32_t *)a->values + begin + (size_t)(a->slot / 2) * width;
-        const uint32_t *other = (const uint32_t *)b->values + begin + (size_t)(b->slot / 2) * width;
-        uint32_t *to = page + begin + (size_t)(first / 2) * width;
+        uint32_t *to = page + (size_t)panel * HD_BLOCK_TOKENS / 2 + (size_t)(first / 2) * width;
         for (uint32_t i = 0; i < width; i += LANES) {
             __mmask16 there = width - i < LANES ? (__mmask16)((1u << (width - i)) - 1u) : (__mmask16)0xffff;
-            __m512i both = _mm512_or_si512(low_half(from + i, a->slot % 2 != 0, there),
-                                           high_half(other + i, b->slot % 2 != 0, there));
-            _mm512_mask_storeu_epi32(to + i, there, both);
+            __m512i low = value_part(shape, &tokens[first], panel, width, i, there);
+            __m512i high = value_part(shape, &tokens[first + 1], panel, width, i, there);
+            _mm512_mask_storeu_epi32(to + i, there, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
         }
     }
 }
 
-static bool have_rows(const kernel_token *tokens, uint32_t count) {
+static bool have_rows(const kernel_page_shape *shape, const kernel_token *tokens, uint32_t count) {
     for (uint32_t i = 0; i < count; i++)
-        if (tokens[i].key_row == NULL) return false;
+        if (key_units(shape, &tokens[i]) == NULL) return false;
     return true;
 }
 
 void table_gather(const kernel_page_shape *shape, const kernel_token *tokens, uint32_t count, void *to_keys,
                   void *to_values) {
     uint32_t first = 0;
-    for (; shape->dtype != HD_F32 && first + LANES <= count && have_rows(tokens + first, LANES); first += LANES) {
-        put_keys(shape->key_dim / 2, tokens, first, to_keys);
+    for (; shape->dtype != HD_F32 && first + LANES <= count && have_rows(shape, tokens + first, LANES);
+         first += LANES) {
+        put_keys(shape, tokens, first, to_keys);
         for (uint32_t i = first; i < first + LANES; i += 2) {
             if (shape->dtype == HD_BF16) {
-                put_values(shape->value_dim, tokens, i, to_values);
+                put_values(shape, tokens, i, to_values);
                 continue;
             }
-            kernel_page_copy_value(shape, tokens[i].values, tokens[i].slot, to_values, i);
-            kernel_page_copy_value(shape, tokens[i + 1].values, tokens[i + 1].slot, to_values, i + 1);
+            page_gather_value(shape, &tokens[i], to_values, i);
+            page_gather_value(shape, &tokens[i + 1], to_values, i + 1);
         }
     }
     for (; first < count; first++) page_gather_one(shape, &tokens[first], to_keys, to_values, first);

@@ -9,6 +9,7 @@
 /* In plain C, for every type; and one token. */
 void page_gather_one(const kernel_page_shape *shape, const kernel_token *token, void *to_keys, void *to_values,
                      uint32_t to);
+void page_gather_value(const kernel_page_shape *shape, const kernel_token *token, void *to_values, uint32_t to);
 void page_gather(const kernel_page_shape *shape, const kernel_token *tokens, uint32_t count, void *to_keys,
                  void *to_values);
 

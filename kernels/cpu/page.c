@@ -13,8 +13,6 @@ static size_t exponent_bytes(const kernel_page_shape *shape, uint32_t dim) {
     return shape->dtype == HD_INT8 ? groups * HD_BLOCK_TOKENS * sizeof(uint16_t) : 0;
 }
 
-#include "kernels/cpu/gather.h"
-
 size_t kernel_page_key_bytes(const kernel_page_shape *shape) {
     return kernel_matrix_bytes(shape->dtype, HD_BLOCK_TOKENS, shape->key_dim) + exponent_bytes(shape, shape->key_dim);
 }
@@ -224,19 +222,6 @@ void kernel_page_copy_value(const kernel_page_shape *shape, const void *values, 
         if (pair == 1) memcpy(row, from, width * sizeof(*row));
         else copy_half_units(from, slot % 2 != 0, row, to % 2 != 0, width);
     }
-}
-
-void page_gather_one(const kernel_page_shape *shape, const kernel_token *token, void *to_keys, void *to_values,
-                     uint32_t to) {
-    const kernel_page_shape read = kernel_page_shape_read(shape);
-    if (token->key_row != NULL) kernel_page_put_key(&read, token->key_row, to_keys, to);
-    else kernel_page_copy_key(shape, token->keys, token->slot, to_keys, to);
-    kernel_page_copy_value(shape, token->values, token->slot, to_values, to);
-}
-
-void page_gather(const kernel_page_shape *shape, const kernel_token *tokens, uint32_t count, void *to_keys,
-                 void *to_values) {
-    for (uint32_t i = 0; i < count; i++) page_gather_one(shape, &tokens[i], to_keys, to_values, i);
 }
 
 void kernel_page_prefetch_value(const kernel_page_shape *shape, const void *values, uint32_t slot) {

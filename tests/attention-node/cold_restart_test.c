@@ -154,7 +154,7 @@ static void what_is_somebody_elses_is_refused_by_name(void **state) {
     rig.toy.config.fingerprint[3] ^= 1;
     check_refused(&rig, "another model");
     rig.toy.config.fingerprint[3] ^= 1;
-    uint32_t format = 3, first = 2;
+    uint32_t format = 99, first = 3;
     int index = cold_rig_file(&rig, "index", O_RDWR);
     assert_int_equal(pwrite(index, &format, sizeof(format), 8), sizeof(format));
     check_refused(&rig, "format");

@@ -1,4 +1,4 @@
-/* Pages of int8, in every table: what is read back is near what was stored, a function of the token alone, and the
+/* Pages of int8, in every table, and token rows of any type: what is read back is near what was stored, a function of the token alone, and the
  * same whether a page, a row or a single token is read. */
 #include "tests/kernels/cases.h"
 
@@ -146,12 +146,56 @@ static void attention_has_the_bits_of_the_page_as_it_is_read(void **state) {
     }
 }
 
+/* Whatever the type; and a row alone says what the page says of its token. */
+static void token_rows_are_the_page_again(void **state) {
+    static const hd_dtype dtypes[] = {HD_F32, HD_BF16, HD_INT8};
+    uint64_t seed = 7;
+    for (uint32_t n = 0; n < 3 * DIM_COUNT; n++) {
+        kernel_page_shape shape = {dtypes[n % 3], dims[n / 3][0], dims[n / 3][1]};
+        cases_context context = cases_make_context(&shape, TOKENS, &seed);
+        const kernel_span *page = &context.spans[0];
+        size_t key_bytes = kernel_page_key_bytes(&shape), value_bytes = kernel_page_value_bytes(&shape);
+        size_t row_bytes = kernel_token_row_bytes(&shape);
+        char *rows = cases_take(TOKENS * row_bytes);
+        void *keys = cases_take(key_bytes), *values = cases_take(value_bytes);
+        kernel_token_rows_read(&shape, page->keys, page->values, rows);
+        kernel_token_rows_store(&shape, rows, keys, values);
+        assert_memory_equal(keys, page->keys, key_bytes);
+        assert_memory_equal(values, page->values, value_bytes);
+        uint16_t expected[256], actual[256];
+        for (uint32_t i = 0; i < TOKENS; i++) {
+            for (int is_keys = 0; is_keys < 2; is_keys++) {
+                uint32_t dim = is_keys ? shape.key_dim : shape.value_dim;
+                kernel_page_rows(&shape, is_keys ? page->keys : page->values, is_keys, i, 1, expected);
+                kernel_token_rows_part(&shape, rows + i * row_bytes, is_keys, 1, actual);
+                assert_memory_equal(expected, actual, dim * sizeof(uint16_t));
+            }
+        }
+        kernel_page_shape read = kernel_page_shape_read(&shape);
+        kernel_token tokens[TOKENS];
+        for (uint32_t i = 0; i < TOKENS; i++) tokens[i] = (kernel_token){.row = rows + i * row_bytes};
+        void *gathered_keys = cases_take(kernel_page_key_bytes(&read)),
+             *gathered_values = cases_take(kernel_page_value_bytes(&read));
+        table->gather(&shape, tokens, TOKENS, gathered_keys, gathered_values);
+        for (uint32_t i = 0; i < TOKENS; i++) {
+            tokens[i] = (kernel_token){.keys = page->keys, .values = page->values, .slot = i};
+        }
+        void *right_keys = cases_take(kernel_page_key_bytes(&read)),
+             *right_values = cases_take(kernel_page_value_bytes(&read));
+        table->gather(&shape, tokens, TOKENS, right_keys, right_values);
+        assert_memory_equal(gathered_keys, right_keys, kernel_page_key_bytes(&read));
+        assert_memory_equal(gathered_values, right_values, kernel_page_value_bytes(&read));
+        cases_release();
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(every_element_is_read_back_within_half_a_step, cases_teardown),
         cmocka_unit_test_teardown(a_token_is_a_function_of_itself, cases_teardown),
         cmocka_unit_test_teardown(a_token_copied_alone_is_what_its_row_says, cases_teardown),
         cmocka_unit_test_teardown(attention_has_the_bits_of_the_page_as_it_is_read, cases_teardown),
+        cmocka_unit_test_teardown(token_rows_are_the_page_again, cases_teardown),
     };
     return cases_run(tests, sizeof(tests) / sizeof(tests[0]));
 }

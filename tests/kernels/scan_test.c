@@ -217,10 +217,11 @@ static void sums_come_with_their_bounds(void **state) {
     }
 }
 
-/* A page put together by plain copies, and by the table; half of the tokens have rows beside their pages. */
+/* A page put together by plain copies, and by the table; many tokens have keys as rows beside their pages, or lie in
+ * token rows. */
 static void gathered_tokens_are_copies(void **state) {
     const kernel_page_shape shapes[] = {{HD_BF16, 64, 64}, {HD_BF16, 80, 48}, {HD_BF16, 128, 192}, {HD_F32, 64, 64}};
-    uint64_t seed = 9;
+    uint64_t seed = 9, row_seed = 5;
     for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
         const kernel_page_shape *shape = &shapes[i];
         cases_context context = cases_make_context(shape, 5 * HD_BLOCK_TOKENS, &seed);
@@ -228,6 +229,11 @@ static void gathered_tokens_are_copies(void **state) {
             size_t key_bytes = kernel_page_key_bytes(shape), value_bytes = kernel_page_value_bytes(shape);
             void *keys = cases_take(key_bytes), *values = cases_take(value_bytes);
             void *right_keys = cases_take(key_bytes), *right_values = cases_take(value_bytes);
+            size_t token_bytes = kernel_token_row_bytes(shape);
+            char *rows = cases_take(5 * HD_BLOCK_TOKENS * token_bytes);
+            for (uint32_t page = 0; page < 5; page++)
+                kernel_token_rows_read(shape, context.spans[page].keys, context.spans[page].values,
+                                       rows + page * HD_BLOCK_TOKENS * token_bytes);
             kernel_token tokens[HD_BLOCK_TOKENS];
             for (uint32_t t = 0; t < count; t++) {
                 uint32_t token = cases_random_below(&seed, 5 * HD_BLOCK_TOKENS), slot = token % HD_BLOCK_TOKENS;
@@ -238,6 +244,10 @@ static void gathered_tokens_are_copies(void **state) {
                                            .keys = span->keys,
                                            .values = span->values,
                                            .slot = slot};
+                if (cases_random_below(&row_seed, 2) == 0) {
+                    tokens[t].row = rows + token * token_bytes;
+                    tokens[t].keys = tokens[t].values = NULL;
+                }
                 kernel_page_copy_key(shape, span->keys, slot, right_keys, t);
                 kernel_page_copy_value(shape, span->values, slot, right_values, t);
             }
