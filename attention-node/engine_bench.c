@@ -87,6 +87,13 @@ static void fill_from_source(const filling *f, uint32_t run_index, void *keys, v
     }
 }
 
+/* Nothing of a block is left to random numbers. */
+static bool covers_all(const engine *e) {
+    for (uint32_t i = 0; i < e->table.layer_count; i++)
+        if (!e->layers[i].is_computable) return false;
+    return true;
+}
+
 static uint32_t dim_max(const engine *e) {
     uint32_t most = 0;
     for (uint32_t i = 0; i < e->table.layer_count; i++) {
@@ -103,8 +110,9 @@ static void fill_blocks(void *context, unsigned thread, unsigned thread_count) {
     size_t page_floats = (size_t)HD_BLOCK_TOKENS * dim_max(f->engine);
     float *room = f->source != NULL ? malloc(2 * page_floats * sizeof(*room)) : NULL;
     if (f->source != NULL && room == NULL) f->is_failed = true;
+    bool is_covered = covers_all(f->engine);
     for (size_t run; (run = hd_ticket_take(&f->ticket, run_count)) < run_count;) {
-        fill_random(f, (uint32_t)run);
+        if (room == NULL || !is_covered) fill_random(f, (uint32_t)run);
         if (room != NULL) fill_from_source(f, (uint32_t)run, room, room + page_floats);
     }
     free(room);

@@ -15,6 +15,7 @@
 #include "base/flags.h"
 #include "base/memory.h"
 #include "bench/bandwidth.h"
+#include "bench/decode_tiers.h"
 #include "bench/random.h"
 #include "bench/report.h"
 #include "bench/statistics.h"
@@ -265,59 +266,10 @@ static json_t *searches_json(const bench *b, const step_times *times, size_t ste
                      "ready_s", times->ready_s);
 }
 
-/* What came from the cold tier in the timed steps, and what of its pages was in memory. */
-typedef struct {
-    double hit_rate, read_bytes, read_rate; /* bytes a step, and a second of attention */
-    double misses;                          /* pages a step */
-    double missed_bytes; /* a step: of tokens that were found, the share that the missed pages are of all asked for */
-    double hot_bytes, warm_bytes, cold_bytes;
-    double resident_bytes; /* of the process, without the region that the bandwidth is measured with */
-    bool is_there;
-} tier_figures;
-
-static tier_figures tiers_of(const bench *b, const step_times *times, size_t steps, double attention_ms) {
-    attention_stats now;
-    const attention *a = b->config->attention;
-    a->ops->stats(a, &now);
-    if (now.cold_bytes == 0) return (tier_figures){.is_there = false};
-    uint64_t hits = now.page_hits - times->before.page_hits, misses = now.page_misses - times->before.page_misses;
-    double read = (double)(now.cold_read_bytes - times->before.cold_read_bytes) / (double)steps;
-    double pages = (double)(hits + misses), tokens = (double)(now.searched_tokens - times->before.searched_tokens);
-    const bench_decode_config *c = b->config;
-    double token_bytes = (double)model_kv_bytes_per_token(c->model, a->ops->kv_dtype(a)) /
-                         ((double)c->model->layer_count * c->model->kv_heads);
-    return (tier_figures){.is_there = true,
-                          .misses = (double)misses / (double)steps,
-                          .missed_bytes =
-                              pages > 0 ? tokens / (double)steps * token_bytes * (double)misses / pages : 0.0,
-                          .hit_rate = hits + misses > 0 ? (double)hits / (double)(hits + misses) : 1.0,
-                          .read_bytes = read,
-                          .read_rate = read / (attention_ms * 1e-3),
-                          .hot_bytes = (double)now.hot_used_bytes,
-                          .warm_bytes = (double)now.warm_used_bytes,
-                          .cold_bytes = (double)now.cold_used_bytes,
-                          .resident_bytes = (double)(hd_memory_resident_bytes() - REGION_BYTES)};
-}
-
-static void print_tiers(bench *b, const tier_figures *t) {
-    if (!t->is_there) return;
-    fprintf(
-        b->table,
-        "%16s  a step: %.1f MiB read from disk at %.2f GB/s; of the pages of cold blocks %.1f %% were in memory; hot "
-        "%.0f MiB, warm %.0f MiB, cold %.0f MiB; resident %.0f MiB\n",
-        "", t->read_bytes / (1 << 20), t->read_rate * 1e-9, 100 * t->hit_rate, t->hot_bytes / (1 << 20),
-        t->warm_bytes / (1 << 20), t->cold_bytes / (1 << 20), t->resident_bytes / (1 << 20));
-    if (t->missed_bytes == 0.0) return;
-    fprintf(b->table, "%16s  that is %.1f times the %.2f MiB of the tokens found and not in memory\n", "",
-            t->read_bytes / t->missed_bytes, t->missed_bytes / (1 << 20));
-}
-
-static json_t *tiers_json(const tier_figures *t) {
-    if (!t->is_there) return json_null();
-    return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "page_hit_rate", t->hit_rate, "read_bytes",
-                     t->read_bytes, "page_misses", t->misses, "missed_token_bytes", t->missed_bytes, "read_bytes_per_s",
-                     t->read_rate, "hot_bytes", t->hot_bytes, "warm_bytes", t->warm_bytes, "cold_bytes", t->cold_bytes,
-                     "resident_bytes", t->resident_bytes);
+/* Of a token's key and value of one head. */
+static double token_bytes_of(const bench_decode_config *c) {
+    return (double)model_kv_bytes_per_token(c->model, c->attention->ops->kv_dtype(c->attention)) /
+           ((double)c->model->layer_count * c->model->kv_heads);
 }
 
 static void report_decode(bench *b, uint64_t depth, bool is_synthetic, step_times *times) {
@@ -333,8 +285,16 @@ static void report_decode(bench *b, uint64_t depth, bool is_synthetic, step_time
             total.p90, 1e3 * c->batch / total.median, attention_ms.median, begin_ms.median, other_ms, rate * 1e-9,
             kv_rate * 1e-9, bandwidth.median * 1e-9, 100 * share);
     print_searches(b, times, total.count, total.median, attention_ms.median);
-    tier_figures tiers = tiers_of(b, times, total.count, attention_ms.median);
-    print_tiers(b, &tiers);
+    attention_stats now;
+    c->attention->ops->stats(c->attention, &now);
+    decode_tiers tiers;
+    decode_tiers_measure(&tiers, &times->before, &now,
+                         &(decode_tiers_run){.steps = total.count,
+                                             .step_ms = total.mean,
+                                             .token_bytes = token_bytes_of(c),
+                                             .own_bytes = REGION_BYTES,
+                                             .cold_directory = c->cold_directory});
+    decode_tiers_print(&tiers, b->table);
     fflush(b->table);
     json_t *row = json_pack("{s:I, s:i, s:b, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "depth", (json_int_t)depth,
                             "batch", (int)c->batch, "synthetic_kv", (int)is_synthetic, "steps", (json_int_t)total.count,
@@ -347,7 +307,7 @@ static void report_decode(bench *b, uint64_t depth, bool is_synthetic, step_time
     json_object_update(row, limits);
     json_decref(limits);
     json_object_set_new(row, "searches", searches_json(b, times, total.count));
-    json_object_set_new(row, "tiers", tiers_json(&tiers));
+    json_object_set_new(row, "tiers", decode_tiers_json(&tiers));
     json_array_append_new(b->decode, row);
 }
 

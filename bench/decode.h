@@ -40,6 +40,7 @@ typedef struct bench_decode_config {
     uint32_t steps;                     /* decode steps to time at each depth, less where they take long */
     uint32_t batch_tokens_max;          /* rows of a step: the chunks of a prefill */
     uint64_t prefill_up_to, full_up_to; /* full_up_to: of the selection auto */
+    const char *cold_directory;         /* the engine's; NULL: it has none */
     const char *json_path;              /* NULL: none; "-": standard output */
 } bench_decode_config;
 

@@ -207,6 +207,7 @@ static cli_exit bench_decode_command_run(const cli_command *command, const cli_a
     config.pool = n.pool;
     config.attention = n.attention;
     config.selection = decode.node.selection;
+    config.cold_directory = decode.node.cold_dir;
     config.full_up_to = decode.node.full_up_to;
     status = bench_decode_run(&config, &error);
     node_close(&n, 0);

@@ -18,13 +18,29 @@ typedef struct {
 
 enum { LARGE = 9000, SMALL = 100, MORE = 600 };
 
-static void pair_open(pair *p, uint32_t patience_ms) {
-    uint64_t cached;
+static void pair_init(pair *p) {
     cold_rig_init(&p->rig, 0, 14, 160);
+    p->large.selection = NULL;
+}
+
+/* Its sequences search, and what the large one finds is mostly on disk, and read token by token. */
+static void pair_init_searching(pair *p) {
+    static const toy_shape shape = {4, 4, 1, 16, 16, HD_F32, {0}, 0, false};
+    cold_rig_init_shape(&p->rig, &shape, 14, 160);
+    p->rig.toy.config.warm_bytes = 22u << 20;
+    p->rig.toy.config.index_bytes = 32u << 20;
+    p->rig.toy.config.index_builders = 1;
+    p->large.selection = "retrieval,index=clusters,tokens=300";
+}
+
+static void pair_start(pair *p, uint32_t patience_ms) {
+    const char *selection = p->large.selection;
+    uint64_t cached;
     if (patience_ms > 0) p->rig.toy.config.cold_patience_ms = patience_ms;
     cold_rig_open(&p->rig, 2);
     toy_sequence_init(&p->large, 1, 1, LARGE + MORE);
     toy_sequence_push_text(&p->large, 3, LARGE);
+    p->large.selection = selection;
     toy_sequence_init(&p->small, 2, 2, SMALL + MORE);
     toy_sequence_push_text(&p->small, 4, SMALL);
     assert_int_equal(toy_sequence_open(&p->rig.toy, &p->large, 0, &cached, NULL), HD_OK);
@@ -32,6 +48,11 @@ static void pair_open(pair *p, uint32_t patience_ms) {
     assert_int_equal(toy_sequence_open(&p->rig.toy, &p->small, 0, &cached, NULL), HD_OK);
     toy_run(&p->rig.toy, &p->small, 0, SMALL, 256, NULL);
     cold_rig_settle(&p->rig);
+}
+
+static void pair_open(pair *p, uint32_t patience_ms) {
+    pair_init(p);
+    pair_start(p, patience_ms);
 }
 
 static void pair_close(pair *p) {
@@ -131,6 +152,45 @@ static void a_slow_read_holds_up_its_own_sequence(void **state) {
     assert_int_equal(length_of(&p, 2, HD_OK), p.small.length);
     assert_int_equal(length_of(&p, 1, HD_OK), p.large.length);
     toy_check_row(&p.rig.toy, &p.small, SMALL + 1);
+    pair_close(&p);
+}
+
+/* Of the tokens that a search found, which lie all over the file. */
+static void flipped_bits_in_tokens_end_their_sequence_alone(void **state) {
+    pair p;
+    pair_init_searching(&p);
+    pair_start(&p, 0);
+    assert_int_equal(step_of_both(&p), HD_OK);
+    assert_true(cold_rig_stats(&p.rig).row_misses > 100);
+    cold_rig_flip(&p.rig, 512);
+    assert_int_equal(step_of_both(&p), HD_CORRUPT);
+    length_of(&p, 1, HD_CORRUPT);
+    assert_int_equal(length_of(&p, 2, HD_OK), SMALL + 2);
+    assert_true(cold_rig_stats(&p.rig).cold_verify_failures > 0);
+    pair_close(&p);
+}
+
+static void tokens_that_fail_or_are_late_are_asked_for_again(void **state) {
+    pair p;
+    pair_init_searching(&p);
+    pair_start(&p, 1000);
+    assert_int_equal(step_of_both(&p), HD_OK);
+    fault_arm(FAULT_READ, 5);
+    assert_int_equal(step_of_both(&p), HD_IO);
+    fault_disarm();
+    length_of(&p, 1, HD_IO);
+    assert_int_equal(length_of(&p, 2, HD_OK), SMALL + 2);
+    assert_int_equal(cold_rig_stats(&p.rig).cold_read_errors, 1);
+    assert_int_equal(step_of_both(&p), HD_OK);
+    length_of(&p, 1, HD_OK);
+
+    fault_arm(FAULT_READ_SLOW, 5);
+    assert_int_equal(step_of_both(&p), HD_TIMED_OUT);
+    fault_disarm();
+    length_of(&p, 1, HD_TIMED_OUT);
+    while (step_of_both(&p) == HD_TIMED_OUT) nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+    assert_int_equal(length_of(&p, 1, HD_OK), p.large.length);
+    assert_int_equal(length_of(&p, 2, HD_OK), p.small.length);
     pair_close(&p);
 }
 
@@ -234,6 +294,8 @@ int main(void) {
         cmocka_unit_test(flipped_bits_end_their_sequence_and_no_other),
         cmocka_unit_test(a_read_that_fails_may_be_tried_again),
         cmocka_unit_test(a_slow_read_holds_up_its_own_sequence),
+        cmocka_unit_test(flipped_bits_in_tokens_end_their_sequence_alone),
+        cmocka_unit_test(tokens_that_fail_or_are_late_are_asked_for_again),
         cmocka_unit_test(a_full_disk_loses_nothing_that_memory_holds),
         cmocka_unit_test(a_full_cold_tier_refuses_by_name),
         cmocka_unit_test(a_directory_that_goes_away_ends_nothing),

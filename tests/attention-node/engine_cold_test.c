@@ -47,10 +47,12 @@ static outputs run_two(toy *t, const char *selection) {
     return all;
 }
 
-static void check_shape(const toy_shape *shape, const char *selection, unsigned threads) {
+/* warm_bytes: 0 is the rig's, too few for single tokens. */
+static void check_tiers(const toy_shape *shape, const char *selection, unsigned threads, uint64_t warm_bytes) {
     toy hot;
     cold_rig rig;
     cold_rig_init_shape(&rig, shape, FRAMES, 160);
+    if (warm_bytes > 0) rig.toy.config.warm_bytes = warm_bytes;
     toy_init(&hot, &rig.toy.shape);
     hot.config.kernels = rig.toy.config.kernels;
     hot.config.hot_bytes = 64u << 20;
@@ -69,9 +71,15 @@ static void check_shape(const toy_shape *shape, const char *selection, unsigned 
     assert_true(stats.hot_used_bytes + stats.warm_used_bytes < stats.budget_bytes);
     assert_true(stats.blocks_sequences > 5 * FRAMES);
     assert_int_equal(stats.cold_verify_failures + stats.cold_read_errors + stats.cold_write_errors, 0);
+    if (warm_bytes > 0) assert_true(stats.row_misses > 1000 && stats.row_hits > 1000);
+    else assert_int_equal(stats.row_misses + stats.row_hits, 0);
     free(got.values);
     free(expected.values);
     cold_rig_fini(&rig);
+}
+
+static void check_shape(const toy_shape *shape, const char *selection, unsigned threads) {
+    check_tiers(shape, selection, threads, 0);
 }
 
 static void check_same_bits(uint64_t window, const char *selection, unsigned threads) {
@@ -99,6 +107,14 @@ static void int8_from_cold_pages_gives_the_same_bits(void **state) {
     check_shape(&shape, "retrieval,index=exact,tokens=300", 2);
 }
 
+/* Rows of which eight fill a chunk, and rows of which some lie in two. */
+static void tokens_found_on_disk_and_read_alone_give_the_same_bits(void **state) {
+    static const toy_shape whole = {4, 4, 1, 32, 32, HD_BF16, {0}, 0, false},
+                           parted = {4, 4, 1, 64, 64, HD_INT8, {0}, 0, false};
+    check_tiers(&whole, "retrieval,index=exact,tokens=300", 2, 14u << 20);
+    check_tiers(&parted, "retrieval,index=exact,tokens=300", 2, 15u << 20);
+}
+
 static void without_io_uring_the_bits_are_the_same(void **state) {
     fault_hold(FAULT_URING);
     check_same_bits(0, NULL, 2);
@@ -111,6 +127,7 @@ int main(void) {
         cmocka_unit_test(a_window_over_cold_pages_gives_the_same_bits),
         cmocka_unit_test(retrieval_from_cold_pages_gives_the_same_bits),
         cmocka_unit_test(int8_from_cold_pages_gives_the_same_bits),
+        cmocka_unit_test(tokens_found_on_disk_and_read_alone_give_the_same_bits),
         cmocka_unit_test(without_io_uring_the_bits_are_the_same),
     };
     return cmocka_run_group_tests_name("engine_cold", tests, NULL, NULL);
