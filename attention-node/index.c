@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "attention-node/index_kind.h"
+#include "attention-node/index_memory.h"
 #include "attention-node/index_top.h"
 
 enum {
@@ -212,7 +213,7 @@ static hd_status segment_open(const index_params *params, const index_range *ran
     segment->count = range->count;
     segment->first = range->first;
     segment->bytes = HD_ALIGN_UP(params->kind->segment_bytes(params, range->count), HD_CACHE_LINE);
-    segment->data = hd_region_map(segment->bytes); /* huge pages: a search reads all over it */
+    segment->data = index_memory_take(segment->bytes);
     if (segment->data == NULL) {
         free(segment);
         return HD_NO_MEMORY;
@@ -223,7 +224,7 @@ static hd_status segment_open(const index_params *params, const index_range *ran
 
 static void segment_release(index_segment *segment) {
     if (segment == NULL || atomic_fetch_sub(&segment->references, 1) != 1) return;
-    hd_region_unmap(segment->data, segment->bytes);
+    index_memory_give(segment->data, segment->bytes);
     free(segment);
 }
 
