@@ -2,7 +2,10 @@
  *
  * A query's clusters are its entries: the keys of the best are scored one after another, as they lie. One frontier then
  * holds the keys that were scored and not yet followed, of all segments; the best is followed next, until it scores
- * less than all of the best that were seen, or as many keys were scored as the budget allows. */
+ * less than all of the best that were seen, or as many keys were scored as the budget allows.
+ * Links lead to a key from others that score nearly as much. A key that stands alone, as what answers a question often
+ * does, has none: it is found among the entries or by chance. So a good share of what may be scored is entries, and an
+ * extent that takes no more time to read than to walk is read. */
 #include <math.h>
 #include <string.h>
 
@@ -13,10 +16,13 @@
 enum {
     VISITS_EACH = 16,   /* keys that may be scored for each token asked for, */
     VISITS_MORE = 2048, /* and beside */
-    ENTRY_KEYS = 512,   /* of the best clusters, about so many, and one more */
-    ENTRY_EACH = 1,     /* for each token asked for */
+    USUAL_KEYS = 128 * INDEX_GRAIN,
+    VISITS_KEYS = 64,   /* of an extent's keys beyond those, for one visit more, */
+    BEAM_KEYS = 2048,   /* and for one more in the beam */
+    ENTRY_SHARE = 4,    /* of them, one in so many is a key of the best clusters */
     ENTRY_LEAST = 16,   /* of every segment's best, so that none is out of reach */
     VISIT_PIECE = 64,   /* keys that are scored together */
+    READ_SHARE = 2,     /* codes are read in as many times less time than links are followed */
 };
 
 typedef struct segment_query { /* a segment, and what the query is there */
@@ -34,6 +40,7 @@ typedef struct search_state {
     uint64_t *frontier; /* a heap of items of places, the largest first */
     uint32_t frontier_count;
     uint32_t visits_left;
+    bool is_walk; /* what is scored may be followed */
     index_top best;
     uint64_t *best_items;
     float *bases; /* of all segments' clusters */
@@ -43,19 +50,20 @@ typedef struct search_state {
     size_t bytes;
 } search_state;
 
+/* The best of many keys are harder to tell from the others. */
+static uint64_t beyond_usual(uint64_t covered) {
+    return covered > USUAL_KEYS ? covered - USUAL_KEYS : 0;
+}
+
 static uint32_t visits_most(uint64_t covered, uint32_t tokens_each) {
-    uint64_t visits = (uint64_t)VISITS_EACH * tokens_each + VISITS_MORE;
+    uint64_t visits = (uint64_t)VISITS_EACH * tokens_each + VISITS_MORE + beyond_usual(covered) / VISITS_KEYS;
     return (uint32_t)(visits < covered ? visits : covered);
 }
 
 /* A search goes on until nothing is left to follow that scores more than so many: more than are returned, since the
  * way to a good key leads over lesser ones. */
-static uint32_t beam(uint32_t tokens_each) {
-    return tokens_each + tokens_each / 2;
-}
-
-static uint32_t entry_keys(uint32_t tokens_each) {
-    return ENTRY_KEYS + ENTRY_EACH * tokens_each;
+static uint32_t beam(uint64_t covered, uint32_t tokens_each) {
+    return tokens_each + tokens_each / 2 + (uint32_t)(beyond_usual(covered) / BEAM_KEYS);
 }
 
 static search_state lay_out(const index_params *params, uint32_t query_count, uint32_t tokens_each,
@@ -67,7 +75,7 @@ static search_state lay_out(const index_params *params, uint32_t query_count, ui
         .segments = index_carve_take(&carve, index_plan_max(keys) * sizeof(segment_query)),
         .seen = index_carve_take(&carve, (keys / 64 + 1) * sizeof(uint64_t)),
         .frontier = index_carve_take(&carve, visits * sizeof(uint64_t)),
-        .best_items = index_carve_take(&carve, index_top_room(beam(tokens_each)) * sizeof(uint64_t)),
+        .best_items = index_carve_take(&carve, index_top_room(beam(keys, tokens_each)) * sizeof(uint64_t)),
         .bases = index_carve_take(&carve, clusters * sizeof(float)),
         .picks = index_carve_take(&carve, clusters * sizeof(uint32_t)),
         .query = index_carve_take(&carve, params->key_dim * sizeof(float)),
@@ -123,7 +131,7 @@ static void visit(search_state *s, const segment_query *q, const uint32_t *place
         uint64_t item = index_item(base + q->fine.step * (float)dots[i], q->first_place + rows[i]);
         if (item <= s->best.least) continue; /* neither among the best nor ever followed */
         index_top_add(&s->best, item);
-        push(s, item);
+        if (s->is_walk) push(s, item);
     }
 }
 
@@ -168,7 +176,7 @@ static void ask_segment(search_state *s, segment_query *q) {
 /* A few keys of every segment's best cluster, and all keys of the best of all. */
 static void enter(search_state *s) {
     const kernel_ops *kernels = s->view->params->kernels;
-    uint32_t count = 0, wanted = entry_keys(s->search->tokens_each) / GRAPH_CLUSTER_KEYS;
+    uint32_t count = 0, wanted = s->visits_left / ENTRY_SHARE / GRAPH_CLUSTER_KEYS;
     for (uint32_t n = 0; n < s->view->segment_count; n++) {
         const segment_query *q = &s->segments[n];
         uint32_t best;
@@ -186,6 +194,12 @@ static void enter(search_state *s) {
         visit_range(s, q, starts[0], starts[1]);
     }
     s->search->bytes_scanned += (s->view->segment_count + picked) * 2 * sizeof(uint32_t);
+}
+
+/* Every code, as they lie. */
+static void read_all(search_state *s) {
+    for (uint32_t n = 0; n < s->view->segment_count; n++)
+        visit_range(s, &s->segments[n], 0, s->segments[n].at.header->place_count);
 }
 
 static const segment_query *segment_of(const search_state *s, uint32_t place) {
@@ -224,8 +238,11 @@ static uint32_t search_one(search_state *s, uint32_t row, uint32_t *tokens) {
     memset(s->seen, 0, (covered / 64 + 1) * sizeof(*s->seen));
     s->frontier_count = 0;
     s->visits_left = visits_most(covered, search->tokens_each);
-    index_top_init(&s->best, s->best_items, beam(search->tokens_each));
-    enter(s);
+    s->is_walk = covered > (uint64_t)READ_SHARE * s->visits_left;
+    if (!s->is_walk) s->visits_left = (uint32_t)covered;
+    index_top_init(&s->best, s->best_items, beam(covered, search->tokens_each));
+    if (s->is_walk) enter(s);
+    else read_all(s);
     while (s->frontier_count > 0 && s->visits_left > 0) {
         uint64_t item = pop(s);
         if (item < s->best.least) break;

@@ -15,7 +15,7 @@ typedef struct index_bench_config {
     const kernel_ops *kernels;
     const char *data;    /* a directory that tools/index_data.py made */
     const char *only;    /* NULL: every index; else names, separated by commas */
-    uint32_t candidates; /* tokens that are asked for, of which the best 100 are handed back */
+    uint32_t candidates; /* tokens that are asked for, of which the best 100 are handed back; 0: what is usual */
     double share;        /* of the keys, that attention reads exactly */
     bool has_own_values; /* drawn, rather than the data's: nothing in a key tells its value */
     uint32_t outputs;    /* test queries whose attention is compared; 0: no oracle either */

@@ -9,13 +9,14 @@ static struct {
     uint64_t candidates, outputs;
     double share;
     bool values;
-} indexes = {.candidates = 350, .outputs = 64, .share = 0.02};
+} indexes = {.outputs = 64, .share = 0.02};
 
 static size_t bench_index_flags(hd_flag *flags) {
     const hd_flag own[] = {
         {"data", HD_FLAG_STRING, &indexes.data, "DIR", "a data set that tools/index_data.py made", false},
         {"index", HD_FLAG_STRING, &indexes.index, "NAMES", "which ones, and `oracle` (default: all)", false},
-        {"candidates", HD_FLAG_U64, &indexes.candidates, "N", "keys read exactly, to hand back the best 100", false},
+        {"candidates", HD_FLAG_U64, &indexes.candidates, "N",
+         "keys read exactly, to hand back the best 100 (default: 350, and more of more than 131072 keys)", false},
         {"share", HD_FLAG_DOUBLE, &indexes.share, "X", "of the keys that attention reads exactly", false},
         {"drawn-values", HD_FLAG_BOOL, &indexes.values, NULL,
          "values that are drawn, so that nothing in a key tells its value", false},
@@ -40,7 +41,7 @@ static cli_exit bench_index_command_run(const cli_command *command, const cli_ar
                                  .json_path = indexes.json};
     hd_status status = HD_OK;
     if (indexes.data == NULL) status = hd_error_set(&error, HD_INVALID, "give --data DIR");
-    else if (indexes.candidates < 100 || indexes.candidates > 1000000)
+    else if ((indexes.candidates != 0 && indexes.candidates < 100) || indexes.candidates > 1000000)
         status = hd_error_set(&error, HD_INVALID, "--candidates must be between 100 and 1000000");
     else if (!(indexes.share >= 0.001 && indexes.share <= 1))
         status = hd_error_set(&error, HD_INVALID, "--share must be between 0.001 and 1");
