@@ -127,8 +127,7 @@ static uint64_t chunk_step(const index_params *params, uint64_t chunk) {
 }
 
 static size_t chunk_bytes(const index_params *params, uint64_t chunk) {
-    return sizeof(query_chunk) +
-           CHUNK_POSITIONS / chunk_step(params, chunk) * params->key_dim * sizeof(uint16_t);
+    return sizeof(query_chunk) + CHUNK_POSITIONS / chunk_step(params, chunk) * params->key_dim * sizeof(uint16_t);
 }
 
 static uint32_t chunk_count(const index_params *params) {

@@ -7,6 +7,7 @@
 
 #include "attention-node/index_linear.h"
 #include "attention-node/index_points.h"
+#include "attention-node/index_top.h"
 #include "kernels/dtype.h"
 
 enum {
@@ -24,6 +25,8 @@ typedef struct workspace { /* of a build; begins its memory, arrays follow */
     uint32_t *slots;       /* [count] */
     uint32_t *fill;        /* [cluster_count] */
     float *centres;        /* [cluster_count, dim]: means, and then what is left of them in int8 */
+    uint64_t *order;       /* [cluster_count] items of clusters, to put them in groups */
+    float *groups;         /* [group count, dim] */
     uint16_t *values;      /* INDEX_GRAIN of the source's */
     float *value_sums;     /* [cluster_count, value_dim] */
     float *square, *cross; /* [dim, dim], [dim, value_dim]: moments of residuals and values */
@@ -62,6 +65,9 @@ clusters_segment clusters_lay_out(const index_params *params, uint32_t count, un
     s.to_queries = index_carve_take(&carve, (size_t)s.dim * params->key_dim * sizeof(uint16_t));
     void *data = index_carve_take(&carve, kernel_matrix_bytes(HD_INT8, s.cluster_count, s.centre_dim));
     float *scales = index_carve_take(&carve, HD_ALIGN_UP(s.cluster_count, KERNEL_N_ALIGN) * sizeof(float));
+    uint32_t groups = s.cluster_count < CLUSTERS_GROUPED ? 0 : s.cluster_count / CLUSTERS_GROUP;
+    index_centres_lay_out(&s.groups, groups, s.dim, &carve);
+    s.group_spreads = index_carve_take(&carve, groups * sizeof(float));
     s.spreads = index_carve_take(&carve, s.cluster_count * sizeof(float));
     s.sizes = index_carve_take(&carve, s.cluster_count * sizeof(uint32_t));
     s.starts = index_carve_take(&carve, s.cluster_count * sizeof(uint32_t));
@@ -95,6 +101,8 @@ static size_t lay_out_workspace(const index_params *params, uint32_t count, unsi
     w->slots = index_carve_take(&carve, count * sizeof(uint32_t));
     w->fill = index_carve_take(&carve, centres * sizeof(uint32_t));
     w->centres = index_carve_take(&carve, (size_t)centres * dim * sizeof(float));
+    w->order = index_carve_take(&carve, centres * sizeof(uint64_t));
+    w->groups = index_carve_take(&carve, (size_t)centres / CLUSTERS_GROUP * dim * sizeof(float));
     w->values = index_carve_take(&carve, (size_t)INDEX_GRAIN * params->value_dim * sizeof(uint16_t));
     w->value_sums = index_carve_take(&carve, (size_t)centres * params->value_dim * sizeof(float));
     w->square = index_carve_take(&carve, (size_t)dim * dim * sizeof(float));
@@ -117,9 +125,7 @@ static void fit(index_building *building, workspace *w) {
     for (size_t i = 0; i < (size_t)s.dim * dim; i++) s.to_queries[i] = hd_f32_to_bf16(w->points.space.to_queries[i]);
 }
 
-/* Clusters get their keys' means as centres, in int8; from here on a residual is what is left of a key's coordinates
- * beside the centre as a search will see it. */
-static void set_centres(const index_building *building, workspace *w, clusters_segment *s) {
+static void set_means(const index_building *building, workspace *w, const clusters_segment *s) {
     uint32_t dim = s->dim;
     float x[SKETCH_DIM_MAX];
     memset(w->centres, 0, (size_t)s->cluster_count * dim * sizeof(float));
@@ -133,6 +139,76 @@ static void set_centres(const index_building *building, workspace *w, clusters_s
     for (uint32_t c = 0; c < s->cluster_count; c++)
         for (uint32_t i = 0; i < dim; i++)
             w->centres[(size_t)c * dim + i] /= (float)(s->sizes[c] > 0 ? s->sizes[c] : 1);
+}
+
+/* Parts the clusters of `order` in halves of equal number, along the coordinate in which they are farthest apart, until
+ * each part is a group. */
+static void part(workspace *w, const clusters_segment *s, uint64_t *order, uint32_t count) {
+    if (count <= CLUSTERS_GROUP) return;
+    uint32_t widest = 0, half = count / CLUSTERS_GROUP / 2 * CLUSTERS_GROUP;
+    float most = -1.0f;
+    for (uint32_t i = 0; i < s->centre_dim; i++) {
+        float sum = 0.0f, squares = 0.0f;
+        for (uint32_t n = 0; n < count; n++) {
+            float x = w->centres[(size_t)index_item_token(order[n]) * s->dim + i];
+            sum += x;
+            squares += x * x;
+        }
+        float apart = squares - sum * sum / (float)count;
+        if (apart > most) {
+            most = apart;
+            widest = i;
+        }
+    }
+    for (uint32_t n = 0; n < count; n++) {
+        uint32_t cluster = index_item_token(order[n]);
+        order[n] = index_item(w->centres[(size_t)cluster * s->dim + widest], cluster);
+    }
+    index_items_select(order, count, half);
+    part(w, s, order, half);
+    part(w, s, order + half, count - half);
+}
+
+/* Clusters are named anew in the order of their groups. */
+static void order_clusters(const index_building *building, workspace *w, const clusters_segment *s) {
+    if (s->groups.count == 0) return;
+    for (uint32_t c = 0; c < s->cluster_count; c++) w->order[c] = index_item(0.0f, c);
+    part(w, s, w->order, s->cluster_count);
+    for (uint32_t c = 0; c < s->cluster_count; c++) w->fill[index_item_token(w->order[c])] = c;
+    for (uint32_t key = index_points_first(building); key < building->segment->count; key++)
+        w->clusters[key] = w->fill[w->clusters[key]];
+    set_means(building, w, s);
+}
+
+/* A group's centre is the mean of its clusters', and its spread that of theirs, as a cluster's is of its keys. */
+static void set_groups(workspace *w, clusters_segment *s) {
+    uint32_t dim = s->dim, count = s->groups.count;
+    float *variances = s->header->group_variances, total = 0.0f;
+    if (count == 0) return;
+    memset(w->groups, 0, (size_t)count * dim * sizeof(float));
+    for (uint32_t c = 0; c < s->cluster_count; c++)
+        for (uint32_t i = 0; i < dim; i++)
+            w->groups[(size_t)(c / CLUSTERS_GROUP) * dim + i] += w->centres[(size_t)c * dim + i] / CLUSTERS_GROUP;
+    index_centres_set(&s->groups, w->groups, dim);
+    for (uint32_t c = 0; c < s->cluster_count; c++) {
+        for (uint32_t i = 0; i < dim; i++) {
+            float apart = w->centres[(size_t)c * dim + i] - w->groups[(size_t)(c / CLUSTERS_GROUP) * dim + i];
+            s->group_spreads[c / CLUSTERS_GROUP] += apart * apart;
+            variances[i] += apart * apart / (float)s->cluster_count;
+        }
+    }
+    for (uint32_t g = 0; g < count; g++) total += s->group_spreads[g];
+    for (uint32_t g = 0; g < count && total > 0.0f; g++)
+        s->group_spreads[g] = sqrtf(s->group_spreads[g] * (float)count / total);
+}
+
+/* Clusters get their keys' means as centres, in int8; from here on a residual is what is left of a key's coordinates
+ * beside the centre as a search will see it. */
+static void set_centres(const index_building *building, workspace *w, clusters_segment *s) {
+    uint32_t dim = s->dim;
+    set_means(building, w, s);
+    order_clusters(building, w, s);
+    set_groups(w, s);
     kernel_matrix_pack(&s->centres, 0, w->centres, HD_F32, dim, s->cluster_count); /* of each row its beginning */
     for (uint32_t c = 0; c < s->cluster_count; c++)
         for (uint32_t i = 0; i < dim; i++)

@@ -4,16 +4,21 @@
  * after another without a gap, each as two sketches of what it adds to its cluster's centre (index_sketch.h). A slot is
  * a key's place. Coarse sketches come in blocks of 16 slots, so that a block may belong to several clusters: what is
  * read beside a cluster costs less than the gaps would take of memory.
+ * Segments of many clusters have groups of them, which lie together in every coordinate that they were parted by, so
+ * that a search reads the centres of likely groups alone.
  * Threads: segments are immutable; the functions are pure. */
 #ifndef ATTENTION_NODE_INDEX_CLUSTERS_H
 #define ATTENTION_NODE_INDEX_CLUSTERS_H
 
+#include "attention-node/index_centres.h"
 #include "attention-node/index_kind.h"
 #include "attention-node/index_sketch.h"
 
 enum {
     CLUSTERS_KEYS = 64,       /* of a cluster, on average */
     CLUSTERS_CENTRE_DIM = 32, /* of a centre, at most: beyond, it counts as 0 */
+    CLUSTERS_GROUP = 64,      /* clusters: a panel of their centres */
+    CLUSTERS_GROUPED = 1024,  /* segments of so many clusters have groups */
     CLUSTERS_FINE_DIM = 48,   /* coordinates of the fine sketch, at most, */
     CLUSTERS_SHORT_KEY = 64,  /* and for keys no longer than this, in segments where they are what takes memory, */
     CLUSTERS_SHORT_FINE_DIM = 40,
@@ -21,6 +26,7 @@ enum {
 
 typedef struct clusters_header {
     float residual_variances[SKETCH_DIM_MAX]; /* by coordinate, over the square of their cluster's spread */
+    float group_variances[SKETCH_DIM_MAX];    /* the same of centres in their groups */
     sketch_plan plan;
 } clusters_header;
 
@@ -30,10 +36,12 @@ typedef struct clusters_segment { /* where the parts of a segment's data lie */
     clusters_header *header;
     uint16_t *mean, *to_queries; /* bf16 [key_dim], [dim, key_dim] */
     kernel_matrix centres;       /* int8, a column each */
+    index_centres groups;        /* none in short segments */
+    float *group_spreads;        /* [groups.count] */
     float *spreads;              /* [cluster_count] of residuals, 1 on average */
-    uint32_t *sizes, *starts;     /* [cluster_count]: starts, of slots */
-    uint32_t *early_counts;       /* [cluster_count]: of a cluster's tokens, those below CLUSTERS_EARLY; they come first */
-    uint16_t *block_clusters;     /* [block_count]: of a block's first slot */
+    uint32_t *sizes, *starts;    /* [cluster_count]: starts, of slots */
+    uint32_t *early_counts;   /* [cluster_count]: of a cluster's tokens, those below CLUSTERS_EARLY; they come first */
+    uint16_t *block_clusters; /* [block_count]: of a block's first slot */
     uint8_t *blocks, *fine;
     uint16_t *tokens;     /* [slots], from the segment's first, ascending in a cluster: modulo CLUSTERS_EARLY */
     kernel_matrix values; /* with has_rest: bf16, as rows of k the mean value of each cluster, and behind them

@@ -190,11 +190,25 @@ static void add_segment(clusters_search_state *s, uint32_t n) {
     s->search->bytes_rest += kernel_matrix_bytes(HD_BF16, params->value_dim, place->at.values.k);
 }
 
+/* The centres that were not needed to find anything. */
+static void score_unread(clusters_search_state *s, const clusters_query *q) {
+    for (uint32_t n = 0; n < s->segment_count; n++) {
+        const clusters_place *place = &s->places[n];
+        for (uint32_t g = 0; g < place->at.groups.count; g++) {
+            if (!q->is_unread[place->first_group + g]) continue;
+            clusters_score_centres(s, place, &q->segments[n], g * CLUSTERS_GROUP, CLUSTERS_GROUP,
+                                   q->bases + place->first_cluster);
+            s->search->bytes_rest += clusters_centre_bytes(&place->at, CLUSTERS_GROUP);
+        }
+    }
+}
+
 void clusters_estimate(clusters_search_state *s) {
     const kernel_partial *rest = s->search->rest;
     uint32_t value_dim = s->view->params->value_dim, query_count = s->search->query_count;
     memset(s->out, 0, (size_t)query_count * value_dim * sizeof(*s->out));
     for (uint32_t i = 0; i < query_count; i++) {
+        score_unread(s, &s->queries[i]);
         begin_query(s, &s->queries[i]);
         rest->sum[i] = 0.0f;
     }

@@ -54,6 +54,7 @@ static void lay_out_query(clusters_query *q, const index_params *params, uint32_
     survivors += survivors_slack((uint32_t)survivors);
     q->segments = index_carve_take(carve, index_plan_max(params->keys_max) * sizeof(*q->segments));
     q->bases = index_carve_take(carve, clusters * sizeof(*q->bases));
+    q->is_unread = index_carve_take(carve, clusters / CLUSTERS_GROUP * sizeof(*q->is_unread));
     q->lists = index_carve_take(carve, clusters * sizeof(*q->lists));
     uint32_t scores = score_room(params->keys_max, tokens_each);
     q->block_lists = index_carve_take(carve, scores / SCAN_BLOCK * sizeof(*q->block_lists));
@@ -77,6 +78,7 @@ static clusters_search_state lay_out(const index_params *params, uint32_t query_
     for (uint32_t i = 0; i < query_count; i++)
         lay_out_query(s.queries != NULL ? &s.queries[i] : NULL, params, tokens_each, &carve);
     s.query = index_carve_take(&carve, params->key_dim * sizeof(*s.query));
+    s.group_reaches = index_carve_take(&carve, clusters / CLUSTERS_GROUP * sizeof(*s.group_reaches));
     s.reaches = index_carve_take(&carve, clusters * sizeof(*s.reaches));
     s.picks = index_carve_take(&carve, larger(survivors, clusters) * sizeof(*s.picks));
     s.dots = index_carve_take(&carve, survivors * sizeof(*s.dots));
@@ -105,18 +107,58 @@ size_t clusters_search_bytes(const index_params *params, uint32_t query_count, u
 
 /* ---- centres ---- */
 
-static void ask_segment(clusters_search_state *s, const clusters_place *place, segment_query *q, float *bases) {
+static void ask_segment(clusters_search_state *s, const clusters_place *place, segment_query *q) {
     const index_params *params = s->view->params;
     const clusters_segment *at = &place->at;
     params->kernels->scan->dot_rows(s->query, params->key_dim, at->mean, params->key_dim, 1, &q->offset);
     params->kernels->scan->dot_rows(s->query, params->key_dim, at->to_queries, params->key_dim, at->dim, q->z);
     q->deviation = sqrtf(segment_query_variance(q, at->header->residual_variances, at->dim));
-    const index_centres centres = {.matrix = at->centres, .dim = at->centre_dim, .count = at->cluster_count};
-    index_centres_score(&centres, params->kernels->scan, q->z, q->offset, bases);
     sketch_coarse_ask(&at->header->plan, q->z, &q->coarse);
     sketch_fine_ask(&at->header->plan, q->z, &q->fine);
-    s->search->bytes_scanned += (at->dim + 1) * params->key_dim * sizeof(uint16_t) + sizeof(clusters_header) +
-                                (size_t)at->cluster_count * (at->centre_dim + 3 * sizeof(float));
+    s->search->bytes_scanned += (at->dim + 1) * params->key_dim * sizeof(uint16_t) + sizeof(clusters_header);
+}
+
+/* As a list by its better keys, a group is judged by its better clusters. */
+static void set_group_reaches(const clusters_search_state *s, const clusters_place *place, const segment_query *q) {
+    const float above = 2.0f;
+    const clusters_segment *at = &place->at;
+    float *reaches = s->group_reaches + place->first_group;
+    if (at->groups.count == 0) return;
+    index_centres_score(&at->groups, s->view->params->kernels->scan, q->z, q->offset, reaches);
+    float deviations = above * sqrtf(segment_query_variance(q, at->header->group_variances, at->dim));
+    for (uint32_t g = 0; g < at->groups.count; g++) reaches[g] += deviations * at->group_spreads[g];
+    s->search->bytes_scanned += index_centres_bytes(&at->groups) + at->groups.count * sizeof(float);
+}
+
+/* A few times as many groups are read as would hold the keys that are wanted, if they lay side by side; of one segment's,
+ * nearly all. Longer keys lie closer to each other by their first coordinates, and a centre is less beside them. */
+static void choose_groups(clusters_search_state *s, clusters_query *q) {
+    enum { LEAST = 16, SHARE = 16, TIMES = 3, USUAL_DIM = 64 };
+    uint64_t times = TIMES * (s->view->params->key_dim + USUAL_DIM - 1) / USUAL_DIM;
+    uint64_t wanted =
+        LEAST + s->group_count / SHARE + times * s->group_count * s->keys_wanted / s->search->extent.covered;
+    float limit = -INFINITY;
+    if (wanted < s->group_count)
+        limit = index_cut(s->view->params->kernels->scan, s->group_reaches, s->group_count, (uint32_t)wanted, 0, NULL);
+    for (uint32_t g = 0; g < s->group_count; g++) q->is_unread[g] = s->group_reaches[g] < limit;
+}
+
+static void score_centres(clusters_search_state *s, const clusters_query *q, uint32_t segment) {
+    const clusters_place *place = &s->places[segment];
+    const segment_query *asked = &q->segments[segment];
+    float *bases = q->bases + place->first_cluster;
+    uint32_t groups = place->at.groups.count, read = 0;
+    if (groups == 0) clusters_score_centres(s, place, asked, 0, read = place->at.cluster_count, bases);
+    for (uint32_t g = 0; g < groups; g++) {
+        uint32_t first = g * CLUSTERS_GROUP;
+        if (!q->is_unread[place->first_group + g]) {
+            clusters_score_centres(s, place, asked, first, CLUSTERS_GROUP, bases);
+            read += CLUSTERS_GROUP;
+            continue;
+        }
+        for (uint32_t c = first; c < first + CLUSTERS_GROUP; c++) bases[c] = s->group_reaches[place->first_group + g];
+    }
+    s->search->bytes_scanned += clusters_centre_bytes(&place->at, read);
 }
 
 /* ---- lists ---- */
@@ -134,6 +176,14 @@ static void set_reaches(clusters_search_state *s, const clusters_query *q, float
                                                    s->reaches + place->first_cluster, &low, &high);
         *least = low < *least ? low : *least;
         *greatest = high > *greatest ? high : *greatest;
+    }
+    for (uint32_t n = 0; n < s->segment_count; n++) { /* those of groups that are not read come last */
+        const clusters_place *place = &s->places[n];
+        for (uint32_t g = 0; g < place->at.groups.count; g++) {
+            if (!q->is_unread[place->first_group + g]) continue;
+            float *reaches = s->reaches + place->first_cluster + g * CLUSTERS_GROUP;
+            for (uint32_t c = 0; c < CLUSTERS_GROUP; c++) reaches[c] = *least;
+        }
     }
 }
 
@@ -251,18 +301,21 @@ static void refine(clusters_search_state *s, clusters_query *q) {
 /* ---- queries ---- */
 
 static void open_segments(clusters_search_state *s) {
-    uint32_t clusters = 0, slots = 0;
+    uint32_t clusters = 0, slots = 0, groups = 0;
     for (uint32_t n = 0; n < s->segment_count; n++) {
         const index_segment *segment = s->view->segments[n];
         clusters_place *place = &s->places[n];
         place->at = clusters_lay_out(s->view->params, segment->count, segment->data);
         place->first_cluster = clusters;
         place->first_slot = slots;
+        place->first_group = groups;
         place->first_token = segment->first;
         clusters += place->at.cluster_count;
         slots += place->at.block_count * SCAN_BLOCK;
+        groups += place->at.groups.count;
     }
     s->cluster_count = clusters;
+    s->group_count = groups;
     memset(s->found_masks, 0, slots / SCAN_BLOCK * sizeof(*s->found_masks));
     memset(s->found_counts, 0, clusters * sizeof(*s->found_counts));
 }
@@ -287,8 +340,12 @@ static void search_one(clusters_search_state *s, uint32_t row) {
     clusters_query *q = &s->queries[row];
     for (uint32_t i = 0; i < s->view->params->key_dim; i++)
         s->query[i] = hd_bf16_to_f32(search->queries[row * search->query_stride + i]);
-    for (uint32_t n = 0; n < s->segment_count; n++)
-        ask_segment(s, &s->places[n], &q->segments[n], q->bases + s->places[n].first_cluster);
+    for (uint32_t n = 0; n < s->segment_count; n++) {
+        ask_segment(s, &s->places[n], &q->segments[n]);
+        set_group_reaches(s, &s->places[n], &q->segments[n]);
+    }
+    choose_groups(s, q);
+    for (uint32_t n = 0; n < s->segment_count; n++) score_centres(s, q, n);
     choose_lists(s, q);
     score_lists(s, q);
     q->survivor_count = pick_best(s, q->scores, q->score_count, s->survivors_wanted,

@@ -11,7 +11,7 @@
 
 typedef struct clusters_place { /* a segment among those of the extent */
     clusters_segment at;
-    uint32_t first_cluster, first_slot; /* among those of all segments */
+    uint32_t first_cluster, first_slot, first_group; /* among those of all segments */
     uint64_t first_token;
 } clusters_place;
 
@@ -33,7 +33,8 @@ typedef struct clusters_list { /* a cluster whose sketches are read */
 
 typedef struct clusters_query {
     segment_query *segments;
-    float *bases; /* [cluster_count] scores of centres, offset included */
+    float *bases;    /* [cluster_count] scores of centres, offset included; of groups that are not read, their own */
+    bool *is_unread; /* [group_count] */
     /* The lists that are read, in the order of clusters, and their keys, slot by slot; minus infinity in the slots
      * of others. */
     clusters_list *lists;
@@ -56,12 +57,13 @@ typedef struct clusters_query {
 typedef struct clusters_search_state {
     const index_view *view;
     index_search *search;
-    uint32_t segment_count, cluster_count; /* of the extent */
+    uint32_t segment_count, cluster_count, group_count; /* of the extent */
     uint32_t survivors_wanted, score_room;
     uint64_t keys_wanted; /* of the lists that are read */
     clusters_place *places;
     clusters_query *queries; /* [query_count] */
     float *query;            /* [key_dim] */
+    float *group_reaches;    /* [group_count] what a group's better clusters score */
     float *reaches;          /* [cluster_count] what a list's better keys score */
     uint32_t *picks;
     int32_t *dots;
@@ -90,6 +92,22 @@ static inline float segment_query_variance(const segment_query *q, const float *
             sums[lane] += q->z[i + lane] * q->z[i + lane] * variances[i + lane];
     for (uint32_t lane = 0; lane < LANES / 2; lane++) sums[lane] += sums[lane + LANES / 2];
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+/* The scores of the centres of clusters [first, first + count), whole groups or all that a segment has. */
+static inline void clusters_score_centres(const clusters_search_state *s, const clusters_place *place,
+                                          const segment_query *q, uint32_t first, uint32_t count, float *bases) {
+    index_centres part = {.matrix = place->at.centres, .dim = place->at.centre_dim, .count = count};
+    part.matrix.n = count;
+    part.matrix.n_padded = HD_ALIGN_UP(count, KERNEL_N_ALIGN);
+    part.matrix.data = (int8_t *)part.matrix.data + (size_t)first * part.matrix.k_padded;
+    part.matrix.scales += first;
+    index_centres_score(&part, s->view->params->kernels->scan, q->z, q->offset, bases + first);
+}
+
+/* What that reads, with spreads and sizes. */
+static inline size_t clusters_centre_bytes(const clusters_segment *at, uint32_t count) {
+    return (size_t)count * (at->centre_dim + 3 * sizeof(float));
 }
 
 /* Fills search->rest; every query has been over the index, and found is complete. */

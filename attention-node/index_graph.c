@@ -67,9 +67,8 @@ graph_segment graph_lay_out(const index_params *params, uint32_t count, unsigned
     index_carve carve = {.base = base};
     uint32_t clusters = count / GRAPH_CLUSTER_KEYS, dim = graph_dim(params);
     uint32_t most = params->key_dim <= GRAPH_SHORT_KEY ? GRAPH_SHORT_CODE_DIM : GRAPH_CODE_DIM;
-    graph_segment s = {.dim = dim,
-                       .code_bytes = (dim < most ? dim : most) / 2,
-                       .link_bytes = count - 1 <= UINT16_MAX ? 2 : 3};
+    graph_segment s = {
+        .dim = dim, .code_bytes = (dim < most ? dim : most) / 2, .link_bytes = count - 1 <= UINT16_MAX ? 2 : 3};
     s.row_bytes = s.code_bytes + sizeof(uint16_t);
     s.header = index_carve_take(&carve, sizeof(*s.header));
     s.mean = index_carve_take(&carve, params->key_dim * sizeof(uint16_t));

@@ -14,8 +14,8 @@
 
 enum {
     GRAPH_LINKS = 24,
-    GRAPH_CLUSTER_KEYS = 128, /* of a cluster, on average */
-    GRAPH_CODE_DIM = 60,      /* coordinates of a code, at most: a row is then half a cache line */
+    GRAPH_CLUSTER_KEYS = 128,  /* of a cluster, on average */
+    GRAPH_CODE_DIM = 60,       /* coordinates of a code, at most: a row is then half a cache line */
     GRAPH_SHORT_CODE_DIM = 48, /* and of a key of no more than */
     GRAPH_SHORT_KEY = 64,
 };

@@ -17,12 +17,12 @@ enum {
     VISITS_EACH = 16,   /* keys that may be scored for each token asked for, */
     VISITS_MORE = 2048, /* and beside */
     USUAL_KEYS = 128 * INDEX_GRAIN,
-    VISITS_KEYS = 64,   /* of an extent's keys beyond those, for one visit more, */
-    BEAM_KEYS = 2048,   /* and for one more in the beam */
-    ENTRY_SHARE = 4,    /* of them, one in so many is a key of the best clusters */
-    ENTRY_LEAST = 16,   /* of every segment's best, so that none is out of reach */
-    VISIT_PIECE = 64,   /* keys that are scored together */
-    READ_SHARE = 2,     /* codes are read in as many times less time than links are followed */
+    VISITS_KEYS = 64, /* of an extent's keys beyond those, for one visit more, */
+    BEAM_KEYS = 2048, /* and for one more in the beam */
+    ENTRY_SHARE = 4,  /* of them, one in so many is a key of the best clusters */
+    ENTRY_LEAST = 16, /* of every segment's best, so that none is out of reach */
+    VISIT_PIECE = 64, /* keys that are scored together */
+    READ_SHARE = 2,   /* codes are read in as many times less time than links are followed */
 };
 
 typedef struct segment_query { /* a segment, and what the query is there */
