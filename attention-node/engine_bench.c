@@ -118,6 +118,25 @@ static void fill_blocks(void *context, unsigned thread, unsigned thread_count) {
     free(room);
 }
 
+/* On a device: the same random page everywhere, since what is read and computed hangs on no value. */
+static hd_status fill_device(const filling *f, uint32_t first_run) {
+    const block_pool *pool = &f->engine->home.store.pool;
+    kernel_device *device = pool->queue->device;
+    uint64_t page_bytes = pool->layout.units[0].bytes;
+    void *page;
+    hd_status status = device->ops->take(device, page_bytes, KERNEL_PINNED_MEMORY, &page);
+    if (status != HD_OK) return status;
+    fill_page(page, page_bytes, f->engine->home.kv_dtype, 0, f->seed);
+    for (uint32_t run = first_run; run < f->sequence->run_count; run++) {
+        uint32_t frame = pool->frame_of[f->sequence->runs[run].block.index];
+        for (uint32_t unit = 0; unit < pool->layout.unit_count && status == HD_OK; unit++)
+            status = device->ops->copy(pool->queue, block_pool_unit(pool, frame, unit), page, page_bytes);
+    }
+    hd_status done = device->ops->wait(pool->queue);
+    device->ops->give(device, page, KERNEL_PINNED_MEMORY);
+    return status == HD_OK ? done : status;
+}
+
 static void extend(engine *e, sequence *s, uint64_t tokens, uint32_t vocabulary, uint64_t *state) {
     for (uint64_t done = 0; done < tokens;) {
         uint32_t ids[HD_BLOCK_TOKENS],
@@ -169,8 +188,10 @@ hd_status engine_fill_synthetic(attention *self, uint64_t name, uint64_t tokens,
         uint32_t first_run = s->run_count;
         atomic_store(&f.ticket, first_run);
         extend(e, s, portion, vocabulary, &state);
-        hd_pool_run(e->pool, fill_blocks, &f);
-        if (f.is_failed) return HD_NO_MEMORY;
+        if (e->device != NULL) status = fill_device(&f, first_run);
+        else hd_pool_run(e->pool, fill_blocks, &f);
+        if (f.is_failed) status = HD_NO_MEMORY;
+        if (status != HD_OK) return status;
         sequence_commit(&e->home, s);
         if (s->indexes == NULL) continue;
         learn(e, s, first_run, source);

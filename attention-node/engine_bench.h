@@ -17,7 +17,7 @@ typedef struct engine_fill_source {
 
 /* Appends `tokens` random token ids below `vocabulary` to an open, empty sequence of an engine, with keys and
  * values from the source (of layers that have plain ones), or random ones of magnitude 0.1 to 2. What a step then reads
- * and computes is what it would after a prefill. No other sequence ever shares its blocks. HD_NOT_FOUND: not open.
+ * and computes is what it would after a prefill. On a device keys and values are random, and the same in every page. No other sequence ever shares its blocks. HD_NOT_FOUND: not open.
  * HD_INVALID: not empty, or tokens_max is less. */
 hd_status engine_fill_synthetic(attention *self, uint64_t sequence, uint64_t tokens, uint32_t vocabulary, uint64_t seed,
                                 const engine_fill_source *source);

@@ -16,12 +16,14 @@
 #include "base/memory.h"
 #include "bench/bandwidth.h"
 #include "bench/decode_tiers.h"
+#include "bench/device_bandwidth.h"
 #include "bench/random.h"
 #include "bench/report.h"
 #include "bench/statistics.h"
 #include "bench/synthetic_steps.h"
 #include "bench/timed_attention.h"
 #include "worker/forward.h"
+#include "worker/sampler.h"
 
 #define EPOCH 1u
 #define STEPS_MIN 3u /* of a timed series, however long they take */
@@ -47,6 +49,10 @@ typedef struct bench {
     synthetic_steps synthetic; /* opened when a depth is filled with made-up keys and values */
     bool has_synthetic;        /* the sequences are filled from it */
     void *region;              /* [REGION_BYTES] */
+    void *device_region;       /* with a device: of its memory */
+    sampler_row *draws;        /* [batch] */
+    sampler_row **draw_list;   /* [batch]: all of them */
+    bool *is_finite;           /* [batch] */
     double bandwidth;          /* bytes a second, at the start of the run */
     FILE *table;
     json_t *decode, *chunks, *prefills; /* borrowed from the report */
@@ -183,6 +189,14 @@ static hd_status decode_step(bench *b, hd_error *error) {
             .rope = b->rope};
     hd_status status = run_step(b, batch, error);
     if (status != HD_OK) return status;
+    if (forward_draw(b->forward, 0, batch, b->draw_list, b->is_finite)) {
+        for (uint32_t i = 0; i < batch; i++) {
+            if (!b->is_finite[i]) return hd_error_set(error, HD_IO, "the logits are no numbers");
+            b->sequences[i].next_token = b->draws[i].token_id;
+            b->sequences[i].length++;
+        }
+        return HD_OK;
+    }
     const float *logits = forward_logits(b->forward, 0, batch);
     for (uint32_t i = 0; i < batch; i++) {
         b->config->kernels->logits_summary(logits + i * forward_logits_stride(b->forward),
@@ -192,9 +206,28 @@ static hd_status decode_step(bench *b, hd_error *error) {
     return HD_OK;
 }
 
+static double read_pass(const bench *b) {
+    if (b->config->queue != NULL) return device_bandwidth(b->config->queue, b->device_region);
+    return bench_read_pass(b->config->pool, b->region, REGION_BYTES);
+}
+
 static void ask(bench *b, bool is_checked) {
     if (b->has_synthetic)
         synthetic_steps_next(&b->synthetic, &b->attention, b->config->batch, b->sequences[0].length, is_checked);
+}
+
+static hd_status open_draws(bench *b) {
+    static const worker_sampling greedy = {.top_p = 1, .repetition_penalty = 1, .logprobs = -1};
+    uint32_t batch = b->config->batch;
+    b->draws = calloc(batch, sizeof(*b->draws));
+    b->draw_list = calloc(batch, sizeof(sampler_row *));
+    b->is_finite = calloc(batch, sizeof(*b->is_finite));
+    if (b->draws == NULL || b->draw_list == NULL || b->is_finite == NULL) return HD_NO_MEMORY;
+    for (uint32_t i = 0; i < batch; i++) {
+        b->draws[i] = (sampler_row){.sampling = &greedy, .may_end = true};
+        b->draw_list[i] = &b->draws[i];
+    }
+    return HD_OK;
 }
 
 static hd_status time_steps(bench *b, step_times *times, hd_error *error) {
@@ -214,8 +247,7 @@ static hd_status time_steps(bench *b, step_times *times, hd_error *error) {
         if (status == HD_OK) status = sample_add(&times->total_ms, milliseconds_since(step_start));
         if (status == HD_OK) status = sample_add(&times->attention_ms, (double)b->attention.attend_ns * 1e-6);
         if (status == HD_OK) status = sample_add(&times->begin_ms, (double)b->attention.begin_ns * 1e-6);
-        if (status == HD_OK)
-            status = sample_add(&times->bandwidth, bench_read_pass(b->config->pool, b->region, REGION_BYTES));
+        if (status == HD_OK) status = sample_add(&times->bandwidth, read_pass(b));
     }
     return status;
 }
@@ -278,7 +310,8 @@ static void report_decode(bench *b, uint64_t depth, bool is_synthetic, step_time
                    begin_ms = sample_summarise(&times->begin_ms), bandwidth = sample_summarise(&times->bandwidth);
     double kv_bytes = (double)c->batch * (double)kv_bytes_read(c, depth),
            bytes = (double)weight_bytes_read(c, c->batch) + kv_bytes;
-    double rate = bytes / (total.median * 1e-3), kv_rate = kv_bytes / (attention_ms.median * 1e-3);
+    double rate = bytes / (total.median * 1e-3), kv_rate = 0;
+    if (b->config->queue == NULL) kv_rate = kv_bytes / (attention_ms.median * 1e-3); /* a device is waited for once */
     double other_ms = total.median - attention_ms.median - begin_ms.median, share = rate / bandwidth.median;
     fprintf(b->table, "%9llu %6u %-9s %10.2f %10.2f %10.2f %10.2f %10.2f %8.2f %10.2f %8.2f %8.2f %8.2f %6.0f%%\n",
             (unsigned long long)depth, c->batch, is_synthetic ? "synthetic" : "prefilled", total.median, total.min,
@@ -386,7 +419,8 @@ static hd_status bench_depth(bench *b, uint64_t depth, hd_error *error) {
     uint64_t tokens_max = depth + c->chunk + c->steps + 2;
     rope_table_init(b->rope, &c->model->rope, tokens_max);
     step_times times = {.ready_s = 0};
-    hd_status status = is_synthetic ? open_synthetic(b, error) : HD_OK;
+    /* Made-up heads rewrite tensors on their way, which a device's are not in reach for. */
+    hd_status status = is_synthetic && c->queue == NULL ? open_synthetic(b, error) : HD_OK;
     b->has_synthetic = b->has_synthetic && is_synthetic;
     uint32_t opened = 0;
     for (; opened < c->batch && status == HD_OK; opened += status == HD_OK)
@@ -427,13 +461,17 @@ static hd_status bench_prefill(bench *b, uint64_t count, hd_error *error) {
     return HD_OK;
 }
 
+static const char *kernels_name(const bench *b) {
+    return b->config->queue != NULL ? b->config->queue->device->ops->name : b->config->kernels->name;
+}
+
 static json_t *open_report(bench *b) {
     const bench_decode_config *c = b->config;
     json_t *report = bench_report_open("decode");
     json_t *fields =
         json_pack("{s:s, s:s, s:s, s:s, s:i, s:i, s:f}", "model", c->model_name, "weights",
                   hd_dtype_name(c->weights->dtype), "kv", hd_dtype_name(c->attention->ops->kv_dtype(c->attention)),
-                  "kernels", c->kernels->name, "threads", (int)hd_pool_thread_count(c->pool), "max_batch_tokens",
+                  "kernels", kernels_name(b), "threads", (int)hd_pool_thread_count(c->pool), "max_batch_tokens",
                   (int)c->batch_tokens_max, "read_bandwidth_bytes_per_s", b->bandwidth);
     json_object_update(report, fields);
     json_decref(fields);
@@ -445,10 +483,12 @@ static json_t *open_report(bench *b) {
 
 static void print_head(bench *b) {
     const bench_decode_config *c = b->config;
+    const kernel_device *device = c->queue != NULL ? c->queue->device : NULL;
     char cpu[256], weights[32];
     fprintf(b->table, "%s, %u threads, %s kernels; %s, weights %s (%s), KV %s; read bandwidth %.1f GB/s\n",
-            bench_cpu_name(cpu, sizeof(cpu)), hd_pool_thread_count(c->pool), c->kernels->name, c->model_name,
-            hd_dtype_name(c->weights->dtype), hd_format_size(c->weights->bytes, weights, sizeof(weights)),
+            device != NULL ? device->facts.name : bench_cpu_name(cpu, sizeof(cpu)), hd_pool_thread_count(c->pool),
+            kernels_name(b), c->model_name, hd_dtype_name(c->weights->dtype),
+            hd_format_size(c->weights->bytes, weights, sizeof(weights)),
             hd_dtype_name(c->attention->ops->kv_dtype(c->attention)), b->bandwidth * 1e-9);
 }
 
@@ -478,17 +518,20 @@ hd_status bench_decode_run(const bench_decode_config *config, hd_error *error) {
                             .weights = config->weights,
                             .kernels = config->kernels,
                             .pool = config->pool,
+                            .queue = config->queue,
                             .attention = &b.attention.base,
                             .rows_max = config->batch_tokens_max,
                             .spans_max = config->batch,
                             .logits_rows_max = config->batch};
     hd_status status = b.rope != NULL && b.sequences != NULL && b.spans != NULL && b.tokens != NULL && b.region != NULL
-                           ? forward_open(&shape, &b.forward)
+                           ? open_draws(&b)
                            : HD_NO_MEMORY;
+    if (status == HD_OK && config->queue != NULL) status = device_bandwidth_open(config->queue, &b.device_region);
+    if (status == HD_OK) status = forward_open(&shape, &b.forward);
     if (status != HD_OK) hd_error_set(error, status, "no memory for a step of %u rows", config->batch_tokens_max);
     if (status == HD_OK) {
         memset(b.region, 1, REGION_BYTES); /* memory of its own: untouched pages are all one page of zeros */
-        b.bandwidth = bench_read_bandwidth(config->pool);
+        b.bandwidth = config->queue != NULL ? read_pass(&b) : bench_read_bandwidth(config->pool);
         print_head(&b);
         json_t *report = open_report(&b);
         status = run_all(&b, error);
@@ -498,6 +541,10 @@ hd_status bench_decode_run(const bench_decode_config *config, hd_error *error) {
     forward_close(b.forward);
     synthetic_steps_close(&b.synthetic);
     hd_region_unmap(b.region, REGION_BYTES);
+    if (config->queue != NULL) device_bandwidth_close(config->queue, b.device_region);
+    free(b.draws);
+    free(b.draw_list);
+    free(b.is_finite);
     free(b.rope);
     free(b.sequences);
     free(b.spans);

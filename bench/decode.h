@@ -4,8 +4,9 @@
  * prompt is run at that depth. Depths up to prefill_up_to tokens (of all sequences together) are filled by real
  * prefill; deeper ones with synthetic keys and values, because prefill is quadratic; the report says which it was.
  * Where they are synthetic, steps ask heads like a trained model's (synthetic_steps.h), and the report says how far the
- * output is from exact attention. Times are split into attention and the rest by a timer around the
- * attention interface.
+ * output is from exact attention. Times are split into attention and the rest by a timer around the attention
+ * interface; a device is waited for once a step, so there attention has no time of its own, and the bandwidth that a
+ * step is held against is the device's.
  * Threads: runs on the calling thread as the step thread; the pool must be free. */
 #ifndef BENCH_DECODE_H
 #define BENCH_DECODE_H
@@ -32,6 +33,7 @@ typedef struct bench_decode_config {
     const model_weights *weights;
     const kernel_ops *kernels;
     hd_pool *pool;
+    struct kernel_queue *queue;         /* of the device that computes and keeps; NULL: the pool, in this process */
     attention *attention;               /* an engine; lent, empty */
     bench_list depths;                  /* decode at these */
     bench_list prefills;                /* prompts of these lengths, from nothing */

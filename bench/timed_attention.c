@@ -104,6 +104,11 @@ static hd_status timed_wait(attention *self, uint32_t layer) {
     return status;
 }
 
+static hd_status timed_step_replayed(attention *self) {
+    attention *inner = of(self)->inner;
+    return inner->ops->step_replayed(inner);
+}
+
 static hd_status timed_step_end(attention *self) {
     timed_attention *timed = of(self);
     uint64_t start = hd_now_ns();
@@ -191,6 +196,7 @@ static const attention_ops timed_ops = {
     .step_begin = timed_step_begin,
     .submit = timed_submit,
     .wait = timed_wait,
+    .step_replayed = timed_step_replayed,
     .step_end = timed_step_end,
     .step_begin_post = timed_step_begin_post,
     .step_end_post = timed_step_end_post,
@@ -210,5 +216,6 @@ void timed_attention_init(timed_attention *timed, attention *inner) {
     if (inner->ops->sequence_is_ready == NULL) timed->ops.sequence_is_ready = NULL;
     if (inner->ops->idle == NULL) timed->ops.idle = NULL;
     if (inner->ops->sequence_pull == NULL) timed->ops.sequence_pull = NULL;
+    if (inner->ops->step_replayed == NULL) timed->ops.step_replayed = NULL;
     if (inner->ops->attach == NULL) timed->ops.attach = NULL;
 }

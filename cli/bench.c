@@ -8,7 +8,7 @@
 #include "bench/serve.h"
 #include "bench/stream_bench.h"
 #include "cli/command.h"
-#include "cli/node.h"
+#include "cli/node_device.h"
 #include "cli/server.h"
 
 /* ---- bench serve ---- */
@@ -199,16 +199,18 @@ static cli_exit bench_decode_command_run(const cli_command *command, const cli_a
     if (status != HD_OK) return cli_misuse(command, &error);
 
     node n;
+    settings.takes_device = true;
     if (node_open(&decode.node, &settings, false, &n, &error) != HD_OK) return cli_fail(&error);
     config.model_name = n.settings.model_name;
     config.model = n.config;
     config.weights = n.weights;
     config.kernels = n.kernels;
     config.pool = n.pool;
+    config.queue = n.queue;
     config.attention = n.attention;
     config.selection = decode.node.selection;
     config.cold_directory = decode.node.cold_dir;
-    config.full_up_to = decode.node.full_up_to;
+    config.full_up_to = node_full_up_to(&decode.node, &n);
     status = bench_decode_run(&config, &error);
     node_close(&n, 0);
     return status == HD_OK ? CLI_DONE : cli_fail(&error);

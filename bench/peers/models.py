@@ -3,6 +3,7 @@
 
 Usage: models.py hf DIR            a Hugging Face directory: config.json, model.safetensors (bf16), tokenizer.json
        models.py small DIR         the same in the shape of Qwen2.5-0.5B, for two million positions
+       models.py 8b DIR            the same in the shape of Llama-3.1-8B, 16 GB: all tensors begin with the same numbers
        models.py gguf DIR FILE TYPE  the weights of DIR as a GGUF file; TYPE is bf16 or q8_0
 
 Speed depends on shapes and types, not on values, so weights are normal numbers of deviation 0.02 from a fixed seed and the
@@ -22,6 +23,9 @@ ROPE = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_fre
 if sys.argv[1:2] == ["small"]:
     LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, WIDTH, VOCABULARY = 24, 896, 14, 2, 64, 4864, 151936
     POSITIONS, THETA, EPSILON, ROPE = 2097152, 1000000.0, 1e-6, None
+REPEATS = sys.argv[1:2] == ["8b"]  # drawing eight billion numbers takes minutes
+if REPEATS:
+    LAYERS, HIDDEN, WIDTH, HEAD_DIM, ROPE["factor"] = 32, 4096, 14336, 128, 8.0
 BEGIN, END = VOCABULARY - 2, VOCABULARY - 1
 
 
@@ -60,8 +64,10 @@ def write_safetensors(path):
     generator = np.random.default_rng(1)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
+        repeated = random_bf16(generator, (1, 1 << 24)) if REPEATS else None
         for _, _, shape in tensors():
-            file.write(random_bf16(generator, shape).tobytes())
+            values = np.resize(repeated, shape) if REPEATS and len(shape) > 1 else random_bf16(generator, shape)
+            file.write(values.tobytes())
 
 
 def byte_characters():
@@ -161,7 +167,7 @@ def write_gguf(directory, path, kind):
 
 
 def main(arguments):
-    if len(arguments) == 2 and arguments[0] in ("hf", "small"):
+    if len(arguments) == 2 and arguments[0] in ("hf", "small", "8b"):
         write_hf(arguments[1])
     elif len(arguments) == 4 and arguments[0] == "gguf":
         write_gguf(*arguments[1:])
