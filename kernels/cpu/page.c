@@ -142,11 +142,14 @@ void kernel_page_rows(const kernel_page_shape *shape, const void *page, bool is_
                       uint16_t *rows) {
     assert(first + count <= HD_BLOCK_TOKENS);
     uint32_t dim = is_keys ? shape->key_dim : shape->value_dim;
+    const uint16_t *exponents = shape->dtype == HD_INT8 ? page_exponents(shape, page, is_keys) : NULL;
     for (uint32_t i = 0; i < count; i++) {
         for (uint32_t element = 0; element < dim; element++) {
             size_t place = page_place(shape, is_keys, first + i, element);
             uint16_t *to = &rows[(size_t)i * dim + element];
-            if (shape->dtype == HD_INT8) *to = page_widened(shape, page, is_keys, first + i, element);
+            if (shape->dtype == HD_INT8)
+                *to = page_widen_byte(((const int8_t *)page)[place],
+                                      exponents[element / KERNEL_INT8_GROUP * HD_BLOCK_TOKENS + first + i]);
             else
                 *to =
                     shape->dtype == HD_F32 ? to_bf16(((const uint32_t *)page)[place]) : ((const uint16_t *)page)[place];

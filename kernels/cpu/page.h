@@ -49,11 +49,6 @@ static inline float page_power(uint16_t exponent) {
 static inline uint16_t page_widen_byte(int8_t byte, uint16_t exponent) {
     return hd_f32_to_bf16((float)byte * page_power(exponent));
 }
-static inline uint16_t page_widened(const kernel_page_shape *shape, const void *page, bool is_keys, uint32_t slot,
-                                    uint32_t element) {
-    uint16_t exponent = page_exponents(shape, page, is_keys)[element / KERNEL_INT8_GROUP * HD_BLOCK_TOKENS + slot];
-    return page_widen_byte(((const int8_t *)page)[page_place(shape, is_keys, slot, element)], exponent);
-}
 
 void page_store(const kernel_page_shape *shape, void *page_keys, void *page_values, uint32_t slot, uint32_t count,
                 const void *keys, size_t key_stride, const void *values, size_t value_stride);

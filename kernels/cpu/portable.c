@@ -82,17 +82,30 @@ static void matmul(const kernel_matmul *call, uint32_t first_panel, uint32_t pan
     }
 }
 
-static float page_element(const kernel_page_shape *shape, const void *page, bool is_keys, uint32_t slot, uint32_t i) {
-    if (shape->dtype == HD_INT8) return hd_bf16_to_f32(page_widened(shape, page, is_keys, slot, i));
-    return element(page, shape->dtype, page_place(shape, is_keys, slot, i));
+/* The keys or the values of a page. */
+typedef struct page_side {
+    const kernel_page_shape *shape;
+    const void *elements;
+    const uint16_t *exponents; /* of int8 */
+    bool is_keys;
+} page_side;
+
+static page_side side_of(const kernel_page_shape *shape, const void *page, bool is_keys) {
+    return (page_side){shape, page, shape->dtype == HD_INT8 ? page_exponents(shape, page, is_keys) : NULL, is_keys};
 }
 
-static float score(const kernel_attend *call, const kernel_span *span, uint32_t row, uint32_t slot) {
+static float side_element(const page_side *side, uint32_t slot, uint32_t i) {
+    size_t place = page_place(side->shape, side->is_keys, slot, i);
+    if (side->shape->dtype != HD_INT8) return element(side->elements, side->shape->dtype, place);
+    return (float)((const int8_t *)side->elements)[place] *
+           page_power(side->exponents[i / KERNEL_INT8_GROUP * HD_BLOCK_TOKENS + slot]);
+}
+
+static float score(const kernel_attend *call, const page_side *keys, uint32_t row, uint32_t slot) {
+    hd_dtype dtype = kernel_row_dtype(call->shape.dtype);
     float sum = 0.0f;
-    for (uint32_t k = 0; k < call->shape.key_dim; k++) {
-        sum += element(call->queries, kernel_row_dtype(call->shape.dtype), row * call->query_stride + k) *
-               page_element(&call->shape, span->keys, true, slot, k);
-    }
+    for (uint32_t k = 0; k < call->shape.key_dim; k++)
+        sum += element(call->queries, dtype, row * call->query_stride + k) * side_element(keys, slot, k);
     sum *= call->scale;
     return call->soft_cap > 0.0f ? call->soft_cap * tanhf(sum / call->soft_cap) : sum;
 }
@@ -105,9 +118,10 @@ static void attend_row(const kernel_attend *call, uint32_t row) {
         const kernel_span *span = &call->spans[i];
         page_slots slots = page_slots_visible(span, call->positions[row], call->window);
         if (slots.first == slots.end) continue;
+        page_side keys = side_of(&call->shape, span->keys, true), values = side_of(&call->shape, span->values, false);
         float weights[HD_BLOCK_TOKENS], span_max = -INFINITY;
         for (uint32_t slot = slots.first; slot < slots.end; slot++) {
-            weights[slot] = score(call, span, row, slot);
+            weights[slot] = score(call, &keys, row, slot);
             span_max = fmaxf(span_max, weights[slot]);
         }
         if (span_max > max) {
@@ -119,8 +133,7 @@ static void attend_row(const kernel_attend *call, uint32_t row) {
         for (uint32_t slot = slots.first; slot < slots.end; slot++) {
             float weight = expf(weights[slot] - max);
             if (call->shape.dtype != HD_F32) weight = hd_bf16_to_f32(hd_f32_to_bf16(weight));
-            for (uint32_t n = 0; n < call->shape.value_dim; n++)
-                out[n] += weight * page_element(&call->shape, span->values, false, slot, n);
+            for (uint32_t n = 0; n < call->shape.value_dim; n++) out[n] += weight * side_element(&values, slot, n);
             sum += weight;
         }
     }
