@@ -306,35 +306,7 @@ hd_status engine_await_indexes(engine *e, const engine_layer *layer) {
     return HD_OK;
 }
 
-void engine_find(engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row, uint32_t head,
-                 const selection_answer *answer, engine_found *found) {
-    const sequence *s = row->sequence;
-    const engine_finder *finder = &e->finders[thread];
-    engine_search_counts *counts = &e->threads[thread].searched;
-    uint64_t start = hd_now_ns();
-    found->count = 0;
-    if (engine_has_lost(e, s->runs)) return;
-    index_search search = {.queries = bf16_queries(e, layer, finder, row->row, head),
-                           .query_stride = layer->query_dim,
-                           .query_count = layer->plan.group_size,
-                           .scale = layer->table.scale,
-                           .extent = index_set_extent(s->indexes, answer->recent_first),
-                           .tokens_each = s->selection.tokens,
-                           .scratch = finder->scratch,
-                           .tokens = found->tokens,
-                           .rest = index_set_has_rest(s->indexes) ? &found->rest : NULL};
-    index_search_run(index_set_index(s->indexes, e->step.call.layer, head), &search);
-    assert(answer->sinks_end == SELECTION_INDEX_FIRST); /* what the index leaves out */
-    found->first = search.tokens;
-    found->count = search.token_count;
-    counts->searches++;
-    counts->tokens_found += search.token_count;
-    counts->bytes_scanned += search.bytes_scanned;
-    counts->bytes_rest += search.bytes_rest;
-    counts->search_ns += hd_now_ns() - start;
-}
-
-/* ---- Attending to what was found ---- */
+/* ---- Where what was found lies ---- */
 
 /* Where a token lies; what will be read of it is on its way. */
 static kernel_token place_token(const engine *e, const engine_layer *layer, const sequence *s, uint32_t head,
@@ -351,10 +323,56 @@ static kernel_token place_token(const engine *e, const engine_layer *layer, cons
     if (place.key_row == NULL) place.keys = engine_page(e, s->runs, block, layer->table.key_stream, head);
     for (uint32_t byte = 0; place.key_row != NULL && byte < layer->shape.key_dim * sizeof(uint16_t);
          byte += HD_CACHE_LINE)
-        __builtin_prefetch((const char *)place.key_row + byte);
+        __builtin_prefetch((const char *)place.key_row + byte, 0, 2);
     kernel_page_prefetch_value(&layer->shape, place.values, place.slot);
     return place;
 }
+
+typedef struct found_context { /* of an announcement */
+    const engine *e;
+    const engine_layer *layer;
+    const sequence *s;
+    uint32_t head;
+} found_context;
+
+static void announce_found(void *context, const uint32_t *tokens, uint32_t count) {
+    const found_context *of = context;
+    for (uint32_t i = 0; i < count; i++) place_token(of->e, of->layer, of->s, of->head, tokens[i], NULL);
+}
+
+/* ---- Finding ---- */
+
+void engine_find(engine *e, const engine_layer *layer, unsigned thread, const engine_sparse_row *row, uint32_t head,
+                 const selection_answer *answer, engine_found *found) {
+    const sequence *s = row->sequence;
+    const engine_finder *finder = &e->finders[thread];
+    engine_search_counts *counts = &e->threads[thread].searched;
+    uint64_t start = hd_now_ns();
+    found->count = 0;
+    if (engine_has_lost(e, s->runs)) return;
+    index_search search = {.queries = bf16_queries(e, layer, finder, row->row, head),
+                           .query_stride = layer->query_dim,
+                           .query_count = layer->plan.group_size,
+                           .scale = layer->table.scale,
+                           .extent = index_set_extent(s->indexes, answer->recent_first),
+                           .tokens_each = s->selection.tokens,
+                           .scratch = finder->scratch,
+                           .tokens = found->tokens,
+                           .rest = index_set_has_rest(s->indexes) ? &found->rest : NULL,
+                           .announce = e->step.is_cold ? NULL : announce_found,
+                           .announce_context = &(found_context){e, layer, s, head}};
+    index_search_run(index_set_index(s->indexes, e->step.call.layer, head), &search);
+    assert(answer->sinks_end == SELECTION_INDEX_FIRST); /* what the index leaves out */
+    found->first = search.tokens;
+    found->count = search.token_count;
+    counts->searches++;
+    counts->tokens_found += search.token_count;
+    counts->bytes_scanned += search.bytes_scanned;
+    counts->bytes_rest += search.bytes_rest;
+    counts->search_ns += hd_now_ns() - start;
+}
+
+/* ---- Attending to what was found ---- */
 
 typedef struct found_page { /* of tokens that are put together */
     kernel_token places[HD_BLOCK_TOKENS];

@@ -77,6 +77,10 @@ typedef struct index_search {
     index_extent extent;     /* one for which index_is_ready */
     uint32_t tokens_each;    /* how many tokens each query asks for, >= 1 */
     void *scratch;           /* index_search_bytes of the extent and tokens_each, 64-byte aligned; one a thread */
+    /* NULL, or called for the tokens found, a few at a time, while the estimate is made: their keys and values can be on
+     * their way meanwhile. */
+    void (*announce)(void *context, const uint32_t *tokens, uint32_t count);
+    void *announce_context;
     /* Results. */
     uint32_t *tokens; /* room for query_count * tokens_each: ascending, each once, for all queries together */
     uint32_t token_count;

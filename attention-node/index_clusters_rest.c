@@ -76,6 +76,16 @@ static float weigh_clusters(estimate *e) {
     return sums.weight;
 }
 
+/* The next few of the tokens found: what fetches them takes next to no time of a core, and the estimate no memory. */
+static void announce(clusters_search_state *s, uint32_t count) {
+    index_search *search = s->search;
+    uint32_t left = search->token_count - s->announced;
+    if (search->announce == NULL || left == 0) return;
+    if (count > left) count = left;
+    search->announce(search->announce_context, search->tokens + s->announced, count);
+    s->announced += count;
+}
+
 /* The keys of a list but the survivors and those that were found; one tilt for all of them. */
 static float weigh_list(estimate *e, const clusters_list *list, float coarse) {
     clusters_search_state *s = e->s;
@@ -88,6 +98,7 @@ static float weigh_list(estimate *e, const clusters_list *list, float coarse) {
                                                              (e->q->limit - bonus) / scale, scale, bonus - e->q->max);
     s->weights[list->cluster] = sum;
     e->read += square * tilt * sum;
+    announce(s, s->announced_each);
     return sum;
 }
 

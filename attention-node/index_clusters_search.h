@@ -59,7 +59,8 @@ typedef struct clusters_search_state {
     index_search *search;
     uint32_t segment_count, cluster_count, group_count; /* of the extent */
     uint32_t survivors_wanted, score_room;
-    uint64_t keys_wanted; /* of the lists that are read */
+    uint64_t keys_wanted;               /* of the lists that are read */
+    uint32_t announced, announced_each; /* of the tokens found, and with each list that is weighed */
     clusters_place *places;
     clusters_query *queries; /* [query_count] */
     float *query;            /* [key_dim] */

@@ -233,7 +233,8 @@ void kernel_page_prefetch_value(const kernel_page_shape *shape, const void *valu
     for (uint32_t first = 0; first < shape->value_dim; first += KERNEL_PANEL) {
         uint32_t width = shape->value_dim - first < KERNEL_PANEL ? shape->value_dim - first : KERNEL_PANEL;
         const char *row = (const char *)values + page_place(shape, false, slot, first) * element_bytes;
-        for (uint32_t byte = 0; byte < width * pair_bytes; byte += HD_CACHE_LINE) __builtin_prefetch(row + byte);
+        for (uint32_t byte = 0; byte < width * pair_bytes; byte += HD_CACHE_LINE)
+            __builtin_prefetch(row + byte, 0, 2); /* a page of tokens is as much as the first level holds */
     }
-    if (shape->dtype == HD_INT8) __builtin_prefetch(page_exponents(shape, values, false) + slot);
+    if (shape->dtype == HD_INT8) __builtin_prefetch(page_exponents(shape, values, false) + slot, 0, 2);
 }
