@@ -4,8 +4,8 @@
  * holds the keys that were scored and not yet followed, of all segments; the best is followed next, until it scores
  * less than all of the best that were seen, or as many keys were scored as the budget allows.
  * Links lead to a key from others that score nearly as much. A key that stands alone, as what answers a question often
- * does, has none: it is found among the entries or by chance. So a good share of what may be scored is entries, and an
- * extent that takes no more time to read than to walk is read. */
+ * does, has none: it is found among the entries or by chance. So a good share of what may be scored is entries, and a
+ * short extent is read in order instead. */
 #include <math.h>
 #include <string.h>
 
@@ -22,7 +22,7 @@ enum {
     ENTRY_SHARE = 4,  /* of them, one in so many is a key of the best clusters */
     ENTRY_LEAST = 16, /* of every segment's best, so that none is out of reach */
     VISIT_PIECE = 64, /* keys that are scored together */
-    READ_SHARE = 2,   /* codes are read in as many times less time than links are followed */
+    READ_SHARE = 2,   /* an extent of at most so many times as many keys is read in order */
 };
 
 typedef struct segment_query { /* a segment, and what the query is there */

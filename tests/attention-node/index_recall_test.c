@@ -72,6 +72,46 @@ static void bounds_find_keys_by_reading_more(void **state) {
     assert_true(measure("bounds", INDEX_DATA_SHIFTED).recall >= 0.5f);
 }
 
+/* Clusters in groups, and tokens of both halves of a segment; the estimate, which looks at every group, changes nothing
+ * of what is found. */
+static void clusters_of_a_long_segment_are_found_by_their_groups(void **state) {
+    enum { LONG = 128 * INDEX_GRAIN, FEW = 6, MANY = 350 };
+    const index_extent extent = {LONG, LONG};
+    index_params params = params_of("clusters", true);
+    params.keys_max = LONG;
+    index_data data = index_data_make(INDEX_DATA_SHIFTED, DIM, LONG, FEW, 5);
+    kv_index *index = index_data_build(&data, &params, LONG, LONG);
+    float recall = 0.0f, out[DIM], max, sum;
+    kernel_partial rest = {.out = out, .out_stride = DIM, .max = &max, .sum = &sum};
+    uint32_t late = 0, tokens[MANY];
+    for (uint32_t test = 0; test < FEW; test++) {
+        index_search search = index_data_search(index, &params, &data, &extent, test, MANY);
+        recall += index_data_recall(&data, test, LONG, BEST, &search) / FEW;
+        assert_true((float)search.bytes_scanned <= 0.02f * (float)(LONG * DIM * 2));
+        for (uint32_t i = 0; i < search.token_count; i++) late += search.tokens[i] >= LONG / 2;
+        index_search both = {.queries = data.tests + (size_t)test * DIM,
+                             .query_stride = DIM,
+                             .query_count = 1,
+                             .scale = data.scale,
+                             .extent = extent,
+                             .tokens_each = MANY,
+                             .tokens = tokens,
+                             .rest = &rest,
+                             .scratch = hd_alloc(index_search_bytes(&params, 1, MANY), 64)};
+        index_search_run(index, &both);
+        assert_int_equal(both.token_count, search.token_count);
+        assert_memory_equal(both.tokens, search.tokens, search.token_count * sizeof(uint32_t));
+        assert_int_equal(both.bytes_scanned, search.bytes_scanned);
+        hd_free(both.scratch);
+        free(search.tokens);
+    }
+    print_message("clusters, %u keys: recall %.3f\n", LONG, recall);
+    assert_true(recall >= 0.95f);
+    assert_true(late > 0 && late < FEW * MANY);
+    index_close(index);
+    index_data_free(&data);
+}
+
 /* ---- the rest ---- */
 
 typedef struct softmax {
@@ -174,6 +214,7 @@ int main(void) {
         cmocka_unit_test(a_graph_finds_keys_around_a_large_mean),
         cmocka_unit_test(a_graph_finds_keys_that_turn_with_position),
         cmocka_unit_test(bounds_find_keys_by_reading_more),
+        cmocka_unit_test(clusters_of_a_long_segment_are_found_by_their_groups),
         cmocka_unit_test(the_estimate_of_the_rest_takes_most_of_the_error_away),
         cmocka_unit_test(the_estimate_does_no_harm_where_scores_are_tens_or_hundreds_apart),
     };
