@@ -62,15 +62,20 @@ static double limit_now(const bench *b, kernels_limit limit) {
     return 0;
 }
 
+static double peer_rate(const kernels_work *work, double peer_seconds) {
+    return peer_seconds > 0 ? 2.0 * work->m * work->n * work->k / peer_seconds : 0;
+}
+
+/* peer: of oneDNN, operations a second; 0 where it has no part. */
 static void print_row(bench *b, const kernels_work *work, double seconds, double best, double limit, double peer) {
     double rate = work->limit == KERNELS_LIMIT_PEAK ? work->operations / seconds : work->bytes / seconds;
-    double share = limit > 0 ? rate / limit : 0, of_peer = peer > 0 ? peer / seconds : 0;
+    double share = limit > 0 ? rate / limit : 0, of_peer = peer > 0 ? work->operations / seconds / peer : 0;
     char limit_text[48] = "", peer_text[48] = "";
     if (limit > 0) {
         snprintf(limit_text, sizeof(limit_text), "%5.1f %% of %.1f", share * 100, limit * 1e-9);
     }
     if (peer > 0) {
-        snprintf(peer_text, sizeof(peer_text), "%5.0f %% of %.1f", of_peer * 100, work->operations / peer * 1e-9);
+        snprintf(peer_text, sizeof(peer_text), "%5.0f %% of %.1f", of_peer * 100, peer * 1e-9);
     }
     fprintf(b->table, "%-46s %10.1f %8.1f %10.1f  %-22s %s\n", work->name, seconds * 1e6, work->bytes / seconds * 1e-9,
             work->operations / seconds * 1e-9, limit_text, peer_text);
@@ -85,7 +90,7 @@ static void print_row(bench *b, const kernels_work *work, double seconds, double
         json_object_set_new(row, "share", json_real(share));
     }
     if (row != NULL && peer > 0) {
-        json_object_set_new(row, "onednn_seconds", json_real(peer));
+        json_object_set_new(row, "onednn_operations_per_second", json_real(peer));
         json_object_set_new(row, "speed_against_onednn", json_real(of_peer));
     }
     if (json_array_append_new(b->rows, row) != 0) b->status = HD_NO_MEMORY;
@@ -107,7 +112,7 @@ static void measure(const kernels_work *work, void *context) {
     kernels_dnnl_close(peer);
     sample_summary summary = sample_summarise(&ours.sample);
     print_row(b, work, summary.median, summary.min, sample_summarise(&limits.sample).median,
-              sample_summarise(&peers.sample).median);
+              peer_rate(work, sample_summarise(&peers.sample).median));
 }
 
 hd_status kernels_bench_run(const kernels_bench_config *config, hd_error *error) {

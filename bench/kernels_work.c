@@ -62,6 +62,9 @@ void kernels_memory_close(kernels_memory *m) {
 
 /* ---- attention ---- */
 
+/* The product beside which prefill attention is held: the one of those below that oneDNN does best. */
+enum { PEER_ROWS = 512, PEER_N = 8192, PEER_K = 2048 };
+
 typedef struct attention_work {
     const kernels_memory *memory;
     kernel_page_shape shape;
@@ -157,6 +160,7 @@ static hd_status attention_each(const kernels_memory *memory, hd_dtype dtype, ui
         work.bytes = tokens_read / HD_BLOCK_TOKENS *
                      (double)(kernel_page_key_bytes(&w.shape) + kernel_page_value_bytes(&w.shape));
         work.operations = tokens_read * rows * dim * 4;
+        if (!is_decode && dtype == HD_BF16) work.m = PEER_ROWS, work.n = PEER_N, work.k = PEER_K;
         snprintf(work.name, sizeof(work.name), "%s attention, %u rows, head %u, %uK tokens%s",
                  is_decode ? "decode" : "prefill", rows, dim, tokens / 1024, dtype == HD_INT8 ? ", int8" : "");
         each(&work, context);

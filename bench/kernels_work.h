@@ -30,7 +30,7 @@ struct kernels_work {
     char name[80];
     kernels_limit limit;
     double bytes, operations; /* of one run: read at least, and done; 0 where it says nothing */
-    uint32_t m, n, k;         /* a matrix product that oneDNN is timed beside; m = 0: none */
+    uint32_t m, n, k;         /* a matrix product that oneDNN is timed with beside it; m = 0: none */
     void (*run)(const kernels_work *work);
     const kernels_memory *memory;
     const void *context;
