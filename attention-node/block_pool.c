@@ -199,34 +199,54 @@ hd_status block_pool_copy(block_pool *pool, block_name to, block_name from) {
 
 /* ---- Start and end ---- */
 
-static hd_status take_payload(kernel_queue *queue, size_t bytes, void **out) {
-    if (queue == NULL) {
-        *out = hd_region_map(bytes);
-        return *out != NULL ? HD_OK : HD_NO_MEMORY;
+/* The memory of a pool that has nothing else yet. */
+static hd_status take_payload(block_pool *pool, uint64_t block_bytes, uint32_t pinned_frames) {
+    void *memory = NULL;
+    if (pool->queue == NULL) {
+        pool->payload = hd_region_map((size_t)pool->payload_bytes);
+        return pool->payload != NULL ? HD_OK : HD_NO_MEMORY;
     }
-    const kernel_device_ops *ops = queue->device->ops;
-    hd_status status = ops->take(queue->device, bytes, KERNEL_DEVICE_MEMORY, out);
-    return status == HD_OK ? ops->clear(queue, *out, bytes) : status;
+    kernel_device *device = pool->queue->device;
+    hd_status status = device->ops->take(device, (size_t)pool->payload_bytes, KERNEL_DEVICE_MEMORY, &memory);
+    if (status != HD_OK) return status;
+    pool->payload = memory;
+    status = device->ops->clear(pool->queue, pool->payload, (size_t)pool->payload_bytes);
+    if (status != HD_OK || pinned_frames == 0) return status;
+    size_t pinned_bytes = (size_t)(pinned_frames * block_bytes);
+    status = device->ops->take(device, pinned_bytes, KERNEL_PINNED_MEMORY, &memory);
+    if (status != HD_OK) return status;
+    pool->pinned = memory;
+    return device->ops->clear(pool->queue, pool->pinned, pinned_bytes);
 }
 
-static void give_payload(kernel_queue *queue, void *payload, size_t bytes) {
-    if (queue == NULL) hd_region_unmap(payload, bytes);
-    else queue->device->ops->give(queue->device, payload, KERNEL_DEVICE_MEMORY);
+static void give_payload(block_pool *pool) {
+    if (pool->queue == NULL) {
+        hd_region_unmap(pool->payload, (size_t)pool->payload_bytes);
+    } else {
+        kernel_device *device = pool->queue->device;
+        device->ops->wait(pool->queue);
+        device->ops->give(device, pool->payload, KERNEL_DEVICE_MEMORY);
+        device->ops->give(device, pool->pinned, KERNEL_PINNED_MEMORY);
+    }
+    *pool = (block_pool){0};
 }
 
 hd_status block_pool_init(block_pool *pool, const attention_layer_table *table, uint32_t block_count,
-                          uint32_t frame_count, kernel_queue *queue, hd_arena *arena) {
-    assert(frame_count > 0 && frame_count <= block_count && (queue == NULL || frame_count % EXTENT_BLOCKS == 0));
-    uint64_t payload_bytes = block_pool_payload_bytes(table, frame_count);
-    void *payload = NULL;
-    hd_status status = take_payload(queue, (size_t)payload_bytes, &payload);
+                          uint32_t frame_count, block_memory memory, hd_arena *arena) {
+    assert(frame_count > memory.pinned_frames && frame_count <= block_count);
+    assert(memory.queue != NULL ? (frame_count | memory.pinned_frames) % EXTENT_BLOCKS == 0
+                                : memory.pinned_frames == 0);
+    uint32_t payload_frames = frame_count - memory.pinned_frames;
+    *pool = (block_pool){.block_count = block_count,
+                         .payload_bytes = block_pool_payload_bytes(table, payload_frames),
+                         .payload_frames = payload_frames,
+                         .queue = memory.queue};
+    hd_status status = take_payload(pool, block_pool_payload_bytes(table, 1), memory.pinned_frames);
     if (status != HD_OK) {
-        give_payload(queue, payload, (size_t)payload_bytes);
+        give_payload(pool);
         return status;
     }
 
-    *pool =
-        (block_pool){.block_count = block_count, .payload = payload, .payload_bytes = payload_bytes, .queue = queue};
     block_layout_init(&pool->layout, table, arena);
     pool->records = hd_arena_take(arena, block_count * sizeof(*pool->records));
     pool->checksums = hd_arena_take(arena, (size_t)block_count * pool->layout.page_count * sizeof(uint64_t));
@@ -247,6 +267,5 @@ hd_status block_pool_init(block_pool *pool, const attention_layer_table *table, 
 }
 
 void block_pool_fini(block_pool *pool) {
-    give_payload(pool->queue, pool->payload, (size_t)pool->payload_bytes);
-    *pool = (block_pool){0};
+    give_payload(pool);
 }

@@ -15,8 +15,8 @@
  *   5. Blocks that follow each other in a sequence have frames in one extent of 16 where that is possible
  *      (extent_table.h). A block has the number of its frame where that is free, so while there are as many frames as
  *      blocks, the two are one.
- *   6. The payload may be a device's memory: then it is copied in a queue, nobody here reads it, pages have no
- *      checksums, and every extent is whole.
+ *   6. The payload may be a device's memory, and behind that pinned memory, which the device reads where it lies: then
+ *      it is copied in a queue, nobody here reads it, pages have no checksums, and every extent is whole.
  * Counting references and choosing what to free is block_store.h's. Threads: one, but for block_pool_page and
  * block_pool_record_checksum, which threads of a step may call for pages of their own. */
 #ifndef ATTENTION_NODE_BLOCK_POOL_H
@@ -65,7 +65,9 @@ typedef struct block_pool {
     uint32_t block_count, free_count; /* free_count: of blocks */
     unsigned char *payload;           /* extents of frames, the last of them smaller */
     uint64_t payload_bytes;
-    kernel_queue *queue;                /* of the device whose memory the payload is; NULL: this process's */
+    kernel_queue *queue;   /* of the device whose memory the payload is; NULL: this process's */
+    unsigned char *pinned; /* frames from payload_frames on; NULL: there are none */
+    uint32_t payload_frames;
     block_record *records;              /* [block_count] */
     uint64_t *checksums;                /* [block_count][page_count]; 0 where none has been recorded */
     uint32_t *frame_of;                 /* [block_count], or FRAME_NONE */
@@ -77,10 +79,16 @@ typedef struct block_pool {
 /* Bytes from the arena, and of payload, for so many blocks and frames. */
 uint64_t block_pool_table_bytes(const attention_layer_table *table, uint32_t block_count, uint32_t frame_count);
 uint64_t block_pool_payload_bytes(const attention_layer_table *table, uint32_t frame_count);
-/* HD_NO_MEMORY leaves nothing to release; fini accepts a zeroed pool. frame_count <= block_count; with a queue, which
- * is lent, a multiple of EXTENT_BLOCKS. */
+/* Where the payload is to lie. */
+typedef struct block_memory {
+    kernel_queue *queue;    /* in its device's memory, lent; NULL: in this process's */
+    uint32_t pinned_frames; /* the last ones, in pinned memory; with a queue only */
+} block_memory;
+
+/* HD_NO_MEMORY leaves nothing to release; fini accepts a zeroed pool. frame_count <= block_count; with a queue frames of
+ * both kinds are multiples of EXTENT_BLOCKS. */
 hd_status block_pool_init(block_pool *pool, const attention_layer_table *table, uint32_t block_count,
-                          uint32_t frame_count, kernel_queue *queue, hd_arena *arena);
+                          uint32_t frame_count, block_memory memory, hd_arena *arena);
 void block_pool_fini(block_pool *pool);
 
 /* An open block with a frame, without references. wanted: how many the caller expects to take in all, this one
@@ -118,7 +126,8 @@ static inline bool block_pool_is_resident(const block_pool *pool, uint32_t block
 static inline unsigned char *block_pool_extent(const block_pool *pool, uint32_t frame_index, uint32_t *extent_blocks) {
     uint32_t first = frame_index / EXTENT_BLOCKS * EXTENT_BLOCKS, left = pool->frames.slot_count - first;
     *extent_blocks = left < EXTENT_BLOCKS ? left : EXTENT_BLOCKS;
-    return pool->payload + first * pool->layout.block_bytes;
+    if (first < pool->payload_frames) return pool->payload + first * pool->layout.block_bytes;
+    return pool->pinned + (first - pool->payload_frames) * pool->layout.block_bytes;
 }
 
 /* Of a resident block. */

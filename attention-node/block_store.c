@@ -426,7 +426,7 @@ hd_status block_store_init(block_store *store, const attention_layer_table *tabl
                            hd_arena *arena, hd_error *error) {
     *store = (block_store){.cold = {.event = -1, .directory = {.directory = -1, .index = -1, .pages = -1}}};
     hd_status status =
-        block_pool_init(&store->pool, table, block_count_of(tiers), tiers->frame_count, tiers->queue, arena);
+        block_pool_init(&store->pool, table, block_count_of(tiers), tiers->frame_count, tiers->memory, arena);
     if (status != HD_OK) return hd_error_set(error, status, "no memory for keys and values");
     prefix_cache_init(&store->cache, &store->pool, arena);
     return tiers->slot_count == 0 ? HD_OK : open_tiers(store, table, tiers, arena, error);

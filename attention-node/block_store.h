@@ -35,7 +35,7 @@ typedef struct block_tiers {
     uint32_t slot_count;  /* on the cold tier; 0: there is none */
     uint32_t page_count;  /* unit pages of cold blocks in memory */
     uint32_t grain_count; /* pieces of them, for single tokens; 0: whole pages are read for those too */
-    kernel_queue *queue;  /* frames are memory of its device; NULL: this process's. Without a cold tier only */
+    block_memory memory;  /* of frames; of a device without a cold tier only */
     cold_config cold;
 } block_tiers;
 

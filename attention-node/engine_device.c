@@ -19,7 +19,7 @@ typedef struct window_tables {
 } window_tables;
 
 typedef struct device_layer {
-    unsigned char *keys, *values; /* page of KV head 0 of the first frame */
+    unsigned char *keys, *values; /* the page of KV head 0 of a frame at the origin */
     uint32_t window;              /* index of its tables */
 } device_layer;
 
@@ -196,13 +196,19 @@ static hd_status open_staging(engine_device *d, const attend_tables_limits *limi
     return HD_OK;
 }
 
+/* What all offsets count from, so that none is negative. */
+static unsigned char *origin_of(const block_pool *pool) {
+    return pool->pinned != NULL && pool->pinned < pool->payload ? pool->pinned : pool->payload;
+}
+
 static void place_layers(engine_device *d, const engine *e) {
     const block_pool *pool = &e->home.store.pool;
     for (uint32_t i = 0; i < e->table.layer_count; i++) {
         const attention_layer *l = &e->table.layers[i];
         device_layer *layer = &d->layers[i];
-        layer->keys = pool->payload + block_layout_page(&pool->layout.streams[l->key_stream], 0, 0, EXTENT_BLOCKS);
-        layer->values = pool->payload + block_layout_page(&pool->layout.streams[l->value_stream], 0, 0, EXTENT_BLOCKS);
+        layer->keys = origin_of(pool) + block_layout_page(&pool->layout.streams[l->key_stream], 0, 0, EXTENT_BLOCKS);
+        layer->values =
+            origin_of(pool) + block_layout_page(&pool->layout.streams[l->value_stream], 0, 0, EXTENT_BLOCKS);
         while (d->window_of[layer->window] != window_of(&e->table, i)) layer->window++;
         assert(pool->layout.streams[l->key_stream].unit_bytes == d->shape.page_bytes);
     }
@@ -266,9 +272,10 @@ void engine_device_close(engine_device *d) {
 static uint64_t offset_of(const engine *e, uint32_t block, uint32_t slot) {
     const block_pool *pool = &e->home.store.pool;
     const device_shape *shape = &e->device->shape;
-    uint32_t frame = pool->frame_of[block];
-    return (uint64_t)(frame / EXTENT_BLOCKS * EXTENT_BLOCKS) * pool->layout.block_bytes +
-           frame % EXTENT_BLOCKS * shape->page_bytes + (uint64_t)slot * shape->dim * sizeof(uint16_t);
+    uint32_t frame = pool->frame_of[block], extent_blocks;
+    uintptr_t extent = (uintptr_t)block_pool_extent(pool, frame, &extent_blocks);
+    return (uint64_t)(extent - (uintptr_t)origin_of(pool)) + frame % EXTENT_BLOCKS * shape->page_bytes +
+           (uint64_t)slot * shape->dim * sizeof(uint16_t);
 }
 
 /* The rows of padding behind the step's (attention.h, row_count) are stored nowhere. Returns how many entries there

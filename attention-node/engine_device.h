@@ -8,7 +8,7 @@
  * Nobody waits for it; the tables are written again when the queue has done what was asked for before.
  *
  * What is not here yet, and is refused by name: selections other than full, ranges of positions, a cold tier, other
- * types than bf16. Threads: as the engine. */
+ * types than bf16. Blocks stay where they were taken: none moves between the device's and pinned memory. Threads: as the engine. */
 #ifndef ATTENTION_NODE_ENGINE_DEVICE_H
 #define ATTENTION_NODE_ENGINE_DEVICE_H
 
@@ -19,7 +19,7 @@ typedef struct engine_device engine_device;
 
 /* Refuses what a device does not compute, by table, types and tiers. */
 hd_status engine_device_check(const engine_config *config, hd_error *error);
-/* Memory of the device beside the pages of so many blocks. */
+/* Memory of the device beside the pages of so many blocks, those in pinned memory included. */
 uint64_t engine_device_bytes(const engine_config *config, uint32_t block_count);
 
 /* Behind engine_memory_open; sets engine->device. */

@@ -114,7 +114,7 @@ static uint64_t arena_bytes(const engine_config *config, const cut *c) {
 static uint64_t total_bytes(const engine_config *config, const cut *c) {
     /* What is in this process's memory beside a device's is little, and not part of the budget. */
     if (config->queue != NULL)
-        return block_pool_payload_bytes(&config->layers, c->tiers.frame_count) +
+        return block_pool_payload_bytes(&config->layers, c->tiers.frame_count - c->tiers.memory.pinned_frames) +
                engine_device_bytes(config, c->tiers.frame_count);
     return arena_bytes(config, c) + block_pool_payload_bytes(&config->layers, c->tiers.frame_count) +
            c->tiers.page_count * block_layout_unit_bytes_max(&config->layers) +
@@ -175,8 +175,26 @@ static void set_frames(const engine_config *config, cut *c, uint32_t frame_count
     if (c->tiers.slot_count > 0) set_pieces(c);
 }
 
+/* Whole extents: hot ones in the device's memory, beside the tables for all of them, and warm ones in pinned memory. */
+static uint32_t device_frames_of(const engine_config *config, cut *c) {
+    uint64_t extent_bytes = EXTENT_BLOCKS * attention_layer_table_block_bytes(&config->layers);
+    uint64_t most = UINT32_MAX / 64 / EXTENT_BLOCKS, warm = config->warm_bytes / extent_bytes, low = 0, high = most;
+    if (warm > most) warm = most;
+    if (config->hot_bytes / extent_bytes < high) high = config->hot_bytes / extent_bytes;
+    c->tiers.memory.pinned_frames = (uint32_t)warm * EXTENT_BLOCKS;
+    while (low < high) {
+        uint64_t middle = low + (high - low + 1) / 2;
+        set_frames(config, c, (uint32_t)(middle + warm) * EXTENT_BLOCKS);
+        if (total_bytes(config, c) <= config->hot_bytes) low = middle;
+        else high = middle - 1;
+    }
+    if (low == 0) c->tiers.memory.pinned_frames = 0;
+    return low > 0 ? (uint32_t)(low + warm) * EXTENT_BLOCKS : 0;
+}
+
 /* The largest number of blocks in memory that the budget holds. */
 static uint32_t frames_of(const engine_config *config, cut *c) {
+    if (config->queue != NULL) return device_frames_of(config, c);
     uint64_t budget = config->hot_bytes + config->warm_bytes;
     uint64_t most = budget / attention_layer_table_block_bytes(&config->layers);
     uint32_t low = 0, high = most < UINT32_MAX / 4 ? (uint32_t)most : UINT32_MAX / 4;
@@ -186,7 +204,7 @@ static uint32_t frames_of(const engine_config *config, cut *c) {
         if (total_bytes(config, c) <= budget) low = middle;
         else high = middle - 1;
     }
-    return config->queue != NULL ? low / EXTENT_BLOCKS * EXTENT_BLOCKS : low;
+    return low;
 }
 
 static hd_status check_frames(const engine_config *config, cut *c, uint32_t least, hd_error *error) {
@@ -207,7 +225,7 @@ static hd_status cut_tiers(const engine_config *config, cut *c, hd_error *error)
                                       .size_bytes = config->cold_bytes,
                                       .fingerprint = config->fingerprint,
                                       .kv_dtype = config->kv_dtype},
-                             .queue = config->queue};
+                             .memory = {.queue = config->queue}};
     if (config->cold_directory == NULL) return HD_OK;
     c->tiers.slot_count = cold_slot_count(config->cold_bytes, block_bytes);
     char given[32], block[32];

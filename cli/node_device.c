@@ -30,8 +30,6 @@ static hd_status check_flags(const node_options *o, const node_settings *setting
         return refuse(error, "there is no selection but full on a device yet; leave --selection out");
     if (o->selection_overrides != NULL)
         return refuse(error, "--selection-overrides has no use where everything is full");
-    if (o->warm_memory > 0)
-        return refuse(error, "there is no warm tier beside a device's memory yet; leave --warm-memory out");
     return HD_OK;
 }
 
@@ -57,19 +55,24 @@ static hd_status plan(const node_options *o, const node *n, const kernel_device_
                                   worker_device_bytes(n->config, (uint32_t)o->max_batch_tokens) + WORKING_BYTES_FIXED,
                               .kv_bytes_per_token = model_kv_bytes_per_token(n->config, n->settings.kv_dtype),
                               .hot_bytes = o->hot_memory,
-                              .context_tokens = o->max_context,
+                              /* With more in pinned memory, the engine knows what fits. */
+                              .context_tokens = o->warm_memory > 0 ? 0 : o->max_context,
                               .model_tokens = n->config->max_positions};
     hd_status status =
         model_weights_estimate(o->model_directory, n->config, n->settings.weights_dtype, &request.weights_bytes, error);
     if (status != HD_OK) return status;
-    char weights[32], host[32];
+    char weights[32], warm[32], host[32];
     size_t host_bytes = hd_memory_available_bytes();
-    if (request.weights_bytes > host_bytes) {
-        return hd_error_set(error, HD_NO_MEMORY, "the weights pass through this process's memory: they take %s, of %s",
+    if (request.weights_bytes > host_bytes || o->warm_memory > host_bytes - request.weights_bytes) {
+        return hd_error_set(error, HD_NO_MEMORY,
+                            "the weights pass through this process's memory: they take %s and --warm-memory %s, of %s",
                             hd_format_size(request.weights_bytes, weights, sizeof(weights)),
+                            hd_format_size(o->warm_memory, warm, sizeof(warm)),
                             hd_format_size(host_bytes, host, sizeof(host)));
     }
-    return memory_plan_make(&request, memory, error);
+    status = memory_plan_make(&request, memory, error);
+    if (status == HD_OK) memory->warm_bytes = o->warm_memory; /* of the host's memory, pinned */
+    return status;
 }
 
 static hd_status open_device(const char *name, kernel_device **device, kernel_queue **queue, hd_error *error) {

@@ -17,7 +17,9 @@ size_t node_options_flags(node_options *o, hd_flag *flags) {
         {"hot-memory", HD_FLAG_SIZE, &o->hot_memory, "BYTES",
          "memory for keys and values (default: what the weights leave)", false},
         {"warm-memory", HD_FLAG_SIZE, &o->warm_memory, "BYTES",
-         "more of it; with a cold tier, for pages that come from there (then by default a quarter of what is left)",
+         "more of it; with a cold tier, for pages that come from there (then by default a quarter of what is left); "
+         "with "
+         "--device, of the host's, pinned",
          false},
         {"cold-dir", HD_FLAG_STRING, &o->cold_dir, "DIR",
          "directory for keys and values that memory does not hold; finished prompts are found there after a restart",

@@ -81,15 +81,14 @@ build() {
     programs=build-cuda/tests
 }
 
-# decode NAME KIND FLAGS...: writes the model, and times steps and prompts of it.
+# decode NAME KIND MODEL FLAGS...: writes the model, where it is not there, and times steps and prompts of it.
 decode() {
-    name=$1 kind=$2
-    shift 2
-    model=${MODELS:-$out/models}/$name
-    [ -f "$model/config.json" ] || part "write-$name" 120 python3 "$writer" "$kind" "$model"
+    title=$1 kind=$2 model=${MODELS:-$out/models}/$3
+    shift 3
+    [ -f "$model/config.json" ] || part "write-$(basename "$model")" 120 python3 "$writer" "$kind" "$model"
     [ -f "$model/config.json" ] || return
-    part "decode-$name" 150 "$hadal" bench decode "$model" --device cuda --max-batch-tokens 2048 --json "$out/decode-$name.json" "$@"
-    grep -v '^time=' "$out/decode-$name.log"
+    part "decode-$title" 120 "$hadal" bench decode "$model" --device cuda --json "$out/decode-$title.json" "$@"
+    [ ! -f "$out/decode-$title.log" ] || grep -v '^time=' "$out/decode-$title.log"
 }
 
 check() {
@@ -126,8 +125,10 @@ check() {
     part bench 100 "$hadal" bench device --json "$out/bench-device.json"
     cat "$out/bench.log"
     if python3 -c 'import numpy' 2>/dev/null; then
-        decode llama-8b 8b --depth 131072 --chunk 2048 --prefill 4096 --steps 20
-        decode llama-1b hf --depth 0,131072 --batch 8 --chunk 0 --prefill "" --steps 20
+        decode 8b 8b llama-8b --max-batch-tokens 2048 --depth 131072 --chunk 2048 --prefill 4096 --steps 20
+        decode 8b-keys-in-host-memory 8b llama-8b --depth 131072 --chunk 0 --prefill "" --steps 5 --hot-memory 2G --warm-memory 16G
+        decode 1b hf llama-1b --depth 0,131072 --batch 8 --chunk 0 --prefill "" --steps 20
+        decode 1b-million hf llama-1b --depth 1048576 --chunk 0 --prefill "" --steps 3 --hot-memory 4G --warm-memory 30G
     else
         say "LEFT OUT" "decode of whole models: there is no python3 with numpy here to write them"
     fi

@@ -24,7 +24,7 @@ typedef struct {
 
 static void bench_init(bench *b, uint32_t block_count) {
     assert_int_equal(hd_arena_init(&b->arena, block_pool_table_bytes(&table, block_count, block_count)), HD_OK);
-    assert_int_equal(block_pool_init(&b->pool, &table, block_count, block_count, NULL, &b->arena), HD_OK);
+    assert_int_equal(block_pool_init(&b->pool, &table, block_count, block_count, (block_memory){0}, &b->arena), HD_OK);
 }
 
 static void bench_fini(bench *b) {
@@ -220,7 +220,7 @@ static void init_survives_a_failed_mapping(void **state) {
     block_pool pool = {0};
     assert_int_equal(hd_arena_init(&arena, block_pool_table_bytes(&table, 8, 8)), HD_OK);
     fault_arm(FAULT_ALLOCATION, 0);
-    assert_int_equal(block_pool_init(&pool, &table, 8, 8, NULL, &arena), HD_NO_MEMORY);
+    assert_int_equal(block_pool_init(&pool, &table, 8, 8, (block_memory){0}, &arena), HD_NO_MEMORY);
     fault_disarm();
     block_pool_fini(&pool);
     hd_arena_fini(&arena);

@@ -43,7 +43,7 @@ class Device(unittest.TestCase):
         for flags, sentence in [(("--selection", "retrieval"), "no selection but full on a device"),
                                 (("--kv-dtype", "int8"), "--kv-dtype bf16 is needed"),
                                 (("--weights", "int8"), "--weights bf16 is needed"),
-                                (("--warm-memory", "1G"), "--warm-memory"),
+                                (("--warm-memory", "900G"), "--warm-memory 900"),
                                 (("--cold-dir", "/tmp/nowhere", "--cold-size", "1G"), "--cold-dir"),
                                 (("--hot-memory", "9G"), "--hot-memory 9")]:
             result = generate("--device", "emulated", *flags)

@@ -8,6 +8,8 @@
 
 #include <cmocka.h>
 
+#include "attention-node/engine_bench.h"
+#include "attention-node/engine_device.h"
 #include "kernels/cuda/operations.h"
 #include "tests/worker/bench.h"
 #include "worker/device_draw.h"
@@ -81,6 +83,99 @@ static void bits_do_not_depend_on_chunks(void **state) {
         rig_close(&r);
         golden_model_close(&m);
     }
+}
+
+/* What a rig of these options opens its engine with. */
+static engine_config engine_of(const rig *r, const rig_options *options) {
+    return (engine_config){.layers = r->layers,
+                           .kv_dtype = HD_BF16,
+                           .hot_bytes = options->hot_bytes,
+                           .step_rows_max = options->rows_max,
+                           .sequences_max = options->sequences_max,
+                           .kernels = r->kernels,
+                           .pool = r->pool,
+                           .queue = queue};
+}
+
+/* Device memory for one extent of blocks, pinned memory for one more. What is filled first leaves only the one or only
+ * the other to the sequence, whichever is handed out first. */
+static void bits_do_not_depend_on_which_memory_blocks_lie_in(void **state) {
+    golden_model m;
+    rig r;
+    uint64_t cached;
+    attention_stats stats;
+    rig_options options = options_of(3);
+    golden_model_open(&m, "qwen3");
+    rig_open(&r, m.directory, &options);
+    r.attention->ops->stats(r.attention, &stats);
+    engine_config engine = engine_of(&r, &options);
+    options.warm_bytes = 16 * stats.block_bytes;
+    options.hot_bytes = engine_device_bytes(&engine, 32) + options.warm_bytes;
+    rig_close(&r);
+    rig_open(&r, m.directory, &options);
+    attention *a = r.attention;
+    a->ops->stats(a, &stats);
+    assert_int_equal(stats.blocks_total, 32);
+    float *first = rig_logits(&r, m.token_ids, TOKENS, 320, m.rope_length);
+    attention_sequence_params params = {.sequence = 9, .epoch = 1, .tokens_max = 30 * HD_BLOCK_TOKENS};
+    assert_int_equal(a->ops->sequence_open(a, &params, &cached, NULL), HD_OK);
+    assert_int_equal(engine_fill_synthetic(a, 9, params.tokens_max, m.vocabulary, 1, NULL), HD_OK);
+    float *last = rig_logits(&r, m.token_ids, TOKENS, 320, m.rope_length);
+    assert_memory_equal(first, last, (size_t)TOKENS * m.vocabulary * sizeof(float));
+    assert_int_equal(a->ops->sequence_close(a, 9, 1, false, false), HD_OK);
+    free(first);
+    free(last);
+    rig_close(&r);
+    golden_model_close(&m);
+}
+
+/* A device that has no more memory at the n-th request. */
+static const kernel_device_ops *real_ops;
+static uint32_t takes_left;
+
+static hd_status take_unless_over(kernel_device *self, size_t bytes, kernel_place place, void **out) {
+    if (takes_left == 0) return HD_NO_MEMORY;
+    takes_left--;
+    return real_ops->take(self, bytes, place, out);
+}
+
+static void what_fails_half_way_at_open_is_undone(void **state) {
+    golden_model m;
+    rig r;
+    rig_options options = options_of(2);
+    options.queue = NULL;
+    golden_model_open(&m, "qwen3");
+    rig_open(&r, m.directory, &options);
+    engine_config engine = engine_of(&r, &options);
+    real_ops = device->ops;
+    kernel_device_ops failing = *real_ops;
+    failing.take = take_unless_over;
+    device->ops = &failing;
+    uint32_t takes = 0;
+    for (hd_status status = HD_NO_MEMORY; status != HD_OK; takes++) {
+        attention *a = NULL;
+        forward *f = NULL;
+        hd_error error;
+        takes_left = takes;
+        status = engine_open(&engine, &a, &error);
+        forward_config config = {.model = r.model,
+                                 .weights = r.weights,
+                                 .pool = r.pool,
+                                 .queue = queue,
+                                 .attention = a,
+                                 .rows_max = 8,
+                                 .spans_max = 2,
+                                 .logits_rows_max = 2};
+        if (status == HD_OK) status = forward_open(&config, &f);
+        assert_true(status == HD_OK || status == HD_NO_MEMORY);
+        assert_int_equal(f != NULL, status == HD_OK);
+        forward_close(f);
+        if (a != NULL) a->ops->close(a);
+    }
+    assert_true(takes > 5);
+    device->ops = real_ops;
+    rig_close(&r);
+    golden_model_close(&m);
 }
 
 static void open_worker(bench *b, uint32_t running_max) {
@@ -289,6 +384,8 @@ static int run_on(const char *name) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_same_token_wherever_transformers_own_bf16_leaves_no_doubt),
         cmocka_unit_test(bits_do_not_depend_on_chunks),
+        cmocka_unit_test(bits_do_not_depend_on_which_memory_blocks_lie_in),
+        cmocka_unit_test(what_fails_half_way_at_open_is_undone),
         cmocka_unit_test(a_request_has_the_same_tokens_alone_and_among_others),
         cmocka_unit_test(choices_are_single_requests_with_seeds_in_a_row),
         cmocka_unit_test(logprobs_come_with_the_tokens_that_come_without_them),

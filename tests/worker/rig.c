@@ -22,6 +22,7 @@ void rig_open(rig *r, const char *directory, const rig_options *options) {
         .kv_dtype = options->dtype,
         /* Tables of blocks and sequences come on top of the pages. */
         .hot_bytes = options->hot_bytes,
+        .warm_bytes = options->warm_bytes,
         .step_rows_max = options->rows_max,
         .sequences_max = options->sequences_max,
         .kernels = r->kernels,

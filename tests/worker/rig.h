@@ -15,7 +15,7 @@
 typedef struct rig_options {
     hd_dtype dtype; /* of weights and KV */
     unsigned threads;
-    uint64_t hot_bytes;
+    uint64_t hot_bytes, warm_bytes;
     uint32_t rows_max, sequences_max;
     kernel_queue *queue; /* of a device that attends and computes; NULL: the pool */
 } rig_options;
