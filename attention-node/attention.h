@@ -223,6 +223,11 @@ typedef struct attention_ops {
     hd_status (*step_begin_post)(attention *self, const attention_rows *rows, uint32_t row_span_count, hd_error *error);
     hd_status (*step_end_post)(attention *self);
     hd_status (*step_finish)(attention *self);
+    /* Of what was posted or submitted: whether step_finish or wait would answer at once, looked for until then. NULL:
+     * what they answer is computed here, in them. */
+    bool (*is_answered)(attention *self, uint64_t until_ns);
+    /* Nobody waits for it any more: HD_PEER_LOST from now on, for what was posted as well. NULL: as is_answered. */
+    void (*give_up)(attention *self, const char *reason);
     /* Of the open step, between two layers: why a span's rows are lost so far (rule 7), or HD_OK. Who has further parts
      * of the same rows elsewhere tells those by step_lose: computed from what is lost, they must not be kept either. */
     hd_status (*step_lost)(attention *self, uint32_t span);

@@ -14,6 +14,8 @@
 #define NAME_BYTES 128u
 #define RETRY_NS 1000000000ull
 #define DOUBLINGS_MAX 6u
+#define LATE_FORGOTTEN_NS 300000000000ull
+#define CALL_FACTOR 4u /* a call about a sequence may wait for a layer of somebody else's step */
 #define NOT_LINKED UINT32_MAX
 
 typedef struct known_node {
@@ -25,7 +27,9 @@ typedef struct known_node {
     uint32_t lane;  /* that it has, or had when it was linked last: it is likely to have it still, or to get it again */
     bool has_lane;
     uint64_t retry_ns;
-    uint32_t failures; /* one after the other: the pause doubles each time */
+    uint32_t failures;   /* one after the other: the pause doubles each time */
+    uint32_t times_late; /* likewise, of links that were given up for being late */
+    uint64_t linked_ns;
 } known_node;
 
 struct node_set {
@@ -111,6 +115,7 @@ static hd_status link_lane(node_set *set, const char *address, uint32_t lane, at
                             .step_rows_max = sharded->step_rows_max * SHARDED_NODE_FACTOR,
                             .sequences_max = sharded->sequences_max * SHARDED_NODE_FACTOR,
                             .answer_ms = set->config.answer_ms,
+                            .call_ms = sharded->replicas > 1 ? CALL_FACTOR * sharded->late_ms : 0,
                             .link_ms = set->config.link_ms,
                             .kernels = sharded->kernels->name};
     memcpy(config.fingerprint, set->config.fingerprint, sizeof(config.fingerprint));
@@ -243,6 +248,13 @@ static void rearrange(node_set *set) {
            hd_log_quote(last->id, id, sizeof(id)), last->lane, missing_lane(set));
 }
 
+/* A node that is late again and again costs everybody a wait each time, so it is left alone for longer and longer. */
+static void pause_after(known_node *node, bool is_late, uint64_t now_ns) {
+    if (!is_late || now_ns - node->linked_ns > LATE_FORGOTTEN_NS) node->times_late = 0;
+    node->retry_ns = now_ns + (RETRY_NS << (is_late ? node->times_late : 0));
+    if (is_late && node->times_late < DOUBLINGS_MAX) node->times_late++;
+}
+
 /* Runs between two steps. Every step looks at a flag; the rest is done when there is news, and now and then. */
 static void tend(void *context, attention *sharded) {
     node_set *set = context;
@@ -257,9 +269,9 @@ static void tend(void *context, attention *sharded) {
         node->is_back = false;
         known_node said = *node;
         if (node->index != NOT_LINKED && sharded_is_lost(sharded, node->index)) {
+            pause_after(node, sharded_is_late(sharded, node->index), now);
             sharded_remove(sharded, node->index);
             node->index = NOT_LINKED;
-            node->retry_ns = now + RETRY_NS;
         }
         pthread_mutex_unlock(&set->lock);
         if (said.is_known && node->index == NOT_LINKED && said.is_listed && now >= node->retry_ns) {
@@ -267,7 +279,8 @@ static void tend(void *context, attention *sharded) {
             node->failures = node->index != NOT_LINKED        ? 0
                              : node->failures < DOUBLINGS_MAX ? node->failures + 1
                                                               : DOUBLINGS_MAX;
-            node->retry_ns = hd_now_ns() + (RETRY_NS << node->failures);
+            node->linked_ns = hd_now_ns();
+            node->retry_ns = node->linked_ns + (RETRY_NS << node->failures);
         }
     }
     rearrange(set);

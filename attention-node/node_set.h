@@ -12,6 +12,7 @@
  *      goes there, unless every node of its heads has vanished: a membership that forgets all of them stops nobody.
  *   3. A node that cannot be linked is tried again, after pauses that double from a second to a minute; the step thread
  *      waits for it at most link_ms each time.
+ *      So are those that were given up for being late (sharded.h, late_ms), each time after a longer one.
  *   4. Links are looked at without requests, too: a worker that has none holds no node back that others miss.
  * Threads: put and remove from any; open, wait and everything else as attention.h. */
 #ifndef ATTENTION_NODE_NODE_SET_H

@@ -14,6 +14,7 @@
 #include "base/memory.h"
 
 #define POLL_NS 50000000ull
+#define NS_PER_MS 1000000ull
 
 typedef struct remote {
     attention base; /* first */
@@ -24,7 +25,7 @@ typedef struct remote {
     bool is_lost;
     hd_status lost_status;
     char lost_reason[256];
-    uint64_t answer_ns;
+    uint64_t answer_ns, call_ns; /* for answers of steps; for others */
 
     attention_stream *streams;
     attention_layer *layers;
@@ -160,6 +161,7 @@ static bool take_answer(remote *r, const frame *f) {
     if (r->is_answered || f->tag != r->tag || f->kind != (r->kind | ATTENTION_ANSWER) || f->flags >= HD_STATUS_COUNT ||
         f->part_count < 2 || f->parts[0].count % sizeof(uint64_t) != 0)
         return false;
+    if (f->flags == HD_PENDING && r->kind != ATTENTION_PULL) return false; /* answers are answers */
     take_stats(r, &f->parts[0]);
     r->status = (hd_status)f->flags;
     r->value = f->value;
@@ -216,19 +218,38 @@ static hd_status begin_call(remote *r, frame *f, hd_error *error) {
     return HD_OK;
 }
 
-static hd_status end_call(remote *r, hd_error *error) {
-    uint64_t start = hd_now_ns(), deadline = start + r->answer_ns, now = start;
-    while (!r->is_lost && (!r->is_answered || r->send.is_out)) {
-        if (now >= deadline) {
-            lose(r, HD_TIMED_OUT, "no answer in time");
-            break;
-        }
-        r->transport->ops->poll(r->transport, deadline - now < POLL_NS ? deadline - now : POLL_NS);
+static bool is_of_step(const remote *r) {
+    return r->kind == ATTENTION_BEGIN || r->kind == ATTENTION_LAYER || r->kind == ATTENTION_END;
+}
+
+static bool has_come(const remote *r) {
+    return r->is_lost || (r->is_answered && !r->send.is_out);
+}
+
+/* False: not until then. */
+static bool await_answer(remote *r, uint64_t until_ns) {
+    if (has_come(r)) return true;
+    uint64_t start = hd_now_ns(), now = start;
+    while (!has_come(r) && now < until_ns) {
+        r->transport->ops->poll(r->transport, until_ns - now < POLL_NS ? until_ns - now : POLL_NS);
         now = hd_now_ns();
     }
     r->traffic.waited_ns += now - start;
-    if (r->kind == ATTENTION_BEGIN || r->kind == ATTENTION_LAYER || r->kind == ATTENTION_END)
-        atomic_fetch_add_explicit(&r->step_wait_ns, now - start, memory_order_relaxed);
+    if (is_of_step(r)) atomic_fetch_add_explicit(&r->step_wait_ns, now - start, memory_order_relaxed);
+    return has_come(r);
+}
+
+static bool is_answered(attention *self, uint64_t until_ns) {
+    return await_answer(of(self), until_ns);
+}
+
+static void give_up(attention *self, const char *reason) {
+    lose(of(self), HD_TIMED_OUT, reason);
+}
+
+static hd_status end_call(remote *r, hd_error *error) {
+    if (!await_answer(r, hd_now_ns() + (is_of_step(r) ? r->answer_ns : r->call_ns)))
+        lose(r, HD_TIMED_OUT, "no answer in time");
     if (r->is_lost) {
         /* What was lent is not anybody's before the transport has given it back. */
         if (r->link != NULL) r->link->owner->ops->disconnect(r->link);
@@ -576,6 +597,8 @@ static const attention_ops remote_ops = {
     .step_begin_post = step_begin_post,
     .step_end_post = step_end_post,
     .step_finish = step_finish,
+    .is_answered = is_answered,
+    .give_up = give_up,
     .step_lost = step_lost,
     .step_lose = step_lose,
     .cache_reset = cache_reset,
@@ -664,7 +687,8 @@ hd_status remote_open(const remote_config *config, attention **out, hd_error *er
     r->kv_dtype = config->kv_dtype;
     r->rows_max = config->step_rows_max;
     r->sequences_max = config->sequences_max;
-    r->answer_ns = (config->link_ms != 0 ? config->link_ms : config->answer_ms) * 1000000u;
+    r->answer_ns = config->answer_ms * NS_PER_MS;
+    r->call_ns = (config->link_ms != 0 ? config->link_ms : config->answer_ms) * NS_PER_MS;
     snprintf(r->name, sizeof(r->name), "%s", config->address);
     snprintf(r->model_name, sizeof(r->model_name), "%s", config->model_name);
     hd_status status = take_memory(r, config) ? HD_OK : hd_error_set(error, HD_NO_MEMORY, "out of memory");
@@ -677,7 +701,7 @@ hd_status remote_open(const remote_config *config, attention **out, hd_error *er
         status = r->transport->ops->connect(r->transport, config->address, "step", &handlers, r, &r->link, error);
     }
     if (status == HD_OK) status = say_hello(r, config, error);
-    r->answer_ns = config->answer_ms * 1000000u;
+    r->call_ns = (config->call_ms != 0 ? config->call_ms : config->answer_ms) * NS_PER_MS;
     if (status == HD_OK) *out = &r->base;
     else close_remote(&r->base);
     return status;

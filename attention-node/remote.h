@@ -3,7 +3,8 @@
  * The step thread that calls it also polls the transport, so a step's frames pass no other thread. Several remotes may
  * share a transport: while one waits, the answers of the others come in. Within a layer, submit sends and wait waits,
  * so nodes work at the same time.
- *   1. A node that does not answer within answer_ms, or answers what does not fit, is lost: HD_PEER_LOST from then on.
+ *   1. A node that does not answer within answer_ms or call_ms, or answers what does not fit, is lost: HD_PEER_LOST
+ *      from then on.
  *   2. The caller's tensors are lent to the transport until wait has returned.
  * Threads: as attention.h; the transport's own thread is that thread. */
 #ifndef ATTENTION_NODE_REMOTE_H
@@ -22,7 +23,8 @@ typedef struct remote_config {
     hd_dtype kv_dtype;
     unsigned char fingerprint[16];
     uint32_t step_rows_max, sequences_max;
-    uint64_t answer_ms, link_ms; /* for an answer; for the link and its HELLO (0: answer_ms) */
+    /* For an answer of a step; for one about a sequence; for the link and its HELLO. 0: answer_ms. */
+    uint64_t answer_ms, call_ms, link_ms;
     const char *kernels; /* the worker's table, static: another one at the node gives other bits, and is logged */
 } remote_config;
 

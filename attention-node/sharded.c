@@ -160,6 +160,10 @@ bool sharded_is_lost(const attention *self, uint32_t index) {
     return sharded_home(self)->nodes[index].is_lost;
 }
 
+bool sharded_is_late(const attention *self, uint32_t index) {
+    return sharded_home(self)->nodes[index].is_late;
+}
+
 const attention_layer_table *sharded_table(const attention *self) {
     return &sharded_home(self)->config.layers;
 }

@@ -35,6 +35,9 @@ typedef struct sharded_config {
     uint32_t step_rows_max, sequences_max;
     uint64_t range_min; /* as placement.h */
     uint32_t replicas;
+    /* With replicas: how much longer than the others a node may take before it is given up; its rows go on with those
+     * that have the same, and are made again elsewhere, or there. 0: as long as it takes. */
+    uint64_t late_ms;
     bool stage_where_faster;   /* prompts are staged only where this process computes more than their nodes */
     const kernel_ops *kernels; /* merges */
     hd_pool *pool;             /* likewise; idle while the caller waits */
@@ -67,6 +70,7 @@ uint64_t sharded_name(uint64_t sequence, uint32_t ordinal);
 /* Whose link has broken is lost, though no step needs it now. Between two steps. */
 void sharded_look(attention *sharded);
 bool sharded_is_lost(const attention *sharded, uint32_t index);
+bool sharded_is_late(const attention *sharded, uint32_t index); /* and lost for that */
 const attention_layer_table *sharded_table(const attention *sharded); /* of all heads; its own copy */
 
 typedef struct sharded_moves {

@@ -11,7 +11,7 @@
 
 #define SHARDED_NODE_NAME_BYTES 128u
 #define SHARDED_ADDRESS_BYTES 256u
-#define SHARDED_HANDOVERS 2u /* at once: one copies while another ends */
+#define SHARDED_HANDOVERS 4u /* at once: while some wait for the end of a step, others copy */
 
 /* Some rows of one of the caller's spans, as a node gets them. */
 typedef struct shard_span {
@@ -21,6 +21,7 @@ typedef struct shard_span {
     uint32_t count, kept; /* how many in all, and how many of them the node keeps */
     bool is_range, is_replica;
     uint64_t first_position, size; /* of the range */
+    const placement_row *place;    /* of the sequence's map; nodes that are lost leave it */
 } shard_span;
 
 typedef struct shard_node {
@@ -28,6 +29,7 @@ typedef struct shard_node {
     char name[SHARDED_NODE_NAME_BYTES], address[SHARDED_ADDRESS_BYTES];
     placement_heads heads;
     bool is_lost, is_draining, is_leaving, is_stage;
+    bool is_late; /* why it is lost: others that have the same did not wait for it */
 
     /* The step. */
     attention_rows *rows; /* [span_count]; room for spans_max */
@@ -103,6 +105,7 @@ typedef struct sharded {
 
     struct {
         bool is_open;
+        uint64_t asked_ns; /* its beginning, the layer at hand, or its end */
         uint32_t span_count, row_count;
         uint32_t *first_rows; /* [span_count] */
         uint32_t *counts;
@@ -176,6 +179,9 @@ hd_status sharded_step_end(attention *self);
 hd_status sharded_step_finish(attention *self);
 hd_status sharded_step_lost(attention *self, uint32_t span);
 void sharded_step_lose(attention *self, uint32_t span, hd_status why);
+
+/* sharded_late.c. Before what was asked of nodes is waited for: gives up who is late where others have the same. */
+void sharded_give_up_late(sharded *s);
 
 /* sharded_merge.c: the parts of the step's answers, and a layer's merging. */
 void sharded_list_merges(sharded *s);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "attention-node/sharded_state.h"
+#include "base/clock.h"
 #include "base/memory.h"
 
 static uint64_t least(uint64_t a, uint64_t b) {
@@ -91,7 +92,8 @@ static void add_span(sharded *s, shard_node *node, uint32_t index, const attenti
                          .is_range = !placement_row_is_whole(place),
                          .is_replica = is_replica,
                          .first_position = place->first_position,
-                         .size = place->end_position - place->first_position};
+                         .size = place->end_position - place->first_position,
+                         .place = place};
     node->rows[node->span_count++] = (attention_rows){.sequence = shard_name(rows->sequence, place),
                                                       .epoch = rows->epoch,
                                                       .first_position = first,
@@ -166,6 +168,7 @@ static hd_status spread_rows(sharded *s, const attention_rows *rows, uint32_t sp
 
 /* Every node is asked before the first is waited for. */
 static void post_begin(sharded *s) {
+    s->step.asked_ns = hd_now_ns();
     for (uint32_t i = 0; i < s->node_count && s->step.status == HD_OK; i++) {
         shard_node *node = &s->nodes[i];
         if (node->span_count == 0) continue;
@@ -181,22 +184,23 @@ static void post_begin(sharded *s) {
     }
 }
 
-static void finish_begin(sharded *s) {
-    for (uint32_t i = 0; i < s->node_count; i++) {
-        shard_node *node = &s->nodes[i];
-        if (!node->is_pending) continue;
-        node->is_pending = false;
-        hd_status status = node->attention->ops->step_finish(node->attention);
-        node->is_begun = status == HD_OK;
-        if (status == HD_PEER_LOST) sharded_lose(s, i, status);
-        if (status == HD_OK || s->step.status != HD_OK) continue;
-        s->step.status = status;
-        if (s->step.error != NULL) *s->step.error = node->error;
+/* It was to answer nothing in this step, so nothing is lacking. */
+static bool is_not_missed(const sharded *s, uint32_t index) {
+    const shard_node *node = &s->nodes[index];
+    if (!s->home->nodes[index].is_late) return false;
+    for (uint32_t i = 0; i < node->span_count; i++) {
+        if (!node->spans[i].is_replica) return false;
     }
+    return true;
 }
 
 static void note(sharded *s, uint32_t node, hd_status status) {
     if (status == HD_OK) return;
+    if (status == HD_PEER_LOST && is_not_missed(s, node)) {
+        s->nodes[node].is_begun = false;
+        sharded_lose(s, node, status);
+        return;
+    }
     if (s->step.status == HD_OK) s->step.status = status;
     if (status == HD_PEER_LOST) sharded_lose(s, node, status);
 }
@@ -206,6 +210,19 @@ static bool is_lost_since(sharded *s, uint32_t node) {
     if (!s->nodes[node].is_lost) return false;
     if (s->step.status == HD_OK) s->step.status = HD_PEER_LOST;
     return true;
+}
+
+static void finish_begin(sharded *s) {
+    sharded_give_up_late(s);
+    for (uint32_t i = 0; i < s->node_count; i++) {
+        shard_node *node = &s->nodes[i];
+        if (!node->is_pending) continue;
+        node->is_pending = false;
+        hd_status status = node->attention->ops->step_finish(node->attention), before = s->step.status;
+        node->is_begun = status == HD_OK;
+        note(s, i, status);
+        if (before == HD_OK && s->step.status != HD_OK && s->step.error != NULL) *s->step.error = node->error;
+    }
 }
 
 static bool is_about_rows(hd_status status) {
@@ -226,6 +243,7 @@ static void note_end(sharded *s, uint32_t node, hd_status status) {
 
 static void post_end(sharded *s) {
     s->step.lost_rows = HD_OK;
+    s->step.asked_ns = hd_now_ns();
     for (uint32_t i = 0; i < s->node_count; i++) {
         shard_node *node = &s->nodes[i];
         if (!node->is_begun) continue;
@@ -240,6 +258,7 @@ static void post_end(sharded *s) {
 }
 
 static void finish_end(sharded *s) {
+    sharded_give_up_late(s);
     for (uint32_t i = 0; i < s->node_count; i++) {
         shard_node *node = &s->nodes[i];
         if (!node->is_pending) continue;
@@ -387,6 +406,7 @@ hd_status sharded_step_submit(attention *self, const attention_layer_call *call)
     if (call->layer >= s->config.layers.layer_count || call->queries.dtype != kernel_row_dtype(s->config.kv_dtype))
         return HD_INVALID;
     s->step.call = *call;
+    s->step.asked_ns = hd_now_ns();
     for (uint32_t i = 0; i < s->node_count; i++) {
         shard_node *node = &s->nodes[i];
         if (!node->is_begun || is_lost_since(s, i)) continue;
@@ -415,18 +435,25 @@ static void scatter_output(const sharded *s, const shard_node *node) {
     }
 }
 
-hd_status sharded_step_wait(attention *self, uint32_t layer) {
-    sharded *s = sharded_of(self);
-    if (s->step.call.layer != layer && s->step.status == HD_OK) return HD_INVALID;
+/* Nodes elsewhere, or those that compute in here. */
+static void wait_for(sharded *s, uint32_t layer, bool is_elsewhere) {
     for (uint32_t i = 0; i < s->node_count; i++) {
         shard_node *node = &s->nodes[i];
-        if (!node->is_submitted) continue;
+        if (!node->is_submitted || (node->attention->ops->is_answered != NULL) != is_elsewhere) continue;
         node->is_submitted = false;
         if (is_lost_since(s, i)) continue;
         hd_status status = node->attention->ops->wait(node->attention, layer);
         note(s, i, status);
         if (status == HD_OK && !node->has_all_rows) scatter_output(s, node);
     }
+}
+
+hd_status sharded_step_wait(attention *self, uint32_t layer) {
+    sharded *s = sharded_of(self);
+    if (s->step.call.layer != layer && s->step.status == HD_OK) return HD_INVALID;
+    wait_for(s, layer, false);
+    sharded_give_up_late(s);
+    wait_for(s, layer, true);
     if (s->step.status == HD_OK && s->step.merge_count > 0) sharded_merge(s);
     return s->step.status;
 }

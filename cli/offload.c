@@ -25,6 +25,8 @@ size_t offload_options_flags(offload_options *o, hd_flag *flags) {
          "where prompts attend; auto: here where --hot-memory is given and nodes compute less", false},
         {"attention-timeout", HD_FLAG_DURATION, &o->answer_timeout, "TIME",
          "an attention node that has not answered after so long is lost", false},
+        {"replica-timeout", HD_FLAG_DURATION, &o->late, "TIME",
+         "with --kv-replicas: an attention node that is so much later than others with the same is given up", false},
         {"attention-wait", HD_FLAG_DURATION, &o->wait, "TIME", "for attention nodes at start", false},
     };
     memcpy(flags, own, sizeof(own));
@@ -94,6 +96,7 @@ static hd_status open_set(offload *o, const node *n, hd_error *error) {
                                           .sequences_max = n->running_max,
                                           .range_min = o->options->range_tokens,
                                           .replicas = (uint32_t)o->options->replicas,
+                                          .late_ms = o->options->late,
                                           .stage_where_faster = strcmp(o->options->prefill_at, "auto") == 0,
                                           .kernels = n->kernels,
                                           .pool = n->pool},

@@ -12,13 +12,13 @@ typedef struct offload_options {
     const char *attention;     /* auto, nodes, local */
     const char *micro_batches; /* auto, or a number */
     const char *prefill_at;    /* worker, nodes, auto */
-    uint64_t replicas, lanes, range_tokens, answer_timeout, wait;
+    uint64_t replicas, lanes, range_tokens, answer_timeout, late, wait;
 } offload_options;
 
 #define OFFLOAD_OPTIONS_DEFAULTS                                                                                       \
     {                                                                                                                  \
         .attention = "auto", .micro_batches = "auto", .prefill_at = "auto", .replicas = 1, .lanes = 1,                 \
-        .range_tokens = 65536, .answer_timeout = 120000, .wait = 300000                                                \
+        .range_tokens = 65536, .answer_timeout = 120000, .late = 2000, .wait = 300000                                            \
     }
 
 size_t offload_options_flags(offload_options *options, hd_flag *flags);

@@ -182,6 +182,7 @@ static attention *open_sharded(const cluster *c) {
                              .sequences_max = c->many.config.sequences_max,
                              .range_min = c->shape.range_min,
                              .replicas = c->shape.replicas,
+                             .late_ms = c->tiers.late_ms,
                              .kernels = c->many.config.kernels,
                              .pool = c->many.pool};
     attention *out = NULL;

@@ -36,6 +36,7 @@ typedef struct cluster_tiers {
     uint64_t index_bytes;             /* of a node, with wires, and of the single engine */
     uint64_t stage_bytes;             /* prompts are staged in engines of so many bytes, one a lane; 0: they are not */
     uint32_t rows_max, sequences_max; /* of a step; 0: the toy's. The fewer, the less the nodes' tables take */
+    uint64_t late_ms;                 /* as sharded.h */
 } cluster_tiers;
 
 typedef struct cluster {

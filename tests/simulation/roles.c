@@ -179,6 +179,7 @@ static void open_nodes(role *r) {
                                           .sequences_max = shape->running_max,
                                           .range_min = shape->range_tokens,
                                           .replicas = shape->replicas,
+                                          .late_ms = shape->late_ms,
                                           .kernels = hash_kernels(),
                                           .pool = r->pool},
                               .lanes = shape->lanes,

@@ -16,7 +16,8 @@
 typedef struct cluster_shape {
     uint32_t coordinators, workers, nodes;
     uint32_t lanes, replicas, micro_batches, batch_tokens, running_max, requests_max;
-    uint64_t node_bytes, stage_bytes, range_tokens, orphan_ms, answer_ms; /* stage: for prompts, in a worker; or 0 */
+    uint64_t node_bytes, stage_bytes, range_tokens; /* stage: for prompts, in a worker; or 0 */
+    uint64_t orphan_ms, answer_ms, late_ms;
 } cluster_shape;
 
 typedef enum { ROLE_COORDINATOR, ROLE_WORKER, ROLE_NODE } role_kind;

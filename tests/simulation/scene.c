@@ -207,6 +207,7 @@ static void plan(void) {
     s.shape = scene_widest;
     s.shape.lanes = (uint32_t)dice_between(d, 1, 2);
     s.shape.replicas = dice_one_in(d, 3) ? 2 : 1;
+    s.shape.late_ms = dice_one_in(d, 2) ? 0 : (uint64_t)5 << dice_below(d, 9);
     add_seats(ROLE_COORDINATOR, dice_one_in(d, 4) ? 2 : 1);
     add_seats(ROLE_WORKER, (unsigned)dice_between(d, 1, WORKERS_MAX));
     add_seats(ROLE_NODE, (unsigned)dice_between(d, s.shape.lanes, NODES_MAX));
