@@ -14,8 +14,8 @@ static uint32_t units_from(const block_copy *copy, uint32_t unit) {
     return left < copy->piece_units ? left : copy->piece_units;
 }
 
-static void advance(const block_copy *copy, uint64_t *block, uint32_t *unit) {
-    *unit += units_from(copy, *unit);
+static void advance(const block_copy *copy, uint32_t count, uint64_t *block, uint32_t *unit) {
+    *unit += count;
     if (*unit < copy->units) return;
     *unit = 0;
     ++*block;
@@ -24,7 +24,7 @@ static void advance(const block_copy *copy, uint64_t *block, uint32_t *unit) {
 bool block_copy_ask(block_copy *copy, block_piece *piece) {
     if (copy->ask_block >= copy->end || copy->ask_block >= copy->granted) return false;
     *piece = (block_piece){copy->ask_block, copy->ask_unit, units_from(copy, copy->ask_unit), copy->round};
-    advance(copy, &copy->ask_block, &copy->ask_unit);
+    advance(copy, piece->unit_count, &copy->ask_block, &copy->ask_unit);
     return true;
 }
 
@@ -32,14 +32,14 @@ hd_status block_copy_check(const block_copy *copy, const block_piece *piece) {
     if (piece->round != copy->round) return HD_STALE;
     bool is_asked =
         copy->come_block < copy->ask_block || (copy->come_block == copy->ask_block && copy->come_unit < copy->ask_unit);
-    bool is_due = piece->block == copy->come_block && piece->first_unit == copy->come_unit &&
-                  piece->unit_count == units_from(copy, copy->come_unit);
+    bool is_due = piece->block == copy->come_block && piece->first_unit == copy->come_unit && piece->unit_count > 0 &&
+                  piece->unit_count <= copy->units - copy->come_unit;
     return is_asked && is_due ? HD_OK : HD_CORRUPT;
 }
 
 hd_status block_copy_come(block_copy *copy, const block_piece *piece) {
     hd_status status = block_copy_check(copy, piece);
-    if (status == HD_OK) advance(copy, &copy->come_block, &copy->come_unit);
+    if (status == HD_OK) advance(copy, piece->unit_count, &copy->come_block, &copy->come_unit);
     return status;
 }
 

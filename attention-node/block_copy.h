@@ -25,7 +25,7 @@ typedef struct block_piece {
 } block_piece;
 
 typedef struct block_copy {
-    uint32_t units, piece_units; /* of a block; of a piece, at most */
+    uint32_t units, piece_units; /* of a block; of the next piece, at most: it may change */
     uint32_t round;
     uint64_t end;     /* blocks of the source, the tail included where it is wanted */
     uint64_t granted; /* blocks that have memory here */

@@ -2,7 +2,8 @@
 #include "attention-node/block_pool.h"
 
 #include <assert.h>
-#include <xxhash.h>
+
+#include "base/xxh3.h"
 
 static uint32_t page_count_of(const attention_layer_table *table) {
     uint32_t pages = 0;

@@ -8,11 +8,11 @@
 #include <sys/eventfd.h>
 #include <sys/uio.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "base/clock.h"
 #include "base/fault.h"
 #include "base/log.h"
+#include "base/xxh3.h"
 
 #define RETRY_NS 1000000000u /* after a failed write */
 #define DIRECT_ALIGN 4096u   /* of memory */

@@ -1,8 +1,10 @@
 /* copy_window.h - how many bytes a copy keeps on their way, so that step frames on the same link do not wait behind it.
  *
- * LEDBAT's idea (RFC 6817): what a piece takes longer than the quickest of late waited in some queue; the window grows
- * while that is less than a target, and shrinks when it is more. So a copy takes what a link has left and keeps its
- * queue short. Between window_min, which a processor that is late for a while must not starve, and window_max.
+ * What is under way beyond rate x round trip of an idle link waits in some queue (BBR's idea, Cardwell et al. 2016). The
+ * rate is the best of late that bytes came at, the round trip the quickest; the window holds a target's worth of that
+ * rate more, so a link that has become free is noticed, and step frames wait no longer than the target. A processor
+ * that is late for a while makes neither of the two worse, so its copy does not starve. Between window_min, with which
+ * it begins, and window_max.
  * No thread and no clock: times are given. A value. */
 #ifndef ATTENTION_NODE_COPY_WINDOW_H
 #define ATTENTION_NODE_COPY_WINDOW_H
@@ -10,14 +12,17 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define COPY_WINDOW_BASES 4u /* the quickest is looked for in so many spans of time */
+#define COPY_WINDOW_SPANS 4u /* the quickest and the best are looked for in so many spans of time */
 
 typedef struct copy_window {
     uint64_t bytes, bytes_min, bytes_max; /* the window, and its bounds */
     uint64_t bytes_out;                   /* asked for and not come */
     uint64_t target_ns;
-    uint64_t bases_ns[COPY_WINDOW_BASES]; /* the quickest of each span, the newest first */
+    /* The newest first. */
+    uint64_t trips_ns[COPY_WINDOW_SPANS];
+    double rates[COPY_WINDOW_SPANS]; /* bytes a nanosecond */
     uint64_t span_began_ns;
+    uint64_t slot_bytes, slot_began_ns; /* that the rate is being measured in */
 } copy_window;
 
 void copy_window_init(copy_window *window, uint64_t bytes_min, uint64_t bytes_max, uint64_t target_ns);

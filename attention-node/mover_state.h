@@ -13,7 +13,11 @@
 
 #define MOVER_ASKED_MAX 96u /* pieces of a pull on their way */
 #define MOVER_ANSWERS 128u  /* of a link, more than a pull asks for at once */
-#define MOVER_GRANTS 4u     /* blocks that have memory and are not whole */
+/* Blocks that have memory and are not whole. The engine's thread makes them between the layers of others' steps, so
+ * they have to last for a layer. */
+#define MOVER_GRANTS 64u
+#define MOVER_GRANTS_LEAST 4u
+#define MOVER_GRANTED_BYTES ((uint64_t)64 << 20)
 #define MOVER_LOOK_NS 10000000ull
 #define MOVER_RELINKS 2u
 
@@ -112,12 +116,12 @@ struct page_mover {
     bool is_working; /* the mover's thread reads or writes pages, outside the lock */
     attention *engine;
     wire_pages_hello own;
-    uint32_t piece_units;
-    uint64_t piece_bytes_max;
+    uint64_t unit_bytes_max;
+    uint32_t grants; /* at most MOVER_GRANTS */
     copy_window window; /* of all pulls together */
     uint64_t next_tag;
     page_export *exports;
-    page_import *imports;
+    page_import *imports; /* the eldest first */
 };
 
 void mover_tell(page_mover *m); /* the engine's thread has work */
@@ -134,6 +138,7 @@ void page_export_free(page_export *x);
 
 /* page_import.c, likewise. */
 bool page_import_drive(page_import *x);
+void page_import_ask_all(page_mover *m); /* the eldest has the window first, so one is whole while others begin */
 void page_import_tend(page_import *x);
 void page_import_free(page_import *x);
 /* On the engine's thread: the sequence is closed here, and the import goes. */

@@ -11,6 +11,9 @@
 #include "base/memory.h"
 
 #define RELINK_NS 50000000ull
+#define LOOK_BLOCKS 4u /* that are still to be asked for: time to learn of more */
+#define PIECES_IN_WINDOW 8u
+#define PIECE_BYTES_LEAST ((uint64_t)128 << 10)
 
 /* ---- Failing ---- */
 
@@ -25,6 +28,7 @@ static void drop_link(page_import *x) {
 
 static void fail(page_import *x, hd_status status, const char *reason) {
     if (x->state == IMPORT_FAILED || x->state == IMPORT_OVER) return;
+    if (status == HD_PENDING) status = HD_CORRUPT; /* what refuses does not go on, and the owner would wait for it */
     char quoted[600];
     hd_log(HD_LOG_WARN, "pull_failed", "sequence=%" PRIu64 " from=%s status=%s reason=%s", x->params.sequence,
            x->address, hd_status_name(status), hd_log_quote(reason, quoted, sizeof(quoted)));
@@ -70,11 +74,21 @@ static bool gives_way(const page_import *x) {
     return false;
 }
 
+/* Every message costs both sides some work, but one has to be a small part of what is under way. */
+static uint32_t piece_units(const page_mover *m) {
+    uint64_t units = m->window.bytes / PIECES_IN_WINDOW / m->unit_bytes_max;
+    uint64_t least = PIECE_BYTES_LEAST / m->unit_bytes_max;
+    if (units < least) units = least;
+    return units < 1 ? 1 : units > PAGES_UNITS_MAX ? PAGES_UNITS_MAX : (uint32_t)units;
+}
+
 static void ask_pieces(page_import *x) {
     block_piece piece;
     copy_window *window = &x->mover->window;
     if (gives_way(x)) return;
-    while (x->state == IMPORT_COPYING && copy_window_has_room(window, x->mover->piece_bytes_max) &&
+    x->copy.piece_units = piece_units(x->mover);
+    uint64_t bytes_max = x->copy.piece_units * x->mover->unit_bytes_max;
+    while (x->state == IMPORT_COPYING && copy_window_has_room(window, bytes_max) &&
            x->asked_end - x->asked_first < MOVER_ASKED_MAX) {
         page_asked *asked = &x->asked[x->asked_end % MOVER_ASKED_MAX];
         bool is_out = atomic_load_explicit(&asked->send.is_out, memory_order_acquire);
@@ -90,6 +104,13 @@ static void ask_pieces(page_import *x) {
                    .tag = x->asked_end++,
                    .value = piece.block};
         send_call(x, &f, &asked->send);
+    }
+}
+
+void page_import_ask_all(page_mover *m) {
+    for (page_import *x = m->imports; x != NULL; x = x->next) {
+        bool is_ready = x->state == IMPORT_COPYING && x->link != NULL && x->is_greeted && x->has_looked;
+        if (is_ready && !x->needs_rollback) ask_pieces(x);
     }
 }
 
@@ -227,7 +248,7 @@ static void take_piece(page_import *x, const frame *f) {
     atomic_fetch_add_explicit(&x->mover->bytes_in, asked->bytes, memory_order_relaxed);
     x->bytes += asked->bytes;
     if (x->copy.come_unit == 0) mover_tell(x->mover);
-    ask_pieces(x);
+    page_import_ask_all(x->mover);
 }
 
 /* ---- The link ---- */
@@ -286,7 +307,7 @@ static bool wants_look(const page_import *x, uint64_t now_ns) {
     if (x->is_looking || x->state == IMPORT_OPENING) return false;
     if (!x->has_looked) return true;
     if (x->has_wanted) return !x->is_wanted_looked && now_ns >= x->look_ns - MOVER_LOOK_NS + MOVER_LOOK_NS / 10;
-    return now_ns >= x->look_ns && x->copy.ask_block + MOVER_GRANTS >= x->copy.end;
+    return now_ns >= x->look_ns && x->copy.ask_block + LOOK_BLOCKS >= x->copy.end;
 }
 
 bool page_import_drive(page_import *x) {
@@ -299,7 +320,6 @@ bool page_import_drive(page_import *x) {
     if (x->link == NULL && !is_call_out && now >= x->link_ns) connect_link(x);
     if (x->link == NULL || !x->is_greeted) return false;
     if (!is_call_out && wants_look(x, now)) send_look(x, now);
-    if (x->state == IMPORT_COPYING && x->has_looked && !x->needs_rollback) ask_pieces(x);
     return false;
 }
 
@@ -357,7 +377,7 @@ static void open_sequence(page_import *x) {
     }
     x->is_open = true;
     x->state = IMPORT_COPYING;
-    block_copy_init(&x->copy, x->mover->own.unit_count, x->mover->piece_units, x->committed);
+    block_copy_init(&x->copy, x->mover->own.unit_count, piece_units(x->mover), x->committed);
     set_end(x);
 }
 
@@ -369,7 +389,7 @@ static void commit_whole(page_import *x) {
 }
 
 static void grant(page_import *x) {
-    while (x->copy.granted < x->copy.end && x->copy.granted < x->committed + MOVER_GRANTS) {
+    while (x->copy.granted < x->copy.end && x->copy.granted < x->committed + x->mover->grants) {
         uint64_t block = x->copy.granted;
         bool is_tail = block == x->known;
         hd_status status = engine_import_extend(

@@ -18,7 +18,6 @@
 #define WINDOW_MIN ((uint64_t)384 << 10)
 #define WINDOW_MAX ((uint64_t)16 << 20)
 #define WINDOW_DELAY_NS 2000000ull
-#define PIECE_BYTES ((uint64_t)128 << 10)
 
 /* ---- Between the threads ---- */
 
@@ -63,6 +62,7 @@ static void drive(page_mover *m) {
         *at = x->next;
         page_import_free(x);
     }
+    if (m->engine != NULL) page_import_ask_all(m);
     for (page_export **at = &m->exports; *at != NULL;) {
         page_export *x = *at;
         if (!page_export_drive(x)) {
@@ -102,18 +102,22 @@ hd_status page_mover_start(page_mover *m) {
 
 /* ---- The engine's thread ---- */
 
+/* Where there is a disk, memory is for few blocks at a time, and steps need it too. */
+static uint32_t grants_of(const attention *engine, const wire_pages_hello *own) {
+    uint64_t grants = MOVER_GRANTED_BYTES / own->block_bytes;
+    if (engine_has_cold(engine) || grants < MOVER_GRANTS_LEAST) return MOVER_GRANTS_LEAST;
+    return grants < MOVER_GRANTS ? (uint32_t)grants : MOVER_GRANTS;
+}
+
 void page_mover_serve(page_mover *m, attention *engine, const wire_pages_hello *own) {
     pthread_mutex_lock(&m->lock);
     m->own = *own;
     m->engine = engine;
-    m->piece_units = 1;
-    uint64_t unit_bytes = 1;
+    m->unit_bytes_max = 1;
     for (uint32_t i = 0; i < own->unit_count; i++) {
-        if (engine_unit_bytes(engine, i) > unit_bytes) unit_bytes = engine_unit_bytes(engine, i);
+        if (engine_unit_bytes(engine, i) > m->unit_bytes_max) m->unit_bytes_max = engine_unit_bytes(engine, i);
     }
-    if (PIECE_BYTES / unit_bytes > 1) m->piece_units = (uint32_t)(PIECE_BYTES / unit_bytes);
-    if (m->piece_units > PAGES_UNITS_MAX) m->piece_units = PAGES_UNITS_MAX;
-    m->piece_bytes_max = m->piece_units * unit_bytes;
+    m->grants = grants_of(engine, own);
     pthread_mutex_unlock(&m->lock);
 }
 
@@ -186,8 +190,9 @@ static page_import *new_import(page_mover *m, const attention_pull *pull, const 
         memcpy(x->selection, pull->params.selection, strlen(pull->params.selection) + 1);
         x->params.selection = x->selection;
     }
-    x->next = m->imports;
-    m->imports = x;
+    page_import **last = &m->imports;
+    while (*last != NULL) last = &(*last)->next;
+    *last = x;
     atomic_fetch_add(&m->pulls, 1);
     return x;
 }

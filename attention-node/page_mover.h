@@ -12,7 +12,7 @@
  *   2. Blocks that are fetched from here are held until the link ends: closing their sequence frees nothing under way.
  *   3. A link that is lost is made again twice; whole blocks stay. What fails keeps its blocks as prefix cache, so that
  *      the next attempt begins there.
- *   4. As many bytes are on their way as keep a link busy and no more (copy_window.h). While an owner stands between
+ *   4. As many bytes are on their way as keep a link busy and no more (copy_window.h), of the eldest pull first. While an owner stands between
  *      two steps, its pull alone asks for more.
  * Threads: as each function says. */
 #ifndef ATTENTION_NODE_PAGE_MOVER_H

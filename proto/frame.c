@@ -6,7 +6,7 @@
 #include <string.h>
 
 #define XXH_STATIC_LINKING_ONLY /* for a state on the stack */
-#include <xxhash.h>
+#include "base/xxh3.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "frames are little endian, and so are the machines this runs on"

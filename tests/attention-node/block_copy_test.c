@@ -121,14 +121,26 @@ static void nothing_is_asked_for_that_has_no_memory_or_is_not_there(void **state
     assert_false(block_copy_ask(&copy, &piece));
 }
 
-/* A link of 1 byte a nanosecond, with a queue: what is in it beyond a round trip of 100 us waits. */
-static uint64_t settle(copy_window *w, uint64_t bytes_per_us) {
-    uint64_t now = 0;
-    for (uint32_t i = 0; i < 20000; i++) {
-        uint64_t out = w->bytes, took = 100000 + out * 1000 / bytes_per_us;
-        copy_window_asked(w, 1000);
-        now += 50000;
-        copy_window_came(w, 1000, took > 100000 ? took : 100000, now);
+/* A copy over a link with a round trip of 100 us, so many bytes a microsecond, and a queue for all that is asked for too
+ * early. Every 50 ms whoever reads comes late. */
+static uint64_t settle(copy_window *w, uint64_t bytes_per_us, uint64_t late_ns) {
+    enum { PIECE = 1000, RING = 1 << 17 };
+    static uint64_t asked_ns[RING];
+    uint64_t first = 0, last = 0, now = 0, free_ns = 0, late_at = 50000000;
+    for (uint32_t i = 0; i < 200000; i++) {
+        while (last - first < RING && copy_window_has_room(w, PIECE)) {
+            copy_window_asked(w, PIECE);
+            asked_ns[last++ % RING] = now;
+        }
+        uint64_t asked = asked_ns[first++ % RING], there = asked + 100000;
+        if (there < free_ns + PIECE * 1000 / bytes_per_us) there = free_ns + PIECE * 1000 / bytes_per_us;
+        free_ns = there;
+        if (there > now) now = there;
+        if (now >= late_at) {
+            now += late_ns;
+            late_at = now + 50000000;
+        }
+        copy_window_came(w, PIECE, now - asked, now);
     }
     return w->bytes;
 }
@@ -136,11 +148,14 @@ static uint64_t settle(copy_window *w, uint64_t bytes_per_us) {
 static void a_window_keeps_the_queue_short_and_the_link_full(void **state) {
     copy_window w;
     copy_window_init(&w, 1000, 100000000, 2000000);
-    for (uint32_t i = 0; i < 3; i++) copy_window_came(&w, 1, 100000, i); /* an empty link */
-    uint64_t bytes = settle(&w, 100);                                    /* 100 MB/s: 2 ms of queue are 200 KB */
-    assert_in_range(bytes, 150000, 450000);
+    assert_in_range(settle(&w, 100, 0), 150000, 450000); /* 100 MB/s: 2 ms of queue are 200 KB */
+    copy_window_init(&w, 1000, 100000000, 2000000);
+    assert_in_range(settle(&w, 100, 10000000), 150000, 450000);
     copy_window_init(&w, 1000, 5000, 2000000);
-    assert_in_range(settle(&w, 100), 1000, 5000);
+    assert_in_range(settle(&w, 100, 0), 1000, 5000);
+    w.bytes_out = 1;
+    assert_false(copy_window_has_room(&w, 1000000));
+    w.bytes_out = 0;
     assert_true(copy_window_has_room(&w, 1000000)); /* one piece always may */
     copy_window_asked(&w, 4500);
     assert_false(copy_window_has_room(&w, 1000000));
