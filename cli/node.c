@@ -34,6 +34,11 @@ static uint64_t working_bytes(const node_options *options, const node *n, uint64
            usable_bytes / WORKING_SHARE;
 }
 
+static model_share share_of(const node *n) {
+    const collective *c = n->settings.collective;
+    return c != NULL ? (model_share){c->rank, c->count} : (model_share){0, 1};
+}
+
 static hd_status plan_memory(const node_options *options, node *n, hd_error *error) {
     if (n->queue != NULL) return HD_OK; /* of the device, which was chosen with it */
     uint64_t usable = hd_memory_limit_bytes(), available = hd_memory_available_bytes();
@@ -49,7 +54,7 @@ static hd_status plan_memory(const node_options *options, node *n, hd_error *err
                               .context_tokens = n->settings.open_attention != NULL ? 0 : options->max_context,
                               .model_tokens = n->config->max_positions};
     hd_status status = model_weights_estimate(options->model_directory, n->config, n->settings.weights_dtype,
-                                              &request.weights_bytes, error);
+                                              share_of(n), &request.weights_bytes, error);
     return status == HD_OK ? memory_plan_make(&request, &n->memory, error) : status;
 }
 
@@ -127,10 +132,22 @@ static hd_status open_engine(const node_options *options, node *n, hd_error *err
     return status;
 }
 
+static hd_status open_ranks(const node_options *options, node *n, hd_error *error) {
+    if (n->settings.collective == NULL) return HD_OK;
+    uint64_t logits = n->running_max, rows = options->max_batch_tokens;
+    ranks_config config = {.collective = n->settings.collective,
+                           .model = n->config,
+                           .weights = n->weights,
+                           .kernels = n->kernels,
+                           .pool = n->pool,
+                           .rows_max = (uint32_t)(rows > logits ? rows : logits)};
+    return ranks_open(&config, &n->ranks, error);
+}
+
 static hd_status open_weights(const node_options *options, node *n, hd_error *error) {
     uint64_t start = hd_now_ns();
-    hd_status status =
-        model_weights_open(options->model_directory, n->config, n->settings.weights_dtype, n->pool, &n->weights, error);
+    hd_status status = model_weights_open(options->model_directory, n->config, n->settings.weights_dtype, share_of(n),
+                                          n->pool, &n->weights, error);
     if (status != HD_OK) return status;
     char size[32], quoted[48];
     hd_log(HD_LOG_INFO, "weights_loaded", "bytes=%s dtype=%s seconds=%.2f",
@@ -192,6 +209,25 @@ static hd_status check_context(const node_options *options, const node *n, hd_er
         (unsigned long long)fits);
 }
 
+static hd_status open_pool(const node_options *options, node *n, hd_error *error) {
+    hd_status status = hd_pool_open((unsigned)options->threads, &n->pool);
+    if (status == HD_OK) return HD_OK;
+    return hd_error_set(error, status, "cannot start %llu threads", (unsigned long long)options->threads);
+}
+
+hd_status node_serve_rank(const node_options *options, const node_settings *settings, hd_error *error) {
+    node n = {.settings = *settings};
+    n.running_max = least(least(options->max_requests, options->max_batch_tokens), NODE_RUNNING_MAX);
+    hd_status status = kernel_ops_choose(options->kernels, &n.kernels, error);
+    if (status == HD_OK) status = model_config_open(options->model_directory, &n.config, error);
+    if (status == HD_OK) status = open_pool(options, &n, error);
+    if (status == HD_OK) status = open_weights(options, &n, error);
+    if (status == HD_OK) status = open_ranks(options, &n, error);
+    if (status == HD_OK) ranks_serve(n.ranks);
+    node_close(&n, 0);
+    return status;
+}
+
 hd_status node_open(const node_options *options, const node_settings *settings, bool needs_text, node *n,
                     hd_error *error) {
     *n = (node){.settings = *settings};
@@ -201,12 +237,9 @@ hd_status node_open(const node_options *options, const node_settings *settings, 
     if (status == HD_OK && needs_text) status = text_model_open(options->model_directory, &n->text, error);
     if (status == HD_OK) status = node_device_choose(options, n, error);
     if (status == HD_OK) status = plan_memory(options, n, error);
-    if (status == HD_OK) {
-        status = hd_pool_open((unsigned)options->threads, &n->pool);
-        if (status != HD_OK)
-            hd_error_set(error, status, "cannot start %llu threads", (unsigned long long)options->threads);
-    }
+    if (status == HD_OK) status = open_pool(options, n, error);
     if (status == HD_OK) status = open_weights(options, n, error);
+    if (status == HD_OK) status = open_ranks(options, n, error);
     if (status == HD_OK && settings->open_attention != NULL)
         status = settings->open_attention(settings->context, n, error);
     n->is_offloaded = n->attention != NULL;
@@ -227,6 +260,7 @@ hd_status node_start(const node_options *options, node *n, hd_error *error) {
                             .weights = n->weights,
                             .kernels = n->kernels,
                             .pool = n->pool,
+                            .ranks = n->ranks,
                             .attention = n->attention,
                             .queue = n->queue,
                             .batch_tokens_max = (uint32_t)options->max_batch_tokens,
@@ -247,6 +281,7 @@ void node_close(node *n, uint64_t drain_ms) {
     hd_metrics_close(n->metrics);
     if (n->attention != NULL && !n->is_offloaded) n->attention->ops->close(n->attention);
     selection_overrides_fini(&n->overrides);
+    ranks_close(n->ranks);
     model_weights_close(n->weights);
     hd_pool_close(n->pool);
     text_model_close(n->text);

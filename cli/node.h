@@ -34,6 +34,7 @@ typedef struct node {
     text_model *text; /* NULL where it was not asked for */
     hd_pool *pool;
     model_weights *weights;
+    ranks *ranks;                  /* NULL where this process is the worker's only one */
     selection_overrides overrides; /* lent to the attention */
     uint64_t index_bytes;          /* of the hot memory */
     attention *attention;
@@ -46,6 +47,9 @@ typedef struct node {
  * come from node_options_check. Logs the effective configuration. */
 hd_status node_open(const node_options *options, const node_settings *settings, bool needs_text, node *node,
                     hd_error *error);
+/* Another rank of a worker whose first one does all of the above: the model's weights, and products of them until that
+ * one has closed. */
+hd_status node_serve_rank(const node_options *options, const node_settings *settings, hd_error *error);
 hd_status node_start(const node_options *options, node *node, hd_error *error);
 /* drain_ms as worker_close. Accepts a node that was never opened, if it is zeroed. */
 void node_close(node *node, uint64_t drain_ms);

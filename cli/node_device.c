@@ -58,8 +58,8 @@ static hd_status plan(const node_options *o, const node *n, const kernel_device_
                               /* With more in pinned memory, the engine knows what fits. */
                               .context_tokens = o->warm_memory > 0 ? 0 : o->max_context,
                               .model_tokens = n->config->max_positions};
-    hd_status status =
-        model_weights_estimate(o->model_directory, n->config, n->settings.weights_dtype, &request.weights_bytes, error);
+    hd_status status = model_weights_estimate(o->model_directory, n->config, n->settings.weights_dtype,
+                                              (model_share){0, 1}, &request.weights_bytes, error);
     if (status != HD_OK) return status;
     char weights[32], warm[32], host[32];
     size_t host_bytes = hd_memory_available_bytes();

@@ -7,6 +7,7 @@
 
 #include "base/flags.h"
 #include "kernels/dtype.h"
+#include "proto/collective.h"
 
 typedef struct node_options {
     const char *model_directory; /* the positional argument */
@@ -41,6 +42,7 @@ typedef struct node_settings { /* the same as values */
     void *context;
     uint32_t micro_batches; /* worker.h */
     bool takes_device;      /* the caller works with a node whose weights, keys and values are on a device */
+    collective *collective; /* between the ranks of this worker; NULL: it is one process. Lent */
 } node_settings;
 
 hd_status node_options_log_level(const char *name, hd_error *error); /* sets it */

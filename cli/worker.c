@@ -10,6 +10,7 @@
 #include "cli/node.h"
 #include "cli/offload.h"
 #include "cli/signals.h"
+#include "proto/collective.h"
 #include "proto/node_service.h"
 #include "worker/worker_service.h"
 
@@ -125,6 +126,17 @@ static void drain(running *r) {
     if (left > 0) hd_log(HD_LOG_WARN, "drain_timeout", "node=%s requests=%u", r->cluster.node.id, left);
 }
 
+/* Rank 0 drains and ends, and the others with it: signals are its business. Who ends without closing the collective
+ * takes the others along (collective.h). */
+static cli_exit serve_rank(const node_settings *settings, hd_error *error) {
+    signals_hold();
+    hd_status status = node_serve_rank(&options.node, settings, error);
+    if (status != HD_OK) return cli_fail(error);
+    settings->collective->ops->close(settings->collective);
+    hd_log(HD_LOG_INFO, "ended", "status=ok");
+    return CLI_DONE;
+}
+
 static cli_exit worker_run(const cli_command *command, const cli_arguments *arguments) {
     hd_error error = {{0}};
     node_settings settings;
@@ -132,7 +144,11 @@ static cli_exit worker_run(const cli_command *command, const cli_arguments *argu
     if (check_options(&settings, &error) != HD_OK) return cli_misuse(command, &error);
     settings.takes_device = true; /* with --attention local */
     signals_load();
-    hd_status status = cluster_open(&options.cluster, "worker", &r.cluster, &error);
+    hd_status status = HD_OK;
+    if (collective_mpi_is_there()) status = collective_mpi_open(&settings.collective, &error);
+    if (status == HD_OK && settings.collective != NULL && settings.collective->rank > 0)
+        return serve_rank(&settings, &error);
+    if (status == HD_OK) status = cluster_open(&options.cluster, "worker", &r.cluster, &error);
     if (status == HD_OK) offload_prepare(&r.offload, &options.offload, &options.node, &r.cluster, &settings);
     if (status == HD_OK) status = node_open(&options.node, &settings, true, &r.node, &error);
     if (status == HD_OK) status = node_start(&options.node, &r.node, &error);
@@ -150,6 +166,7 @@ static cli_exit worker_run(const cli_command *command, const cli_arguments *argu
     cluster_close(&r.cluster);
     worker_service_close(r.service);
     if (status != HD_OK) return cli_fail(&error);
+    if (settings.collective != NULL) settings.collective->ops->close(settings.collective);
     hd_log(HD_LOG_INFO, "ended", "status=ok");
     return CLI_DONE;
 }
@@ -162,7 +179,8 @@ const cli_command worker_command = {
                "    hadal worker --etcd http://10.0.0.1:2379 --model ./Llama-3.2-1B-Instruct --listen 10.0.0.7:7000\n"
                "SIGTERM drains: coordinators move what runs here to other workers of the model, between two tokens; a "
                "second one\n"
-               "ends at once.\n",
+               "ends at once. With mpirun, the model's weights are shared out over as many processes:\n"
+               "    mpirun -n 2 hadal worker ...\n",
     .positionals_min = 0,
     .positionals_max = 0,
     .flags = worker_flags,

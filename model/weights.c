@@ -62,8 +62,13 @@ static void pack_piece(packer *p, unsigned thread, uint32_t piece) {
         read_floats(source, part->tensor->dtype, part->columns, *part->floats + part->first_column);
     }
     if (part->matrix == NULL) return;
+    uint32_t column = weight_part_column(part, first), end = part->kept.first + part->kept.count;
+    uint32_t skipped = column < part->kept.first ? part->kept.first - column : 0;
+    if (skipped >= rows || column + skipped >= end) return; /* another rank's */
     if (p->aligned != NULL) source = memcpy(p->aligned + thread * p->aligned_bytes, source, rows * row_bytes(part));
-    kernel_matrix_pack(part->matrix, weight_part_column(part, first), source, part->tensor->dtype, part->columns, rows);
+    if (column + rows > end) rows = end - column;
+    kernel_matrix_pack(part->matrix, column + skipped - part->kept.first, source + skipped * row_bytes(part),
+                       part->tensor->dtype, part->columns, rows - skipped);
 }
 
 static void pack_pieces(void *context, unsigned thread, unsigned thread_count) {
@@ -228,10 +233,10 @@ static hd_status load(const char *directory, const model_config *config, hd_pool
     return status == HD_OK ? HD_OK : no_memory(directory, weights, error);
 }
 
-hd_status model_weights_open(const char *model_directory, const model_config *config, hd_dtype dtype, hd_pool *pool,
-                             model_weights **weights, hd_error *error) {
+hd_status model_weights_open(const char *model_directory, const model_config *config, hd_dtype dtype, model_share share,
+                             hd_pool *pool, model_weights **weights, hd_error *error) {
     model_weights *w = NULL;
-    if (weights_layout_open(config, dtype, &w) != HD_OK) {
+    if (weights_layout_open(config, dtype, share, &w) != HD_OK) {
         return hd_error_set(error, HD_NO_MEMORY, "%s: no memory for the table of weights", model_directory);
     }
     hd_status status = load(model_directory, config, pool, w, error);
@@ -251,9 +256,9 @@ void model_weights_close(model_weights *weights) {
 }
 
 hd_status model_weights_estimate(const char *model_directory, const model_config *config, hd_dtype dtype,
-                                 uint64_t *bytes, hd_error *error) {
+                                 model_share share, uint64_t *bytes, hd_error *error) {
     model_weights *weights = NULL;
-    if (weights_layout_open(config, dtype, &weights) != HD_OK) {
+    if (weights_layout_open(config, dtype, share, &weights) != HD_OK) {
         return hd_error_set(error, HD_NO_MEMORY, "%s: no memory for the table of weights", model_directory);
     }
     weight_plan plan;

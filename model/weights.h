@@ -12,6 +12,20 @@
 #include "model/config.h"
 #include "model/safetensors.h"
 
+/* Which of a worker's ranks, of how many. Every rank has some panels of columns of each matrix, in the order of ranks,
+ * so that whoever computes a column computes all of it, and its bits do not depend on how many there are. Experts and
+ * their router are rank 0's alone, and so is everything that is no matrix. */
+typedef struct model_share {
+    uint32_t rank, count;
+} model_share;
+
+typedef struct model_columns {
+    uint32_t first, count;
+} model_columns;
+
+/* Of a matrix of n columns: a rank's; unit: panels that stay together, 2 where gate and up alternate. */
+model_columns model_share_columns(model_share share, uint32_t n, uint32_t unit);
+
 typedef struct model_expert {
     kernel_matrix gate_up; /* kernel_matrix_pack_gate_up */
     kernel_matrix down;
@@ -38,6 +52,7 @@ typedef struct model_weights {
      * type, shape and bytes. How the tensors are spread over files, and when, does not matter. */
     unsigned char fingerprint[16];
     uint64_t bytes; /* packed */
+    model_share share;
 
     /* For this module only. */
     uint32_t layer_count;
@@ -46,10 +61,10 @@ typedef struct model_weights {
     const safetensors_tensor *embedding; /* [vocabulary_size, hidden_size] */
 } model_weights;
 
-/* dtype HD_BF16, HD_F32 or HD_INT8. Logs how far it is every few seconds, and when f16 or f32 tensors are rounded to
+/* dtype HD_BF16, HD_F32 or HD_INT8; share {0, 1}: all of it. Matrices are as wide as the rank's columns. Logs how far it is every few seconds, and when f16 or f32 tensors are rounded to
  * bf16. */
-hd_status model_weights_open(const char *model_directory, const model_config *config, hd_dtype dtype, hd_pool *pool,
-                             model_weights **weights, hd_error *error);
+hd_status model_weights_open(const char *model_directory, const model_config *config, hd_dtype dtype, model_share share,
+                             hd_pool *pool, model_weights **weights, hd_error *error);
 void model_weights_close(model_weights *weights); /* accepts NULL */
 /* Gives back the memory of matrices, norms and biases, of which somebody else has a copy. Shapes stay, and the
  * embedding. */
@@ -61,6 +76,6 @@ void model_embed(const model_weights *weights, uint32_t token_id, float *row);
 /* Bytes that model_weights_open would take, from the headers alone; so that a server can refuse with the numbers before
  * it loads. */
 hd_status model_weights_estimate(const char *model_directory, const model_config *config, hd_dtype dtype,
-                                 uint64_t *bytes, hd_error *error);
+                                 model_share share, uint64_t *bytes, hd_error *error);
 
 #endif

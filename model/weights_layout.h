@@ -11,7 +11,9 @@
 
 /* The tables of layers and experts, all empty. weights->region is not mapped yet; weights->bytes says how large it has
  * to be. */
-hd_status weights_layout_open(const model_config *config, hd_dtype dtype, model_weights **weights);
+hd_status weights_layout_open(const model_config *config, hd_dtype dtype, model_share share, model_weights **weights);
+/* Of a matrix that one rank has alone. */
+model_columns weights_layout_alone(model_share share, uint32_t n);
 void weights_layout_close(model_weights *weights); /* accepts NULL */
 
 /* Unmaps the region; the tables stay. */

@@ -7,10 +7,12 @@
 
 #include "base/memory.h"
 #include "model/architecture.h"
+#include "model/weights_layout.h"
 
 /* The first wrong tensor sets status, and nothing is added after it. */
 typedef struct planner {
     const model_config *config;
+    model_share share;
     const safetensors *files;
     weight_plan *plan;
     uint32_t part_capacity;
@@ -97,7 +99,7 @@ static void add_floats(planner *p, const char *name, uint32_t count, uint32_t fi
 
 /* A whole tensor of [rows, matrix->k]. */
 static void add_matrix(planner *p, const char *name, uint32_t rows, uint32_t columns, uint32_t first_column,
-                       bool is_gated, kernel_matrix *matrix) {
+                       bool is_gated, model_columns kept, kernel_matrix *matrix) {
     const safetensors_tensor *tensor = take_tensor(p, name, 2, (uint64_t[]){rows, columns});
     if (tensor == NULL) return;
     add_part(p, &(weight_part){.tensor = tensor,
@@ -106,6 +108,7 @@ static void add_matrix(planner *p, const char *name, uint32_t rows, uint32_t col
                                .columns = columns,
                                .matrix = matrix,
                                .first_column = first_column,
+                               .kept = kept,
                                .is_gated = is_gated});
 }
 
@@ -124,7 +127,8 @@ static void add_attention(planner *p, uint32_t index, model_layer *layer) {
                &layer->attention_norm);
     for (int i = 0; i < 3; i++) {
         model_tensor_name(inputs[i].pattern, index, 0, ".weight", name);
-        add_matrix(p, name, inputs[i].width, config->hidden_size, inputs[i].first, false, &layer->qkv);
+        add_matrix(p, name, inputs[i].width, config->hidden_size, inputs[i].first, false,
+                   model_share_columns(p->share, query_width + 2 * kv_width, 1), &layer->qkv);
     }
     for (int i = 0; i < 3 && config->qkv_bias; i++) {
         model_tensor_name(inputs[i].pattern, index, 0, ".bias", name);
@@ -136,7 +140,8 @@ static void add_attention(planner *p, uint32_t index, model_layer *layer) {
         add_floats(p, model_tensor_name(names->key_norm, index, 0, "", name), config->head_dim, 0, &layer->key_norm);
     }
     model_tensor_name(names->attention_output, index, 0, ".weight", name);
-    add_matrix(p, name, config->hidden_size, query_width, 0, false, &layer->attention_output);
+    add_matrix(p, name, config->hidden_size, query_width, 0, false,
+               model_share_columns(p->share, config->hidden_size, 1), &layer->attention_output);
     if (!config->output_bias) return;
     add_floats(p, model_tensor_name(names->attention_output, index, 0, ".bias", name), config->hidden_size, 0,
                &layer->attention_output_bias);
@@ -146,10 +151,13 @@ static void add_dense(planner *p, uint32_t index, model_layer *layer) {
     const dense_names *names = p->config->architecture->names;
     uint32_t hidden_size = p->config->hidden_size, width = p->config->intermediate_size;
     char name[MODEL_TENSOR_NAME_BYTES];
-    add_matrix(p, model_tensor_name(names->gate, index, 0, "", name), width, hidden_size, 0, true, &layer->gate_up);
-    add_matrix(p, model_tensor_name(names->up, index, 0, "", name), width, hidden_size, KERNEL_PANEL, true,
+    model_columns gated = model_share_columns(p->share, 2 * HD_ALIGN_UP(width, KERNEL_PANEL), 2);
+    add_matrix(p, model_tensor_name(names->gate, index, 0, "", name), width, hidden_size, 0, true, gated,
                &layer->gate_up);
-    add_matrix(p, model_tensor_name(names->down, index, 0, "", name), hidden_size, width, 0, false, &layer->down);
+    add_matrix(p, model_tensor_name(names->up, index, 0, "", name), width, hidden_size, KERNEL_PANEL, true, gated,
+               &layer->gate_up);
+    add_matrix(p, model_tensor_name(names->down, index, 0, "", name), hidden_size, width, 0, false,
+               model_share_columns(p->share, hidden_size, 1), &layer->down);
 }
 
 /* The spelling whose first expert tensor is there; the first one, so that it is named as missing, when none is. */
@@ -166,14 +174,17 @@ static const expert_names *choose_expert_names(const planner *p, uint32_t index)
 
 static void add_separate_experts(planner *p, const expert_names *names, uint32_t index, model_layer *layer) {
     uint32_t hidden_size = p->config->hidden_size, width = p->config->expert_intermediate_size;
+    model_columns gated = weights_layout_alone(p->share, 2 * HD_ALIGN_UP(width, KERNEL_PANEL));
+    model_columns down = weights_layout_alone(p->share, hidden_size);
     char name[MODEL_TENSOR_NAME_BYTES];
     for (uint32_t e = 0; e < p->config->expert_count; e++) {
         model_expert *expert = &layer->experts[e];
-        add_matrix(p, model_tensor_name(names->gate, index, e, "", name), width, hidden_size, 0, true,
+        add_matrix(p, model_tensor_name(names->gate, index, e, "", name), width, hidden_size, 0, true, gated,
                    &expert->gate_up);
-        add_matrix(p, model_tensor_name(names->up, index, e, "", name), width, hidden_size, KERNEL_PANEL, true,
+        add_matrix(p, model_tensor_name(names->up, index, e, "", name), width, hidden_size, KERNEL_PANEL, true, gated,
                    &expert->gate_up);
-        add_matrix(p, model_tensor_name(names->down, index, e, "", name), hidden_size, width, 0, false, &expert->down);
+        add_matrix(p, model_tensor_name(names->down, index, e, "", name), hidden_size, width, 0, false, down,
+                   &expert->down);
     }
 }
 
@@ -189,6 +200,7 @@ static void add_fused_experts(planner *p, const expert_names *names, uint32_t in
     if (p->status != HD_OK) return;
     uint64_t gate_bytes = width * hidden_size * hd_dtype_bits(gate_up->dtype) / 8;
     uint64_t down_bytes = width * hidden_size * hd_dtype_bits(down->dtype) / 8;
+    model_columns gated_columns = weights_layout_alone(p->share, 2 * HD_ALIGN_UP((uint32_t)width, KERNEL_PANEL));
     for (uint32_t e = 0; e < count; e++) {
         const unsigned char *gate = gate_up->data + e * 2 * gate_bytes;
         weight_part part = {.tensor = gate_up,
@@ -196,6 +208,7 @@ static void add_fused_experts(planner *p, const expert_names *names, uint32_t in
                             .rows = (uint32_t)width,
                             .columns = (uint32_t)hidden_size,
                             .matrix = &layer->experts[e].gate_up,
+                            .kept = gated_columns,
                             .is_gated = true};
         add_part(p, &part);
         part.data = gate + gate_bytes;
@@ -205,6 +218,7 @@ static void add_fused_experts(planner *p, const expert_names *names, uint32_t in
                                    .data = down->data + e * down_bytes,
                                    .rows = (uint32_t)hidden_size,
                                    .columns = (uint32_t)width,
+                                   .kept = weights_layout_alone(p->share, (uint32_t)hidden_size),
                                    .matrix = &layer->experts[e].down});
     }
 }
@@ -213,7 +227,8 @@ static void add_sparse(planner *p, uint32_t index, model_layer *layer) {
     const expert_names *names = choose_expert_names(p, index);
     char name[MODEL_TENSOR_NAME_BYTES];
     model_tensor_name(names->router, index, 0, "", name);
-    add_matrix(p, name, p->config->expert_count, p->config->hidden_size, 0, false, &layer->router);
+    add_matrix(p, name, p->config->expert_count, p->config->hidden_size, 0, false,
+               weights_layout_alone(p->share, p->config->expert_count), &layer->router);
     if (names->gate_up != NULL) add_fused_experts(p, names, index, layer);
     else add_separate_experts(p, names, index, layer);
 }
@@ -228,8 +243,10 @@ static void add_embeddings(planner *p, model_weights *weights) {
     if (config->tied_embeddings && safetensors_find(p->files, lm_head) == NULL) lm_head = embedding;
     if (config->tied_embeddings && safetensors_find(p->files, embedding) == NULL) embedding = lm_head;
     p->plan->embedding = take_tensor(p, embedding, 2, shape);
-    if (embedding != lm_head) add_matrix(p, embedding, config->vocabulary_size, config->hidden_size, 0, false, NULL);
-    add_matrix(p, lm_head, config->vocabulary_size, config->hidden_size, 0, false, &weights->lm_head);
+    model_columns kept = model_share_columns(p->share, config->vocabulary_size, 1);
+    if (embedding != lm_head)
+        add_matrix(p, embedding, config->vocabulary_size, config->hidden_size, 0, false, kept, NULL);
+    add_matrix(p, lm_head, config->vocabulary_size, config->hidden_size, 0, false, kept, &weights->lm_head);
 }
 
 static bool begins_with(const char *text, const char *start) {
@@ -272,7 +289,7 @@ static void add_model(planner *p, model_weights *weights) {
 hd_status weight_plan_init(const model_config *config, const safetensors *files, model_weights *weights,
                            weight_plan *plan, hd_error *error) {
     *plan = (weight_plan){0};
-    planner p = {.config = config, .files = files, .plan = plan, .error = error};
+    planner p = {.config = config, .share = weights->share, .files = files, .plan = plan, .error = error};
     p.is_used = hd_alloc_zeroed(safetensors_count(files) * sizeof(bool), 1);
     if (p.is_used == NULL) return hd_error_set(error, HD_NO_MEMORY, "no memory for the list of tensors");
     add_model(&p, weights);

@@ -21,6 +21,7 @@ typedef struct weight_part {
     kernel_matrix *matrix; /* or NULL */
     float **floats;        /* one row of them, or NULL */
     uint32_t first_column; /* or first float */
+    model_columns kept;    /* of the whole matrix, what this rank has of it */
     bool is_gated;         /* panels of this part alternate with those of its other half, as KERNEL_SWIGLU has them */
 } weight_part;
 

@@ -19,7 +19,7 @@ fail() { say "$*"; exit 1; }
 crate_packages="build-essential ca-certificates cargo-web rustc-web"
 build_packages="build-essential cmake ninja-build pkg-config git ca-certificates libmicrohttpd-dev libcmocka-dev
 libjansson-dev libsodium-dev libxxhash-dev liburing-dev libdnnl-dev libgrpc-dev protobuf-c-compiler libprotobuf-c-dev etcd-server
-etcd-client openssl curl iproute2 cargo-web rustc-web python3"
+etcd-client openmpi-bin openssl curl iproute2 cargo-web rustc-web python3"
 lint_packages="$build_packages clang-tidy clang-format"
 fuzz_packages="$build_packages clang llvm-14 libclang-rt-14-dev"
 cluster_packages="etcd-server iproute2 util-linux python3"

@@ -18,6 +18,7 @@
 #include "kernels/ops.h"
 #include "model/config.h"
 #include "model/weights.h"
+#include "worker/ranks.h"
 #include "worker/rope_table.h"
 
 typedef struct forward forward;
@@ -30,6 +31,7 @@ typedef struct forward_config { /* what it points to is lent until the forward c
     hd_pool *pool;
     struct kernel_queue *queue; /* the weights are copied to its device, and the rows are computed there; NULL: here */
     attention *attention;       /* takes tensors of that place */
+    ranks *ranks;               /* that have the other columns of the weights; NULL: the weights are whole */
     uint32_t rows_max, spans_max; /* of a step */
     uint32_t logits_rows_max;     /* of one call of forward_logits */
 } forward_config;

@@ -48,6 +48,7 @@ typedef struct forward_host {
     /* Of the run. */
     uint32_t layer; /* behind whose attention the run begins; UINT32_MAX: the run before the first */
     product products[PRODUCT_COUNT];
+    ranks_call calls[PRODUCT_COUNT]; /* the same, for other ranks */
     struct {
         _Alignas(HD_CACHE_LINE) _Atomic size_t next;
     } tickets[PRODUCT_COUNT];
@@ -161,8 +162,14 @@ static void start_row(forward_host *f, size_t row) {
     rope_table_row(place->rope, place->position, f->cosines + row * f->rotary_half, f->sines + row * f->rotary_half);
 }
 
+/* The other ranks compute their columns meanwhile. */
 static void run_product(forward_host *f, int which, unsigned thread) {
+    ranks *others = f->config.ranks;
+    if (others != NULL && thread == 0) ranks_ask(others, &f->calls[which]);
     product_run(&f->products[which], f->kernels, &f->tickets[which].next, f->scratch[thread]);
+    hd_pool_barrier(f->config.pool);
+    if (others == NULL) return;
+    if (thread == 0) ranks_take(others, &f->calls[which]);
     hd_pool_barrier(f->config.pool);
 }
 
@@ -208,8 +215,14 @@ static void run_between(void *context, unsigned thread, unsigned thread_count) {
     for (size_t row = first; row < first + count; row++) split_row(f, next, row);
 }
 
-static void prepare_product(forward_host *f, int which, const kernel_matmul *call) {
+static void prepare_product(forward_host *f, int which, uint32_t layer, const kernel_matmul *call) {
+    static const ranks_matrix matrices[PRODUCT_COUNT] = {[PRODUCT_OUTPUT] = RANKS_OUTPUT,
+                                                         [PRODUCT_GATE_UP] = RANKS_GATE_UP,
+                                                         [PRODUCT_DOWN] = RANKS_DOWN,
+                                                         [PRODUCT_QKV] = RANKS_QKV,
+                                                         [PRODUCT_LOGITS] = RANKS_LOGITS};
     product_init(&f->products[which], call, hd_pool_thread_count(f->config.pool));
+    f->calls[which] = (ranks_call){.matrix = matrices[which], .layer = layer, .call = *call};
     atomic_store_explicit(&f->tickets[which].next, 0, memory_order_relaxed);
 }
 
@@ -244,7 +257,7 @@ static void run_behind(forward_host *f, uint32_t layer_index) {
                                 .output_stride = f->hidden,
                                 .bias = layer->attention_output_bias,
                                 .epilogue = KERNEL_ADD};
-        prepare_product(f, PRODUCT_OUTPUT, &output);
+        prepare_product(f, PRODUCT_OUTPUT, layer_index, &output);
         if (layer->experts != NULL) {
             experts_prepare(f->experts, layer, f->normed, f->normed_stride, rows);
         } else {
@@ -253,7 +266,7 @@ static void run_behind(forward_host *f, uint32_t layer_index) {
             gate_up.output = f->gated;
             gate_up.output_stride = f->gated_stride;
             gate_up.epilogue = KERNEL_SWIGLU;
-            prepare_product(f, PRODUCT_GATE_UP, &gate_up);
+            prepare_product(f, PRODUCT_GATE_UP, layer_index, &gate_up);
             kernel_matmul down = {.weights = &layer->down,
                                   .input = f->gated,
                                   .input_stride = f->gated_stride,
@@ -261,18 +274,19 @@ static void run_behind(forward_host *f, uint32_t layer_index) {
                                   .output = f->residual,
                                   .output_stride = f->hidden,
                                   .epilogue = KERNEL_ADD};
-            prepare_product(f, PRODUCT_DOWN, &down);
+            prepare_product(f, PRODUCT_DOWN, layer_index, &down);
         }
     }
     if (!is_last) {
-        const model_layer *next = &f->weights->layers[is_first ? 0 : layer_index + 1];
+        uint32_t next_index = is_first ? 0 : layer_index + 1;
+        const model_layer *next = &f->weights->layers[next_index];
         kernel_matmul qkv = normed;
         qkv.weights = &next->qkv;
         qkv.output = f->qkv;
         qkv.output_stride = f->qkv_stride;
         qkv.bias = next->qkv_bias;
         qkv.epilogue = KERNEL_STORE;
-        prepare_product(f, PRODUCT_QKV, &qkv);
+        prepare_product(f, PRODUCT_QKV, next_index, &qkv);
     }
     hd_pool_run(f->config.pool, run_between, f);
 }
@@ -368,8 +382,7 @@ static size_t host_logits_stride(const forward *self) {
 }
 
 static void run_logits(void *context, unsigned thread, unsigned thread_count) {
-    forward_host *f = context;
-    product_run(&f->products[PRODUCT_LOGITS], f->kernels, &f->tickets[PRODUCT_LOGITS].next, f->scratch[thread]);
+    run_product(context, PRODUCT_LOGITS, thread);
 }
 
 static float *host_logits(forward *self, uint32_t first, uint32_t count) {
@@ -382,7 +395,7 @@ static float *host_logits(forward *self, uint32_t first, uint32_t count) {
                           .output = f->logits,
                           .output_stride = f->logits_stride,
                           .epilogue = KERNEL_STORE};
-    prepare_product(f, PRODUCT_LOGITS, &call);
+    prepare_product(f, PRODUCT_LOGITS, 0, &call);
     hd_pool_run(f->config.pool, run_logits, f);
     return f->logits;
 }

@@ -29,7 +29,7 @@ void product_init(product *p, const kernel_matmul *call, unsigned thread_count) 
     if (p->panels_each < grain) p->panels_each = grain;
     p->panel_blocks = blocks(panels, p->panels_each);
     p->rows_each = call->row_count;
-    if (!has_few_rows && p->panel_blocks < items) {
+    if (!has_few_rows && p->panel_blocks > 0 && p->panel_blocks < items) { /* a rank may have no panel */
         uint32_t wanted = blocks(items, p->panel_blocks);
         p->rows_each = (uint32_t)HD_ALIGN_UP(blocks(call->row_count, wanted), ROWS_LEAST);
     }

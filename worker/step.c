@@ -46,6 +46,7 @@ static hd_status open_forward(step *s, uint32_t index, uint32_t rows_max, uint32
                              .pool = config->pool,
                              .queue = config->queue,
                              .attention = s->views[index],
+                             .ranks = config->ranks,
                              .rows_max = rows_max,
                              .spans_max = config->running_max,
                              .logits_rows_max = slice};

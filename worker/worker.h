@@ -14,6 +14,7 @@
 #include "model/config.h"
 #include "model/weights.h"
 #include "proto/worker_rpc.h"
+#include "worker/ranks.h"
 
 typedef struct worker worker;
 
@@ -23,6 +24,7 @@ typedef struct worker_config {
     const model_weights *weights;
     const kernel_ops *kernels;
     hd_pool *pool;              /* the step thread's until close */
+    ranks *ranks;               /* likewise; NULL where this process has all of the weights */
     attention *attention;       /* likewise */
     struct kernel_queue *queue; /* of a device that computes; the attention's tensors are in it. NULL: the pool */
     uint32_t batch_tokens_max;  /* rows of a step: decode rows and prefill chunks together */

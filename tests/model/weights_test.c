@@ -177,9 +177,10 @@ static hd_status open_checkpoint(const char *model_text, const checkpoint *how, 
     model_files_make(&files);
     write_checkpoint(&files, *config, how);
     assert_int_equal(hd_pool_open(threads, &pool), HD_OK);
-    hd_status status = model_weights_open(files.directory, *config, dtype, pool, weights, error);
+    hd_status status = model_weights_open(files.directory, *config, dtype, (model_share){0, 1}, pool, weights, error);
     uint64_t bytes = 0;
-    assert_int_equal(model_weights_estimate(files.directory, *config, dtype, &bytes, NULL), status);
+    assert_int_equal(model_weights_estimate(files.directory, *config, dtype, (model_share){0, 1}, &bytes, NULL),
+                     status);
     if (status == HD_OK) assert_int_equal(bytes, (*weights)->bytes);
     hd_pool_close(pool);
     model_files_remove(&files);
@@ -494,7 +495,7 @@ static void open_survives_each_failed_allocation(void **state) {
         model_weights *weights = NULL;
         hd_error error = {{0}};
         fault_arm(FAULT_ALLOCATION, nth);
-        status = model_weights_open(files.directory, config, HD_INT8, pool, &weights, &error);
+        status = model_weights_open(files.directory, config, HD_INT8, (model_share){0, 1}, pool, &weights, &error);
         fault_disarm();
         assert_int_equal(status, weights != NULL ? HD_OK : HD_NO_MEMORY);
         if (status != HD_OK) assert_non_null(strstr(error.text, "memory"));

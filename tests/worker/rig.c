@@ -8,14 +8,29 @@
 
 #include <cmocka.h>
 
+static void open_weights(rig *r, const char *directory) {
+    hd_error error = {.text = ""};
+    collective *c = r->options.collective;
+    model_share share = {c != NULL ? c->rank : 0, c != NULL ? c->count : 1};
+    if (model_weights_open(directory, r->model, r->options.dtype, share, r->pool, &r->weights, &error) != HD_OK)
+        fail_msg("%s", error.text);
+    if (c == NULL) return;
+    ranks_config config = {.collective = c,
+                           .model = r->model,
+                           .weights = r->weights,
+                           .kernels = r->kernels,
+                           .pool = r->pool,
+                           .rows_max = r->options.rows_max};
+    if (ranks_open(&config, &r->ranks, &error) != HD_OK) fail_msg("%s", error.text);
+}
+
 void rig_open(rig *r, const char *directory, const rig_options *options) {
     hd_error error = {.text = ""};
     *r = (rig){.options = *options};
     if (model_config_open(directory, &r->model, &error) != HD_OK) fail_msg("%s", error.text);
     assert_int_equal(hd_pool_open(options->threads, &r->pool), HD_OK);
-    if (model_weights_open(directory, r->model, options->dtype, r->pool, &r->weights, &error) != HD_OK)
-        fail_msg("%s", error.text);
     if (kernel_ops_choose(NULL, &r->kernels, &error) != HD_OK) fail_msg("%s", error.text);
+    open_weights(r, directory);
     assert_int_equal(worker_layer_table(r->model, options->dtype, &r->layers), HD_OK);
     engine_config engine = {
         .layers = r->layers,
@@ -35,6 +50,7 @@ void rig_open(rig *r, const char *directory, const rig_options *options) {
 
 void rig_close(rig *r) {
     if (r->attention != NULL) r->attention->ops->close(r->attention);
+    ranks_close(r->ranks);
     free((void *)r->layers.streams);
     free((void *)r->layers.layers);
     model_weights_close(r->weights);
@@ -50,6 +66,7 @@ forward *rig_forward(const rig *r, uint32_t rows_max, uint32_t spans_max) {
                              .pool = r->pool,
                              .queue = r->options.queue,
                              .attention = r->attention,
+                             .ranks = r->ranks,
                              .rows_max = rows_max,
                              .spans_max = spans_max,
                              .logits_rows_max = rows_max};

@@ -17,7 +17,8 @@ typedef struct rig_options {
     unsigned threads;
     uint64_t hot_bytes, warm_bytes;
     uint32_t rows_max, sequences_max;
-    kernel_queue *queue; /* of a device that attends and computes; NULL: the pool */
+    kernel_queue *queue;    /* of a device that attends and computes; NULL: the pool */
+    collective *collective; /* of several processes that have the weights together; NULL: this one has them all */
 } rig_options;
 
 typedef struct rig {
@@ -26,6 +27,7 @@ typedef struct rig {
     model_weights *weights;
     const kernel_ops *kernels;
     hd_pool *pool;
+    ranks *ranks; /* of rank 0 */
     attention *attention;
     attention_layer_table layers;
 } rig;
