@@ -24,6 +24,7 @@ static hd_status refuse(hd_error *error, const char *why) {
 
 static hd_status check_flags(const node_options *o, const node_settings *settings, hd_error *error) {
     if (!settings->takes_device) return refuse(error, "this subcommand computes on the CPU");
+    if (settings->collective != NULL) return refuse(error, "the ranks of a worker compute on CPUs");
     if (settings->open_attention != NULL)
         return refuse(error, "keys and values on attention nodes go with weights on the CPU; give --attention local");
     if (!is_full(o->selection))

@@ -202,8 +202,9 @@ class Cluster:
                           "--threads", "1", "--hot-memory", "96M", "--drain-timeout", "20s", *flags])
         self.wait(f"{name} joined", lambda: "event=joined" in self.processes[name].text())
 
-    def start_worker(self, name, model, *flags):
-        return self.start(name, [self.binary, "worker", *self.membership, "--model", model, "--listen", self.listen(name),
+    def start_worker(self, name, model, *flags, ranks=1):
+        together = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)] if ranks > 1 else []
+        return self.start(name, [*together, self.binary, "worker", *self.membership, "--model", model, "--listen", self.listen(name),
                                  "--node-id", name, "--threads", "1", "--hot-memory", "64M", "--max-batch-tokens", "64",
                                  "--drain-timeout", "60s", *flags])
 

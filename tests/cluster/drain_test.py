@@ -5,17 +5,13 @@ usage: drain_test.py HADAL
 import json
 import os
 import random
-import shutil
 import sys
-import tempfile
 import time
-import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from cluster import ETCD, Cluster, make_model  # noqa: E402
-from streams import Load, Streams, run_alone  # noqa: E402
+from golden import GoldenTest, main  # noqa: E402
+from streams import Load, Streams  # noqa: E402
 
-HADAL = sys.argv[1]
 PAUSE_S = 3.0  # between two tokens; the machine may be busy with something else. What a switch takes is the log's and smaller
 
 
@@ -27,17 +23,8 @@ def bodies():
                "temperature": 0 if i % 2 == 0 else 1, "seed": 80 + i}
 
 
-class Drain(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.directory = tempfile.mkdtemp(prefix="hadal-drain-")
-        cls.model = make_model(os.path.join(cls.directory, "golden"))
-        cls.requests = list(bodies())
-        cls.expected = run_alone(HADAL, cls.model, cls.requests)
-
-    @classmethod
-    def tearDownClass(cls):
-        shutil.rmtree(cls.directory)
+class Drain(GoldenTest):
+    requests = tuple(bodies())
 
     def begin(self, cluster, nodes, *flags):
         cluster.start_etcd()
@@ -49,22 +36,11 @@ class Drain(unittest.TestCase):
         cluster.wait_state(api, "worker-1", "ready")
         return api
 
-    def cluster(self):
-        return Cluster(HADAL, tempfile.mkdtemp(dir=self.directory))
-
-    def takeovers(self, cluster):
-        return cluster.processes["coordinator-1"].text().count("event=takeover")
-
     def moves(self, cluster, event="row_moved"):
         return cluster.processes["worker-1"].text().count(f"event={event}")
 
-    def check(self, streams):
-        answers = streams.join()
-        self.assertEqual(streams.failures, [])
-        self.assertEqual([answer["tokens"] for answer in answers], [expected["tokens"] for expected in self.expected])
-
     def test_a_drained_node_is_killed_the_moment_that_it_is_safe(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             api = self.begin(cluster, 3)
             streams = Streams(api, self.requests)
             streams.wait_begun()
@@ -77,7 +53,7 @@ class Drain(unittest.TestCase):
             self.assertLess(streams.longest_pause, PAUSE_S)
 
     def test_a_drain_that_is_taken_back_and_given_again(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             api = self.begin(cluster, 2)
             with Load(api, self.requests, self.expected, 4) as load:
                 load.wait_done(1)
@@ -92,7 +68,7 @@ class Drain(unittest.TestCase):
             self.assertEqual(self.takeovers(cluster), 0)
 
     def test_a_node_that_is_ended_by_a_signal_hands_over_first(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             api = self.begin(cluster, 2)
             streams = Streams(api, self.requests)
             streams.wait_begun()
@@ -102,7 +78,7 @@ class Drain(unittest.TestCase):
             self.assertEqual(self.takeovers(cluster), 0)
 
     def test_a_receiver_is_killed_in_the_middle(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             api = self.begin(cluster, 3)
             with Load(api, self.requests, self.expected, 4) as load:
                 load.wait_done(1)
@@ -114,7 +90,7 @@ class Drain(unittest.TestCase):
                 load.wait_done(2)
 
     def test_a_replica_is_made_again_before_the_other_one_goes(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             api = self.begin(cluster, 3, "--kv-replicas", "2")
             streams = Streams(api, self.requests)
             streams.wait_begun()
@@ -128,6 +104,4 @@ class Drain(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    if not os.access(ETCD, os.X_OK):
-        sys.exit(f"{ETCD} is not there: install etcd-server, as ./run test does")
-    unittest.main(argv=sys.argv[:1] + sys.argv[2:])
+    main()

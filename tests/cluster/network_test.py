@@ -7,18 +7,15 @@ HADAL_ETCD_STOP_S (5): for how long etcd is stopped; longer than any lease.
 """
 import os
 import random
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from cluster import ETCD, Cluster, hosts, make_model  # noqa: E402
-from streams import Load, Streams, run_alone  # noqa: E402
+from cluster import hosts  # noqa: E402
+from golden import GoldenTest, main  # noqa: E402
+from streams import Load, Streams  # noqa: E402
 
-HADAL = sys.argv[1]
 STOP_S = float(os.environ.get("HADAL_ETCD_STOP_S", "5"))
 LEASE_S = 3
 WORKERS, NODES = ("worker-1", "worker-2"), ("attention-1", "attention-2")
@@ -33,21 +30,12 @@ def bodies():
                "temperature": 0 if i % 2 == 0 else 1, "seed": 30 + i}
 
 
-class Network(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.directory = tempfile.mkdtemp(prefix="hadal-network-")
-        cls.model = make_model(os.path.join(cls.directory, "golden"))
-        cls.requests = list(bodies())
-        cls.expected = run_alone(HADAL, cls.model, cls.requests)
-
-    @classmethod
-    def tearDownClass(cls):
-        shutil.rmtree(cls.directory)
+class Network(GoldenTest):
+    requests = tuple(bodies())
 
     def begin(self, members=("etcd",), **cable):
         """A cluster, and its one coordinator."""
-        self.cluster = Cluster(HADAL, tempfile.mkdtemp(dir=self.directory), cable)
+        self.cluster = self.new_cluster(cable)
         self.enterContext(self.cluster)
         self.cluster.start_etcd(members)
         for name in NODES:
@@ -204,9 +192,7 @@ class Network(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    if not os.access(ETCD, os.X_OK):
-        sys.exit(f"{ETCD} is not there: install etcd-server, as ./run test does")
     if not hosts.enter():
         print("network namespaces are not permitted here: nothing was tested")
         sys.exit(77)
-    unittest.main(argv=sys.argv[:1] + sys.argv[2:])
+    main()

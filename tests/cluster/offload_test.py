@@ -4,18 +4,13 @@ usage: offload_test.py HADAL
 """
 import os
 import random
-import shutil
 import sys
-import tempfile
 import threading
-import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import takeover_test  # noqa: E402
-from cluster import ETCD, Cluster, make_model  # noqa: E402
+from cluster import make_model  # noqa: E402
+from golden import HADAL, GoldenTest, main  # noqa: E402
 from streams import Streams, run_alone  # noqa: E402
-
-HADAL = sys.argv[1]
 
 
 def bodies():
@@ -51,22 +46,8 @@ class Heard:
         return self.answer
 
 
-class Offload(unittest.TestCase):
-    check = takeover_test.Takeover.check
-
-    @classmethod
-    def setUpClass(cls):
-        cls.directory = tempfile.mkdtemp(prefix="hadal-offload-")
-        cls.model = make_model(os.path.join(cls.directory, "golden"))
-        cls.requests = list(bodies())
-        cls.expected = run_alone(HADAL, cls.model, cls.requests)
-
-    @classmethod
-    def tearDownClass(cls):
-        shutil.rmtree(cls.directory)
-
-    def cluster(self):
-        return Cluster(HADAL, tempfile.mkdtemp(dir=self.directory))
+class Offload(GoldenTest):
+    requests = tuple(bodies())
 
     def begin(self, cluster, nodes, workers, *flags, model=None, coordinator=()):
         cluster.start_etcd()
@@ -80,11 +61,8 @@ class Offload(unittest.TestCase):
             cluster.wait_state(api, f"worker-{i + 1}", "ready")
         return api
 
-    def takeovers(self, cluster):
-        return cluster.processes["coordinator-1"].text().count("event=takeover")
-
     def test_a_killed_worker_and_a_killed_attention_node(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             api = self.begin(cluster, 3, 2)
             streams = Streams(api, self.requests)
             streams.wait_tokens(60)
@@ -98,7 +76,7 @@ class Offload(unittest.TestCase):
             self.assertGreaterEqual(self.takeovers(cluster), 2)
 
     def test_prompts_staged_in_workers_and_micro_batches_bear_the_same(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             api = self.begin(cluster, 3, 2, "--prefill-at", "worker", "--micro-batches", "2")
             streams = Streams(api, self.requests)
             streams.wait_tokens(1)  # some prompts are still being made
@@ -110,7 +88,7 @@ class Offload(unittest.TestCase):
             self.check(streams, self.expected[::-1])
 
     def test_with_replicas_a_killed_attention_node_moves_nothing(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             api = self.begin(cluster, 2, 1, "--kv-replicas", "2")
             streams = Streams(api, self.requests)
             streams.wait_tokens(60)
@@ -118,12 +96,22 @@ class Offload(unittest.TestCase):
             self.check(streams)
             self.assertEqual(self.takeovers(cluster), 0)
 
+    def test_a_replica_that_stands_still_is_done_without(self):
+        with self.new_cluster() as cluster:
+            api = self.begin(cluster, 2, 1, "--kv-replicas", "2", "--replica-timeout", "300ms")
+            streams = Streams(api, self.requests)
+            streams.wait_tokens(60)
+            cluster.processes["attention-1"].pause()
+            self.check(streams)
+            self.assertIn("event=attention_node_late node=attention-1", cluster.processes["worker-1"].text())
+            self.assertEqual(self.takeovers(cluster), 0)
+
     def test_with_one_replica_a_client_hears_that_its_prompt_is_made_again(self):
         model = make_model(os.path.join(self.directory, "long"), positions=16384)
         draw = random.Random(9)
         body = {"prompt": [draw.randrange(3, 500) for _ in range(8000)], "max_tokens": 200, "ignore_eos": True, "temperature": 1, "seed": 3}
         [expected] = run_alone(HADAL, model, [body])
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             api = self.begin(cluster, 2, 1, model=model, coordinator=("--keep-alive", "100ms"))
             heard = Heard(api, body), Heard(api, {**body, "return_progress": True})
             cluster.wait("both streams decode", lambda: all("token" in stream.events for stream in heard))
@@ -139,7 +127,7 @@ class Offload(unittest.TestCase):
             self.assertGreaterEqual(self.takeovers(cluster), 1)
 
     def test_contexts_grow_with_the_nodes_that_join(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             small = ("--hot-memory", "3M")  # too little for indexes: it is all for keys and values
             cluster.start_etcd()
             cluster.start_attention_node("attention-1", *small)
@@ -161,7 +149,7 @@ class Offload(unittest.TestCase):
             self.assertEqual(api.stream(request)["tokens"], longest["tokens"])
 
     def test_operators_see_where_the_time_of_steps_goes(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             api = self.begin(cluster, 2, 1)
             self.check(Streams(api, self.requests))
             tokens = sum(len(body["prompt"]) + body["max_tokens"] - 1 for body in self.requests)  # the last one is not stored
@@ -175,7 +163,7 @@ class Offload(unittest.TestCase):
             cluster.wait("the nodes' totals", lambda: self.appended(api) == tokens)
 
     def test_without_etcd_a_list_says_who_is_there(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             roles = {"attention-1": "attention-node", "worker-1": "worker", "worker-2": "worker"}
             members = ",".join(f"{name}={role}@{cluster.listen(name)}" for name, role in roles.items())
             cluster.membership = ["--nodes", members]
@@ -204,7 +192,7 @@ class Offload(unittest.TestCase):
 
     def test_a_trace_is_named_in_the_logs_of_all_roles(self):
         trace = "4bf92f3577b34da6a3ce929d0e0e4736"
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             api = self.begin(cluster, 1, 1)
             api.headers["traceparent"] = f"00-{trace}-00f067aa0ba902b7-01"
             self.assertEqual(api.stream(self.requests[0])["tokens"], self.expected[0]["tokens"])
@@ -219,7 +207,7 @@ class Offload(unittest.TestCase):
         return sum(value for name, value in api.metrics().items() if name.startswith("hadal:node_appended_tokens_total{"))
 
     def test_a_drained_attention_node_takes_nothing_new_and_goes_when_it_is_empty(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             api = self.begin(cluster, 2, 1, "--kv-lanes", "1")
             streams = Streams(api, self.requests)
             streams.wait_tokens(20)
@@ -235,6 +223,4 @@ class Offload(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    if not os.access(ETCD, os.X_OK):
-        sys.exit(f"{ETCD} is not there: install etcd-server, as ./run test does")
-    unittest.main(argv=sys.argv[:1] + sys.argv[2:])
+    main()

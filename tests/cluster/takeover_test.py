@@ -6,16 +6,16 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
-import tempfile
 import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from cluster import ETCD, Cluster, make_model  # noqa: E402
+from cluster import make_model  # noqa: E402
+from golden import HADAL, GoldenTest, main  # noqa: E402
 from streams import Streams, run_alone  # noqa: E402
 
-HADAL = sys.argv[1]
 STREAMS, TOKENS = 8, 160
 PAUSE_MAX_S = 15  # that a client sees when a worker is killed, on the slowest of machines
 
@@ -35,20 +35,8 @@ def bodies(seed, count=STREAMS, tokens=TOKENS):
         yield body
 
 
-class Takeover(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.directory = tempfile.mkdtemp(prefix="hadal-cluster-")
-        cls.model = make_model(os.path.join(cls.directory, "golden"))
-        cls.requests = list(bodies(7))
-        cls.expected = run_alone(HADAL, cls.model, cls.requests)
-
-    @classmethod
-    def tearDownClass(cls):
-        shutil.rmtree(cls.directory)
-
-    def cluster(self):
-        return Cluster(HADAL, tempfile.mkdtemp(dir=self.directory))
+class Takeover(GoldenTest):
+    requests = tuple(bodies(7))
 
     def begin(self, cluster, workers=2):
         cluster.start_etcd()
@@ -60,15 +48,8 @@ class Takeover(unittest.TestCase):
             cluster.wait_state(api, f"worker-{i + 1}", "ready")
         return api
 
-    def check(self, streams, expected=None):
-        answers = streams.join()
-        self.assertEqual(streams.failures, [])
-        for i, (answer, wanted) in enumerate(zip(answers, expected or self.expected)):
-            self.assertEqual(answer["tokens"], wanted["tokens"], f"request {i}")
-            self.assertEqual(answer["ends"], wanted["ends"], f"request {i}")
-
     def test_killed_workers_lose_no_token(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             api = self.begin(cluster)
             coordinator = cluster.processes["coordinator-1"]
             for turn in range(4):
@@ -95,7 +76,7 @@ class Takeover(unittest.TestCase):
         return [line for line in lines if f"event=worker_lost node={worker} " in line][-1]
 
     def test_a_worker_that_hangs_is_left_and_is_not_heard_when_it_wakes(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             api = self.begin(cluster)
             streams = Streams(api, self.requests)
             streams.wait_tokens(100)
@@ -107,7 +88,7 @@ class Takeover(unittest.TestCase):
             self.check(Streams(api, self.requests))
 
     def test_the_only_worker_may_come_back(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             api = self.begin(cluster, workers=1)
             streams = Streams(api, self.requests[:4])
             streams.wait_tokens(60)
@@ -116,7 +97,7 @@ class Takeover(unittest.TestCase):
             self.check(streams, self.expected[:4])
 
     def test_a_drained_worker_hands_over_between_two_tokens(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             api = self.begin(cluster)
             streams = Streams(api, self.requests)
             streams.wait_tokens(100)
@@ -130,7 +111,7 @@ class Takeover(unittest.TestCase):
             self.assertNotIn("event=takeover", cluster.processes["coordinator-1"].text())
 
     def test_an_undrained_worker_takes_work_again(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             api = self.begin(cluster, workers=1)
             self.assertEqual(cluster.run("drain", "worker-1", api=api)[0], 0)
             cluster.wait_state(api, "worker-1", "draining")
@@ -141,7 +122,7 @@ class Takeover(unittest.TestCase):
             self.check(streams, self.expected[:1])
 
     def test_sigterm_drains_and_leaves(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             api = self.begin(cluster)
             streams = Streams(api, self.requests)
             streams.wait_tokens(100)
@@ -156,7 +137,7 @@ class Takeover(unittest.TestCase):
             self.check(streams)
 
     def test_streams_go_on_without_etcd_and_with_a_stalled_one(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             api = self.begin(cluster)
             streams = Streams(api, self.requests)
             streams.wait_tokens(50)
@@ -174,7 +155,7 @@ class Takeover(unittest.TestCase):
             self.check(Streams(api, self.requests))
 
     def test_two_coordinators_and_two_models(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             first = self.begin(cluster, workers=1)
             other = make_model(os.path.join(self.directory, "other"), "qwen2")
             requests = [{**body, "model": "other", "prompt": body["prompt"][:50]} for body in bodies(3, 2, 20)]
@@ -190,7 +171,7 @@ class Takeover(unittest.TestCase):
             self.assertEqual(first.request("POST", "/v1/completions", {"model": "none", "prompt": "t5"})[0], 404)
 
     def test_the_operator_sees_and_cancels(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             api = self.begin(cluster, workers=1)
             code, out, _ = cluster.run("nodes", "--json", api=api)
             nodes = {node["id"]: node for node in json.loads(out)}
@@ -214,8 +195,30 @@ class Takeover(unittest.TestCase):
             self.assertIn("there is no sequence '12345'", err)
             self.assertIn("there is no node 'nobody'", cluster.run("drain", "nobody", api=api)[2])
 
+    @unittest.skipUnless(shutil.which("mpirun"), "mpirun is not there: install openmpi-bin, as ./run test does")
+    def test_a_worker_of_two_ranks_answers_as_one_process_does_and_is_lost_as_one(self):
+        with self.new_cluster() as cluster:
+            cluster.start_etcd()
+            cluster.start_worker("worker-1", self.model, ranks=2)
+            api = cluster.start_coordinator("coordinator-1")
+            cluster.wait_ready(api)
+            cluster.wait_state(api, "worker-1", "ready")
+            self.check(Streams(api, self.requests))
+            cluster.start_worker("worker-2", self.model)
+            cluster.wait_state(api, "worker-2", "ready")
+            streams = Streams(api, self.requests)
+            streams.wait_tokens(60)
+            together = cluster.processes.pop("worker-1")
+            os.kill(self.children(together.process.pid)[-1], signal.SIGKILL)
+            self.check(streams)
+            self.assertNotEqual(together.process.wait(timeout=60), 0)
+
+    def children(self, pid):
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(child) for child in file.read().split()]
+
     def test_a_node_that_does_not_fit_is_refused_by_name(self):
-        with self.cluster() as cluster:
+        with self.new_cluster() as cluster:
             self.begin(cluster, workers=1)
             other = make_model(os.path.join(cluster.directory, "golden"), "mistral")
             stranger = cluster.start_worker("stranger", other)
@@ -225,6 +228,4 @@ class Takeover(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    if not os.access(ETCD, os.X_OK):
-        sys.exit(f"{ETCD} is not there: install etcd-server, as ./run test does")
-    unittest.main(argv=sys.argv[:1] + sys.argv[2:])
+    main()
