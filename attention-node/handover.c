@@ -63,6 +63,10 @@ void handover_answered(handover *h, hd_status status, uint64_t tokens, uint64_t 
     if (now_ns - h->progress_ns > h->limits.stall_ns) handover_cancel(h, HD_TIMED_OUT);
 }
 
+void handover_waited(handover *h, uint64_t now_ns) {
+    h->progress_ns = now_ns;
+}
+
 void handover_cancel(handover *h, hd_status why) {
     if (h->state != HANDOVER_COPYING && h->state != HANDOVER_SWITCHING) return;
     h->state = HANDOVER_ENDING;

@@ -55,6 +55,8 @@ typedef struct handover {
 void handover_begin(handover *h, const handover_limits *limits, uint64_t now_ns);
 /* Between two steps: what to do, for a sequence of so many tokens. */
 handover_action handover_next(handover *h, uint64_t length, uint64_t now_ns);
+/* It stands behind another one at the receiver, so that nothing comes is no lack of progress. */
+void handover_waited(handover *h, uint64_t now_ns);
 /* What the receiver said to ASK or SWITCH. HD_PENDING: it has `tokens` and goes on. HD_OK: all of them, to SWITCH
  * alone. Everything else ends it. */
 void handover_answered(handover *h, hd_status status, uint64_t tokens, uint64_t now_ns);

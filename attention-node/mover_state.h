@@ -18,6 +18,7 @@
 #define MOVER_GRANTS 64u
 #define MOVER_GRANTS_LEAST 4u
 #define MOVER_GRANTED_BYTES ((uint64_t)64 << 20)
+#define MOVER_COPIES 2u /* pulls at once; others wait for their turn */
 #define MOVER_LOOK_NS 10000000ull
 #define MOVER_RELINKS 2u
 

@@ -345,6 +345,7 @@ void page_import_end(page_import *x) {
     mover_await_work(x->mover);
     close_sequence(x);
     x->state = IMPORT_OVER;
+    mover_tell(x->mover); /* the next one's turn */
 }
 
 static hd_status check_same(const page_import *x, hd_error *error) {
@@ -403,8 +404,20 @@ static void grant(page_import *x) {
     }
 }
 
+/* Two copy at once. The others have looked, and open when the one before them has what the source had: what it shares
+ * with them is here then, and does not cross twice. */
+static bool is_its_turn(const page_import *x) {
+    uint32_t elder = 0;
+    for (const page_import *other = x->mover->imports; other != x; other = other->next) {
+        bool is_beginning = other->state == IMPORT_LOOKING || other->state == IMPORT_OPENING;
+        bool is_copying = other->state == IMPORT_COPYING && other->committed < other->known;
+        elder += is_beginning || is_copying;
+    }
+    return elder < MOVER_COPIES;
+}
+
 void page_import_tend(page_import *x) {
-    if (x->state == IMPORT_OPENING) open_sequence(x);
+    if (x->state == IMPORT_OPENING && is_its_turn(x)) open_sequence(x);
     if (x->state == IMPORT_FAILED) close_sequence(x);
     if (x->state != IMPORT_COPYING) return;
     if (x->needs_rollback) {
@@ -447,5 +460,6 @@ hd_status page_import_pull(page_import *x, uint64_t wanted, bool has_wanted, uin
     *tokens = x->params.first_position + x->wanted;
     x->is_open = false; /* it is the engine's alone */
     x->state = IMPORT_OVER;
+    mover_tell(x->mover);
     return HD_OK;
 }

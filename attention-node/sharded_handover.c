@@ -143,6 +143,14 @@ static void check(sharded *s, shard_handover *h, const shard_sequence *sequence,
         handover_cancel(&h->state, HD_CANCELLED);
 }
 
+static bool is_behind_another(const sharded *s, const shard_handover *h) {
+    for (uint32_t i = 0; i < SHARDED_HANDOVERS; i++) {
+        const shard_handover *other = &s->handovers[i];
+        if (other->state.state != HANDOVER_IDLE && other->to == h->to && other->number < h->number) return true;
+    }
+    return false;
+}
+
 static void tend_one(sharded *s, shard_handover *h) {
     shard_sequence *sequence = sharded_find(s, h->sequence);
     uint32_t index = 0;
@@ -153,6 +161,7 @@ static void tend_one(sharded *s, shard_handover *h) {
     uint64_t length = 0;
     if (is_copying && length_at(s, h, sequence, row, &length) != HD_OK) return;
     uint64_t place = row != NULL && length > row->first_position ? length - row->first_position : 0;
+    if (is_behind_another(s, h)) handover_waited(&h->state, hd_now_ns());
     switch (handover_next(&h->state, place, hd_now_ns())) {
     case HANDOVER_WAIT: return;
     case HANDOVER_ASK: ask(s, sequence, row, h, 0); return;
@@ -227,7 +236,8 @@ static bool begin_row(sharded *s, shard_sequence *sequence, uint32_t row_index, 
         if (is_move) leave(s, sequence, row_index, leaving);
         return false;
     }
-    *h = (shard_handover){.sequence = sequence->name,
+    *h = (shard_handover){.number = ++s->handovers_begun,
+                          .sequence = sequence->name,
                           .heads = row->heads,
                           .ordinal = row->ordinal,
                           .from = is_move ? leaving : row->nodes[0],

@@ -64,6 +64,7 @@ typedef enum { SHARDED_WHOLE, SHARDED_BEGINS, SHARDED_ENDS } sharded_half;
 /* One row of a sequence goes from one node to another. */
 typedef struct shard_handover {
     handover state;
+    uint64_t number; /* of its beginning */
     uint64_t sequence;
     placement_heads heads;
     uint32_t ordinal, from, to;
@@ -101,6 +102,7 @@ typedef struct sharded {
     uint32_t spans_max, rows_max; /* of a node's step */
     shard_handover handovers[SHARDED_HANDOVERS];
     uint64_t handovers_ns; /* when to look for work next */
+    uint64_t handovers_begun;
     sharded_moves moves;
 
     struct {
