@@ -132,11 +132,6 @@ static void add_residuals(estimate *e, uint32_t first, uint32_t count, float lar
     }
 }
 
-static uint32_t survivors_end(const clusters_query *q, uint32_t first, uint32_t segment) {
-    while (first < q->survivor_count && q->lists[q->survivor_lists[first]].segment == segment) first++;
-    return first;
-}
-
 /* Survivors but those that were found. */
 static float weigh_survivors(estimate *e) {
     clusters_search_state *s = e->s;
@@ -144,7 +139,7 @@ static float weigh_survivors(estimate *e) {
     const clusters_segment *at = &e->place->at;
     const uint16_t *masks = s->found_masks + e->place->first_slot / SCAN_BLOCK;
     static const float is_left[2] = {1.0f, 0.0f}; /* nobody can predict which were found: a look-up, not a branch */
-    uint32_t first = q->survivor_next, end = survivors_end(q, first, (uint32_t)(e->place - s->places));
+    uint32_t first = q->survivor_next, end = e->asked->survivors_end;
     for (uint32_t i = first; i < end; i++) {
         s->key_weights[i - first] = is_left[masks[q->rows[i] / SCAN_BLOCK] >> q->rows[i] % SCAN_BLOCK & 1];
         s->key_spreads[i - first] = q->lists[q->survivor_lists[i]].spread;

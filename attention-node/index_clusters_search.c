@@ -230,9 +230,11 @@ static void choose_lists(clusters_search_state *s, clusters_query *q) {
     uint32_t count =
         s->view->params->kernels->scan->collect_from(s->reaches, s->cluster_count, limit, s->picks, s->cluster_count);
     q->list_count = q->score_count = 0;
-    for (uint32_t i = 0, n = 0; i < count; i++) {
-        while (s->picks[i] >= s->places[n].first_cluster + s->places[n].at.cluster_count) n++;
-        add_list(s, q, n, s->picks[i] - s->places[n].first_cluster);
+    for (uint32_t n = 0, i = 0; n < s->segment_count; n++) {
+        const clusters_place *place = &s->places[n];
+        for (; i < count && s->picks[i] < place->first_cluster + place->at.cluster_count; i++)
+            add_list(s, q, n, s->picks[i] - place->first_cluster);
+        q->segments[n].scores_end = q->score_count;
     }
 }
 
@@ -276,6 +278,17 @@ static uint32_t pick_best(clusters_search_state *s, const float *scores, uint32_
     return picked;
 }
 
+/* How many survivors lie before a place; of the first ones it is known. */
+static uint32_t survivors_before(const clusters_query *q, uint32_t place, uint32_t low) {
+    uint32_t high = q->survivor_count;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (q->survivors[middle] < place) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
 /* Where survivors lie, and their fine scores, a segment at a time. */
 static void refine(clusters_search_state *s, clusters_query *q) {
     for (uint32_t i = 0; i < q->survivor_count; i++) {
@@ -284,13 +297,14 @@ static void refine(clusters_search_state *s, clusters_query *q) {
         q->survivor_lists[i] = list;
         q->rows[i] = place + q->lists[list].row;
     }
-    for (uint32_t first = 0, end; first < q->survivor_count; first = end) {
-        uint32_t segment = q->lists[q->survivor_lists[first]].segment;
-        const clusters_segment *at = &s->places[segment].at;
-        for (end = first; end < q->survivor_count && q->lists[q->survivor_lists[end]].segment == segment;) end++;
-        s->view->params->kernels->scan->nibble_dots(q->segments[segment].fine.weights, at->fine, at->fine_bytes,
-                                                    q->rows + first, end - first, s->dots + first);
+    for (uint32_t n = 0, first = 0; n < s->segment_count; n++) {
+        segment_query *asked = &q->segments[n];
+        const clusters_segment *at = &s->places[n].at;
+        uint32_t end = asked->survivors_end = survivors_before(q, asked->scores_end, first);
+        s->view->params->kernels->scan->nibble_dots(asked->fine.weights, at->fine, at->fine_bytes, q->rows + first,
+                                                    end - first, s->dots + first);
         s->search->bytes_scanned += (uint64_t)(end - first) * at->fine_bytes;
+        first = end;
     }
     for (uint32_t i = 0; i < q->survivor_count; i++) {
         const clusters_list *list = &q->lists[q->survivor_lists[i]];

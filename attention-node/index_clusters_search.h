@@ -21,6 +21,7 @@ typedef struct segment_query { /* one query before one segment */
     float deviation; /* of residuals' scores, at a spread of 1 */
     sketch_coarse_query coarse;
     sketch_fine_query fine;
+    uint32_t scores_end, survivors_end; /* where its part of the query's scores and survivors ends */
 } segment_query;
 
 typedef struct clusters_list { /* a cluster whose sketches are read */
