@@ -10,7 +10,7 @@
  * several passes, for the best of a few numbers of streams a thread. 0 without memory. Takes about two seconds. */
 double bench_read_bandwidth(hd_pool *pool);
 
-/* Bytes a second of the better of two passes over that memory, a moment's figure to hold beside another moment's. */
+/* Bytes a second of the best of a few passes over that memory, a moment's figure to hold beside another moment's. */
 double bench_read_pass(hd_pool *pool, const void *region, size_t bytes);
 
 #endif
