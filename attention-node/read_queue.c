@@ -104,7 +104,9 @@ static uint32_t start_reads(read_queue *q, uint32_t running) {
         }
         struct io_uring_sqe *entry = io_uring_get_sqe(&q->uring);
         if (fault_strikes(FAULT_READ_SLOW)) io_uring_prep_timeout(entry, &slow_read, 0, 0);
-        else io_uring_prep_readv(entry, q->file, request->parts, request->part_count, request->offset);
+        else if (request->part_count > 1)
+            io_uring_prep_readv(entry, q->file, request->parts, request->part_count, request->offset);
+        else io_uring_prep_read(entry, q->file, request->parts[0].iov_base, (unsigned)request->bytes, request->offset);
         io_uring_sqe_set_data(entry, request);
         count++;
     }

@@ -8,6 +8,7 @@
 #include "base/clock.h"
 
 #define NO_GRAIN UINT32_MAX
+#define LOOKED_AT 8u          /* grains, before any goes */
 #define FEW_READS 32u         /* that each is worth being woken for */
 #define SLEEP_NS 20000000u    /* at most, between two looks at the clock */
 #define PAUSE_NS 30000u       /* while many reads are out: being woken by each costs more than the disk's time */
@@ -18,7 +19,7 @@ struct row_grain {
     uint32_t block, generation, unit, place; /* block FRAME_NONE: nobody's; place: which grain of the unit page */
     uint32_t cold_slot, read, next;          /* read: with PAGE_READING. next: in the bucket, as in buckets */
     uint64_t round, asked;                   /* the last that pinned it; that asked for its bytes */
-    bool was_used;                           /* since the clock's hand passed */
+    bool was_used;                           /* since it was looked at last */
 };
 
 struct row_read {
@@ -185,15 +186,30 @@ static void empty(row_cache *c, uint32_t index) {
     g->block = FRAME_NONE;
 }
 
+static uint32_t random_grain(row_cache *c) {
+    uint64_t z = c->random += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    return (uint32_t)((z >> 32) * c->grain_count >> 32);
+}
+
+static bool may_go(const row_cache *c, const row_grain *g) {
+    return g->round <= c->released && atomic_load(&g->state) != PAGE_READING;
+}
+
+/* A few at random: the first that was not used since it was looked at last. Steps go round through the layers, and
+ * where a round asks for more than there is room, whoever goes by age has nothing left when it is asked for again. */
 static uint32_t take_grain(row_cache *c) {
     if (c->fresh_count > 0) return c->grain_count - c->fresh_count--;
-    for (uint32_t i = 0; i < 2 * c->grain_count; i++) {
-        uint32_t index = c->hand;
-        c->hand = index + 1 < c->grain_count ? index + 1 : 0;
+    for (uint32_t i = 0; i < LOOKED_AT; i++) {
+        uint32_t index = random_grain(c);
         row_grain *g = &c->grains[index];
-        if (g->round > c->released || atomic_load(&g->state) == PAGE_READING) continue;
+        if (!may_go(c, g)) continue;
         if (!g->was_used) return index;
         g->was_used = false;
+    }
+    for (uint32_t i = 0, index = random_grain(c); i < c->grain_count; i++) {
+        if (may_go(c, &c->grains[index])) return index;
+        index = index + 1 < c->grain_count ? index + 1 : 0;
     }
     return NO_GRAIN;
 }

@@ -3,7 +3,7 @@
  * A search finds single tokens all over a context, and a page has 128 of them. So what is found on disk is read by the
  * grain (cold_directory.h), a KiB where the disk takes that, and kept so: a token of 256 bytes costs at most four times
  * its own. Grains that follow each other on disk are read at once. States, rounds and what happens to a failed read are
- * those of page_cache.h; who gives way is found by second chance (CLOCK).
+ * those of page_cache.h; who gives way is found by second chance, among some at random.
  *   1. All memory is taken at init. When every grain is pinned, pin answers false; nothing grows.
  *   2. A row is used only after the checksums of its chunks, which its block's identity seeds, have been found right.
  *   3. Names have the block's generation: what is here of a block that was freed is found by nobody, and gives way.
@@ -29,7 +29,8 @@ typedef struct row_cache {
     read_queue *queue; /* lent */
     unsigned char *memory;
     uint32_t grain_bytes, grain_count, fresh_count; /* fresh: never used so far */
-    uint32_t hand, bucket_mask;
+    uint32_t bucket_mask;
+    uint64_t random;
     row_grain *grains;
     uint32_t *buckets; /* [bucket_mask + 1]: grain + 1, or 0 */
     row_read *reads;

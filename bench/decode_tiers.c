@@ -37,8 +37,8 @@ void decode_tiers_measure(decode_tiers *t, const attention_stats *before, const 
     t->resident_bytes = (double)(hd_memory_resident_bytes() - run->own_bytes);
     char path[600];
     snprintf(path, sizeof(path), "%s/pages", run->cold_directory != NULL ? run->cold_directory : "");
-    if (t->reads >= 1.0) t->disk_rate = bench_disk_rate(path, (uint64_t)(t->read_bytes / t->reads), DISK_SECONDS);
-    if (t->disk_rate > 0.0) t->disk_ms = 1e3 * t->read_bytes / t->disk_rate;
+    if (t->reads >= 1.0) t->disk_reads = bench_disk_reads(path, (uint64_t)(t->read_bytes / t->reads), DISK_SECONDS);
+    if (t->disk_reads > 0.0) t->disk_ms = 1e3 * t->reads / t->disk_reads;
 }
 
 void decode_tiers_print(const decode_tiers *t, FILE *table) {
@@ -52,8 +52,8 @@ void decode_tiers_print(const decode_tiers *t, FILE *table) {
     if (t->reads == 0.0) return;
     fprintf(table,
             "%16s  a step reads %.1f MiB of the disk in %.0f reads of %.0f bytes, and waits %.0f ms for it; this disk "
-            "now takes %.0f ms for such (%.1f MB/s), all else %.0f ms\n",
-            "", t->read_bytes / mib, t->reads, t->read_bytes / t->reads, t->wait_ms, t->disk_ms, t->disk_rate * 1e-6,
+            "now takes %.0f ms for such (%.0f a second), all else %.0f ms\n",
+            "", t->read_bytes / mib, t->reads, t->read_bytes / t->reads, t->wait_ms, t->disk_ms, t->disk_reads,
             t->step_ms - t->wait_ms);
     if (t->missed_bytes > 0.0)
         fprintf(table, "%16s  that is %.2f times the %.2f MiB of the tokens found and in no memory\n", "",
@@ -65,7 +65,7 @@ json_t *decode_tiers_json(const decode_tiers *t) {
     return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "page_hit_rate",
                      t->page_hit_rate, "page_misses", t->page_misses, "row_hit_rate", t->row_hit_rate, "row_misses",
                      t->row_misses, "read_bytes", t->read_bytes, "reads", t->reads, "missed_token_bytes",
-                     t->missed_bytes, "wait_ms", t->wait_ms, "disk_bytes_per_s", t->disk_rate, "disk_ms", t->disk_ms,
+                     t->missed_bytes, "wait_ms", t->wait_ms, "disk_reads_per_s", t->disk_reads, "disk_ms", t->disk_ms,
                      "hot_bytes", t->hot_bytes, "warm_bytes", t->warm_bytes, "cold_bytes", t->cold_bytes, "index_bytes",
                      t->index_bytes, "resident_bytes", t->resident_bytes);
 }

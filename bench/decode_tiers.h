@@ -23,8 +23,8 @@ typedef struct decode_tiers { /* of a step, where nothing else is said */
     double page_hit_rate, page_misses;
     double row_hit_rate, row_misses; /* of tokens found in blocks that are not hot */
     double read_bytes, reads;
-    double missed_bytes;       /* of tokens found that were in no memory */
-    double disk_rate, disk_ms; /* bytes a second of reads of that size; what it takes for these */
+    double missed_bytes;        /* of tokens found that were in no memory */
+    double disk_reads, disk_ms; /* a second, of scattered reads of that size; what it takes for these */
     double hot_bytes, warm_bytes, cold_bytes, index_bytes;
     double resident_bytes; /* of the process, without its own_bytes */
 } decode_tiers;

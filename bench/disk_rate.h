@@ -6,8 +6,8 @@
 
 #include <stdint.h>
 
-/* Bytes a second of reads of `bytes` (rounded to whole KiB, at most 1 MiB) at random places of the file, past the
+/* Reads a second of `bytes` (rounded to whole KiB, at most 1 MiB) at random places of the file, past the
  * system's cache where it can be, 128 of them at once, for about `seconds`. 0: the file cannot be read so. */
-double bench_disk_rate(const char *path, uint64_t bytes, double seconds);
+double bench_disk_reads(const char *path, uint64_t bytes, double seconds);
 
 #endif

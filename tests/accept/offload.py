@@ -48,7 +48,7 @@ def from_disk(options, directory):
     least = max(computing, tiers["disk_ms"])
     report.line("1b", f"{options.depth:,} tokens, {options.selection}: step {step:.0f} ms; computing {computing:.0f} ms, "
                       f"{tiers['read_bytes'] / 1e6:.1f} MB in {tiers['reads']:.0f} reads, for which this disk takes "
-                      f"{tiers['disk_ms']:.0f} ms ({tiers['disk_bytes_per_s'] / 1e6:.0f} MB/s); "
+                      f"{tiers['disk_ms']:.0f} ms ({tiers['disk_reads_per_s']:.0f} a second); "
                       f"{100 * tiers['row_hit_rate']:.0f} % of the tokens found were in memory",
                 f"at most {1.3 * least:.0f} ms", step <= 1.3 * least)
     times = tiers["read_bytes"] / tiers["missed_token_bytes"]
