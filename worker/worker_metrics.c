@@ -15,6 +15,10 @@ static bool register_tiers(worker_metrics *m, hd_metrics *registry) {
                                        "Pages of cold blocks that a step needed and found in memory.");
     m->page_misses = hd_counter_register(registry, "hadal:page_cache_misses", "",
                                          "Pages of cold blocks that a step needed and read from disk.");
+    m->row_hits = hd_counter_register(registry, "hadal:cold_token_hits", "",
+                                      "Tokens of cold blocks that a search found and that were in memory.");
+    m->row_misses = hd_counter_register(registry, "hadal:cold_token_misses", "",
+                                        "Tokens of cold blocks that a search found and that were read from disk.");
     m->cold_read_bytes =
         hd_counter_register(registry, "hadal:cold_read_bytes_total", "", "Bytes read from the cold tier.");
     m->cold_written_bytes =
@@ -27,6 +31,7 @@ static bool register_tiers(worker_metrics *m, hd_metrics *registry) {
         hd_counter_register(registry, "hadal:cold_verify_failures_total", "",
                             "Pages whose bytes on disk were not what was written; each ended its sequence.");
     return is_complete && m->cold_queue != NULL && m->page_hits != NULL && m->page_misses != NULL &&
+           m->row_hits != NULL && m->row_misses != NULL &&
            m->cold_read_bytes != NULL && m->cold_written_bytes != NULL && m->cold_read_errors != NULL &&
            m->cold_write_errors != NULL && m->cold_verify_failures != NULL;
 }
@@ -118,6 +123,8 @@ void worker_metrics_update(worker_metrics *m, const attention_stats *stats, uint
     hd_gauge_set(m->cold_queue, (double)stats->cold_queue);
     hd_counter_add(m->page_hits, stats->page_hits - seen->page_hits);
     hd_counter_add(m->page_misses, stats->page_misses - seen->page_misses);
+    hd_counter_add(m->row_hits, stats->row_hits - seen->row_hits);
+    hd_counter_add(m->row_misses, stats->row_misses - seen->row_misses);
     hd_counter_add(m->cold_read_bytes, stats->cold_read_bytes - seen->cold_read_bytes);
     hd_counter_add(m->cold_written_bytes, stats->cold_written_bytes - seen->cold_written_bytes);
     hd_counter_add(m->cold_read_errors, stats->cold_read_errors - seen->cold_read_errors);

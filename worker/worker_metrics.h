@@ -15,7 +15,7 @@ typedef struct worker_metrics {
     hd_histogram *iteration_tokens_total;
     hd_counter *step_us[3];               /* dense, wire, attention */
     hd_gauge *tier_bytes[3], *cold_queue; /* hot, warm, cold */
-    hd_counter *page_hits, *page_misses, *cold_read_bytes, *cold_written_bytes, *cold_read_errors, *cold_write_errors,
+    hd_counter *page_hits, *page_misses, *row_hits, *row_misses, *cold_read_bytes, *cold_written_bytes, *cold_read_errors, *cold_write_errors,
         *cold_verify_failures;
     hd_counter *searches, *searched_tokens, *search_bytes, *search_us, *found_us, *index_wait_us;
     hd_gauge *index_bytes, *index_lag_tokens;
