@@ -85,8 +85,8 @@ typedef struct block_memory {
     uint32_t pinned_frames; /* the last ones, in pinned memory; with a queue only */
 } block_memory;
 
-/* HD_NO_MEMORY leaves nothing to release; fini accepts a zeroed pool. frame_count <= block_count; with a queue frames of
- * both kinds are multiples of EXTENT_BLOCKS. */
+/* HD_NO_MEMORY leaves nothing to release; fini accepts a zeroed pool. frame_count <= block_count; with a queue frames
+ * of both kinds are multiples of EXTENT_BLOCKS. */
 hd_status block_pool_init(block_pool *pool, const attention_layer_table *table, uint32_t block_count,
                           uint32_t frame_count, block_memory memory, hd_arena *arena);
 void block_pool_fini(block_pool *pool);

@@ -35,8 +35,8 @@ typedef struct engine_config {
     unsigned char key[32];         /* secret of the identity hash; a cold directory's own takes its place */
     const kernel_ops *kernels;
     hd_pool *pool;
-    /* Blocks lie on its device, as many as hot_bytes of its memory hold, and warm_bytes of pinned memory hold more, which
-     * the device reads where they lie. Tensors are the device's, in this queue. NULL: this process's memory. Lent until
+    /* Blocks lie on its device, as many as hot_bytes of its memory hold, and warm_bytes of pinned memory hold more,
+     * which the device reads where they lie. Tensors are the device's, in this queue. NULL: this process's memory. Lent until
      * the engine closes. */
     struct kernel_queue *queue;
 } engine_config;

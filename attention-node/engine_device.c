@@ -162,7 +162,7 @@ static uint64_t carve_device(const engine_config *config, uint32_t block_count, 
     attend_tables_limits limits = limits_of(config, block_count);
     device_shape shape = shape_of(&config->layers);
     uint64_t windows[WINDOWS_MAX], *offsets;
-    unsigned char *regions[WINDOWS_MAX];
+    unsigned char *regions[WINDOWS_MAX] = {NULL};
     uint32_t window_count = list_windows(&config->layers, windows);
     carve_tables(&c, &limits, window_count, &offsets, regions);
     attend_partials partials = {.out = carve(&c, limits.partial_rows_max * shape.dim * sizeof(float)),
@@ -184,7 +184,7 @@ uint64_t engine_device_bytes(const engine_config *config, uint32_t block_count) 
 
 static hd_status open_staging(engine_device *d, const attend_tables_limits *limits) {
     carver counted = {0};
-    unsigned char *regions[WINDOWS_MAX];
+    unsigned char *regions[WINDOWS_MAX] = {NULL};
     carve_tables(&counted, limits, d->window_count, &d->offsets, regions);
     void *staging;
     hd_status status = d->device->ops->take(d->device, counted.used_bytes, KERNEL_PINNED_MEMORY, &staging);

@@ -8,7 +8,8 @@
  * Nobody waits for it; the tables are written again when the queue has done what was asked for before.
  *
  * What is not here yet, and is refused by name: selections other than full, ranges of positions, a cold tier, other
- * types than bf16. Blocks stay where they were taken: none moves between the device's and pinned memory. Threads: as the engine. */
+ * types than bf16. Blocks stay where they were taken: none moves between the device's and pinned memory.
+ * Threads: as the engine. */
 #ifndef ATTENTION_NODE_ENGINE_DEVICE_H
 #define ATTENTION_NODE_ENGINE_DEVICE_H
 

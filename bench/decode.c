@@ -483,11 +483,10 @@ static json_t *open_report(bench *b) {
 
 static void print_head(bench *b) {
     const bench_decode_config *c = b->config;
-    const kernel_device *device = c->queue != NULL ? c->queue->device : NULL;
     char cpu[256], weights[32];
     fprintf(b->table, "%s, %u threads, %s kernels; %s, weights %s (%s), KV %s; read bandwidth %.1f GB/s\n",
-            device != NULL ? device->facts.name : bench_cpu_name(cpu, sizeof(cpu)), hd_pool_thread_count(c->pool),
-            kernels_name(b), c->model_name, hd_dtype_name(c->weights->dtype),
+            c->queue != NULL ? c->queue->device->facts.name : bench_cpu_name(cpu, sizeof(cpu)),
+            hd_pool_thread_count(c->pool), kernels_name(b), c->model_name, hd_dtype_name(c->weights->dtype),
             hd_format_size(c->weights->bytes, weights, sizeof(weights)),
             hd_dtype_name(c->attention->ops->kv_dtype(c->attention)), b->bandwidth * 1e-9);
 }
