@@ -31,9 +31,9 @@ static bool register_tiers(worker_metrics *m, hd_metrics *registry) {
         hd_counter_register(registry, "hadal:cold_verify_failures_total", "",
                             "Pages whose bytes on disk were not what was written; each ended its sequence.");
     return is_complete && m->cold_queue != NULL && m->page_hits != NULL && m->page_misses != NULL &&
-           m->row_hits != NULL && m->row_misses != NULL &&
-           m->cold_read_bytes != NULL && m->cold_written_bytes != NULL && m->cold_read_errors != NULL &&
-           m->cold_write_errors != NULL && m->cold_verify_failures != NULL;
+           m->row_hits != NULL && m->row_misses != NULL && m->cold_read_bytes != NULL &&
+           m->cold_written_bytes != NULL && m->cold_read_errors != NULL && m->cold_write_errors != NULL &&
+           m->cold_verify_failures != NULL;
 }
 
 static bool register_searches(worker_metrics *m, hd_metrics *registry) {

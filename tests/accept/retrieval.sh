@@ -37,7 +37,7 @@ item_2() {
 # well: it is what those need and that tenth, less the warm memory, and has no room for keys as rows.
 item_3() {
     needle_model
-    needles_from_disk 32000 --hot-memory 261M "--index-memory 164M --cold-size 512M --max-batch-tokens 512 --max-context 34000"
+    needles_from_disk 32000 --hot-memory 262M "--index-memory 164M --cold-size 512M --max-batch-tokens 512 --max-context 34000"
     needles_from_disk 128000 --hot-memory 576M "--index-memory 234M --cold-size 1G --max-batch-tokens 1024 --max-context 130000"
 }
 
