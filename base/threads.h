@@ -51,4 +51,16 @@ void hd_turn_wait(hd_turn *turn, uint32_t seen, uint64_t timeout_ns); /* it has 
 /* CPUs that this process may use: the affinity mask, bounded by cpu.max of its cgroup; at least 1. */
 unsigned hd_cpu_limit(void);
 
+/* What one thread did before hd_handed_over(key), another has seen after hd_taken_over(key): for the thread sanitizer, where
+ * the two meet in a library that is not compiled for it. Nothing without the sanitizer. */
+#ifdef __SANITIZE_THREAD__
+void __tsan_release(void *key);
+void __tsan_acquire(void *key);
+#define hd_handed_over(key) __tsan_release(key)
+#define hd_taken_over(key) __tsan_acquire(key)
+#else
+#define hd_handed_over(key) ((void)(key))
+#define hd_taken_over(key) ((void)(key))
+#endif
+
 #endif

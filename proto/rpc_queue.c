@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/threads.h"
 #include "proto/rpc_internal.h"
 
 #define WAIT_NS_MAX 1000000000ull
@@ -51,24 +52,20 @@ hd_status rpc_queue_open(rpc_queue **out) {
     return HD_OK;
 }
 
-static bool run_event(rpc_queue *q, gpr_timespec deadline) {
+static grpc_completion_type run_event(rpc_queue *q, gpr_timespec deadline) {
     grpc_event event = grpc_completion_queue_next(q->events, deadline, NULL);
-    if (event.type != GRPC_OP_COMPLETE) return false;
+    if (event.type != GRPC_OP_COMPLETE) return event.type;
     rpc_tag *tag = event.tag;
+    hd_taken_over(tag);
     tag->run(tag, event.success != 0);
-    return true;
+    return event.type;
 }
 
 void rpc_queue_close(rpc_queue *q) {
     if (q == NULL) return;
     grpc_call_unref(q->wake_call);
     grpc_completion_queue_shutdown(q->events);
-    grpc_event event;
-    do {
-        event = grpc_completion_queue_next(q->events, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
-        rpc_tag *tag = event.tag;
-        if (event.type == GRPC_OP_COMPLETE) tag->run(tag, event.success != 0);
-    } while (event.type != GRPC_QUEUE_SHUTDOWN);
+    while (run_event(q, gpr_inf_future(GPR_CLOCK_MONOTONIC)) != GRPC_QUEUE_SHUTDOWN) {}
     grpc_completion_queue_destroy(q->events);
     grpc_channel_destroy(q->wake_channel);
     free(q);
@@ -93,12 +90,13 @@ bool rpc_queue_poll(rpc_queue *q, uint64_t timeout_ns) {
         uint64_t wait = due > now ? due - now : 0;
         if (wait < timeout_ns) timeout_ns = wait;
     }
-    bool has_event = run_event(q, rpc_deadline(timeout_ns));
+    bool has_event = run_event(q, rpc_deadline(timeout_ns)) == GRPC_OP_COMPLETE;
     bool has_timer = q->timers != NULL && run_timers(q);
     return has_event || has_timer;
 }
 
 void rpc_queue_post(rpc_queue *q, rpc_tag *tag) {
+    hd_handed_over(tag);
     grpc_call_error error = grpc_call_start_batch(q->wake_call, NULL, 0, tag, NULL);
     assert(error == GRPC_CALL_OK);
     (void)error;

@@ -8,6 +8,7 @@
 #include <grpc/slice.h>
 #include <grpc/support/alloc.h>
 
+#include "base/threads.h"
 #include "proto/rpc_internal.h"
 
 #define ACCEPTS_PER_METHOD 4u /* calls that gRPC may hand over before the queue's thread has come round */
@@ -45,6 +46,7 @@ static void arm(acceptor *a) {
     if (!server->is_closing) {
         grpc_metadata_array_init(&a->metadata);
         grpc_completion_queue *events = a->method->queue->events;
+        hd_handed_over(&a->accepted);
         grpc_call_error error = grpc_server_request_registered_call(
             server->server, a->registered, &a->call, &a->deadline, &a->metadata, NULL, events, events, &a->accepted);
         assert(error == GRPC_CALL_OK);
@@ -91,6 +93,7 @@ static void arm_stranger(rpc_server *server) {
         grpc_metadata_array_init(&a->metadata);
         grpc_call_details_init(&server->stranger_details);
         grpc_completion_queue *events = a->method->queue->events;
+        hd_handed_over(&a->accepted);
         grpc_call_error error = grpc_server_request_call(server->server, &a->call, &server->stranger_details,
                                                          &a->metadata, events, events, &a->accepted);
         assert(error == GRPC_CALL_OK);

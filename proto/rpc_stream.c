@@ -12,6 +12,7 @@
 #include <grpc/support/alloc.h>
 
 #include "base/memory.h"
+#include "base/threads.h"
 #include "proto/rpc_internal.h"
 
 #define SEND_BYTES_MAX (64ull << 20)
@@ -51,6 +52,7 @@ static void drop(rpc_stream *s) {
 /* Starts a batch; the lock is held or nobody else knows the stream yet. */
 static void start(rpc_stream *s, const grpc_op *operations, size_t count, rpc_tag *tag) {
     s->refs++;
+    hd_handed_over(tag);
     grpc_call_error error = grpc_call_start_batch(s->call, operations, count, tag, NULL);
     assert(error == GRPC_CALL_OK);
     (void)error;
