@@ -45,8 +45,9 @@ typedef struct engine_config {
 hd_status engine_open(const engine_config *config, attention **out, hd_error *error);
 
 /* The index_bytes with which a sequence of so many tokens and of that selection is admitted when nobody else has any;
- * hot_bytes may still have them in. UINT64_MAX: nothing is enough. */
-uint64_t engine_index_bytes(const engine_config *config, const char *selection, uint64_t tokens);
+ * hot_bytes may still have them in. with_keys: with which it keeps its keys once more, row after row, and what is found
+ * is read several times as fast. UINT64_MAX: nothing is enough. */
+uint64_t engine_index_bytes(const engine_config *config, const char *selection, uint64_t tokens, bool with_keys);
 
 /* A further view of an engine; HD_FULL when views_max are there. Its close ends its step and leaves its sequences open.
  * It goes before the engine does. */

@@ -70,7 +70,7 @@ static size_t finders_bytes(const finder_sizes *sizes, uint32_t thread_count, ui
     return each * thread_count + (sizes->tokens + sizes->rest + 2 * HD_CACHE_LINE) * found_count;
 }
 
-uint64_t engine_index_bytes(const engine_config *config, const char *text, uint64_t tokens) {
+uint64_t engine_index_bytes(const engine_config *config, const char *text, uint64_t tokens, bool with_keys) {
     selection chosen;
     if (selection_parse(text, &chosen, NULL) != HD_OK || chosen.ops != selection_ops_retrieval()) return 0;
     uint64_t block_bytes = attention_layer_table_block_bytes(&config->layers);
@@ -78,7 +78,7 @@ uint64_t engine_index_bytes(const engine_config *config, const char *text, uint6
     finder_sizes sizes = sizes_of(&config->layers, config->kv_dtype, config->kernels, blocks * HD_BLOCK_TOKENS);
     index_home_config home = {
         .table = &config->layers, .kernels = config->kernels, .builder_count = config->index_builders};
-    uint64_t sets = index_home_bytes(&home, &chosen, tokens);
+    uint64_t sets = index_home_bytes(&home, &chosen, tokens, with_keys);
     if (sets == UINT64_MAX) return UINT64_MAX;
     return sets +
            finders_bytes(&sizes, hd_pool_thread_count(config->pool),

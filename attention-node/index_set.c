@@ -101,7 +101,7 @@ static void measure(const index_home *home, const selection *chosen, index_set *
     }
 }
 
-uint64_t index_home_bytes(const index_home_config *config, const selection *chosen, uint64_t tokens) {
+uint64_t index_home_bytes(const index_home_config *config, const selection *chosen, uint64_t tokens, bool has_rows) {
     index_home_config idle = *config;
     index_home *home;
     const index_kind *kind;
@@ -112,7 +112,8 @@ uint64_t index_home_bytes(const index_home_config *config, const selection *chos
     index_set set = {.kind = kind,
                      .keys_max = keys_max,
                      .id_max = (uint32_t)(keys_max / HD_BLOCK_TOKENS),
-                     .has_rest = wants_rest(kind, chosen)};
+                     .has_rest = wants_rest(kind, chosen),
+                     .has_rows = has_rows};
     measure(home, chosen, &set, &builder_bytes);
     index_home_close(home);
     return set.bytes + builder_bytes * config->builder_count;

@@ -47,8 +47,9 @@ hd_status index_home_open(const index_home_config *config, index_home **out); /*
 void index_home_close(index_home *home);                                      /* accepts NULL; every set is closed */
 void index_home_stats_read(index_home *home, index_home_stats *stats);        /* any thread */
 /* What a home has to have for a sequence of so many tokens with that selection, builders included; UINT64_MAX: nothing
- * is enough. Of the config, table, kernels and builder_count are read. */
-uint64_t index_home_bytes(const index_home_config *config, const selection *chosen, uint64_t tokens);
+ * is enough. has_rows: with the keys once more (key_rows.h), which sets have where there is room. Of the config, table,
+ * kernels and builder_count are read. */
+uint64_t index_home_bytes(const index_home_config *config, const selection *chosen, uint64_t tokens, bool has_rows);
 /* Gives up every retained set. */
 void index_home_reset(index_home *home);
 

@@ -142,7 +142,7 @@ static hd_status open_engine(attention_service *s, const wire_hello *hello, cons
                                 .pool = s->config.pool};
         memcpy(config.fingerprint, hello->fingerprint, sizeof(config.fingerprint));
         memcpy(config.key, s->config.key, sizeof(config.key));
-        if (s->config.index_is_optional && engine_index_bytes(&config, "retrieval", 1) >= config.index_bytes) {
+        if (s->config.index_is_optional && engine_index_bytes(&config, "retrieval", 1, false) >= config.index_bytes) {
             config.hot_bytes += config.index_bytes;
             config.index_bytes = 0;
         }

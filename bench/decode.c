@@ -416,7 +416,11 @@ static hd_status time_chunk(bench *b, uint64_t depth, hd_error *error) {
 static hd_status bench_depth(bench *b, uint64_t depth, hd_error *error) {
     const bench_decode_config *c = b->config;
     bool is_synthetic = depth * c->batch > c->prefill_up_to;
-    uint64_t tokens_max = depth + c->chunk + c->steps + 2;
+    uint64_t tokens_max = depth + c->chunk + c->steps + 2, most = c->model->max_positions;
+    if (depth <= most && tokens_max > most) { /* up to where the model ends, not past it */
+        depth -= tokens_max - most;
+        tokens_max = most;
+    }
     rope_table_init(b->rope, &c->model->rope, tokens_max);
     step_times times = {.ready_s = 0};
     /* Made-up heads rewrite tensors on their way, which a device's are not in reach for. */

@@ -115,10 +115,12 @@ uint64_t memory_plan_index_bytes(const index_request *r) {
     uint64_t fits = shortest, too_long = r->longest + 1;
     while (too_long - fits > 1) {
         uint64_t tokens = fits + (too_long - fits) / 2;
-        if (index_fits(r, tokens, r->bytes_for(r->context, tokens))) fits = tokens;
+        if (index_fits(r, tokens, r->bytes_for(r->context, tokens, false))) fits = tokens;
         else too_long = tokens;
     }
     if (fits == shortest || (r->is_fixed && fits < r->longest)) return 0;
-    uint64_t bytes = r->bytes_for(r->context, fits), share = r->hot_bytes / INDEX_SHARE;
+    uint64_t bytes = r->bytes_for(r->context, fits, false), with_keys = r->bytes_for(r->context, fits, true);
+    uint64_t share = r->hot_bytes / INDEX_SHARE;
+    if (!r->has_cold && index_fits(r, fits, with_keys)) bytes = with_keys;
     return share > bytes && index_fits(r, fits, share) ? share : bytes;
 }

@@ -40,12 +40,13 @@ typedef struct index_request {
     uint64_t longest;    /* tokens of a request, at most, and what hot memory and files hold without indexes */
     bool is_fixed;       /* that was asked for: no index may make it less */
     uint64_t full_up_to; /* tokens: shorter requests need no index */
-    uint64_t (*bytes_for)(void *context, uint64_t tokens); /* of one request; ascending; UINT64_MAX: never enough */
+    /* Of one request; ascending; UINT64_MAX: never enough. with_keys: what makes searches faster comes to it. */
+    uint64_t (*bytes_for)(void *context, uint64_t tokens, bool with_keys);
     void *context;
 } index_request;
 
-/* How much of the hot memory is for indexes: what the longest request needs that then still fits, or an eighth where
- * that is more and fits as well. 0: no request is long enough to need one, or nothing longer than full_up_to fits
+/* How much of the hot memory is for indexes: what the longest request needs that then still fits, with the keys once
+ * more where these fit as well, or an eighth where that is more and fits. 0: no request is long enough to need one, or nothing longer than full_up_to fits
  * beside its index, or what was asked for does not. */
 uint64_t memory_plan_index_bytes(const index_request *request);
 

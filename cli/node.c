@@ -70,9 +70,9 @@ typedef struct index_need {
     const char *selection;
 } index_need;
 
-static uint64_t bytes_for(void *context, uint64_t tokens) {
+static uint64_t bytes_for(void *context, uint64_t tokens, bool with_keys) {
     const index_need *need = context;
-    return engine_index_bytes(need->config, need->selection, tokens);
+    return engine_index_bytes(need->config, need->selection, tokens, with_keys);
 }
 
 static bool begins_with(const char *text, const char *beginning) {

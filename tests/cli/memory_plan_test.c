@@ -88,8 +88,8 @@ static void a_context_that_does_not_fit_is_refused_with_the_numbers(void **state
 
 #define OVERHEAD (16 * MIB)
 
-static uint64_t a_quarter_and_some(void *context, uint64_t tokens) {
-    return tokens * 8192 + OVERHEAD;
+static uint64_t a_quarter_and_some(void *context, uint64_t tokens, bool with_keys) {
+    return tokens * (with_keys ? 20480 : 8192) + OVERHEAD;
 }
 
 static const index_request one_gib = {.hot_bytes = 1 * GIB,
@@ -100,8 +100,10 @@ static const index_request one_gib = {.hot_bytes = 1 * GIB,
 
 static void indexes_have_what_the_longest_request_needs(void **state) {
     index_request request = one_gib;
-    assert_int_equal(memory_plan_index_bytes(&request), 16384 * 8192 + OVERHEAD); /* more than an eighth */
-    request.longest = 8192;
+    assert_int_equal(memory_plan_index_bytes(&request), 16384 * 20480 + OVERHEAD); /* keys once more, which fit */
+    request.longest = 20480;
+    assert_int_equal(memory_plan_index_bytes(&request), 20480 * 8192 + OVERHEAD); /* more than an eighth; keys do not */
+    request.longest = 5120;
     assert_int_equal(memory_plan_index_bytes(&request), GIB / 8);
     /* Keys, values and index of a shorter one share the memory. */
     request.longest = 32768;
