@@ -17,9 +17,8 @@ size_t node_options_flags(node_options *o, hd_flag *flags) {
         {"hot-memory", HD_FLAG_SIZE, &o->hot_memory, "BYTES",
          "memory for keys and values (default: what the weights leave)", false},
         {"warm-memory", HD_FLAG_SIZE, &o->warm_memory, "BYTES",
-         "more of it; with a cold tier, for pages that come from there (then by default a quarter of what is left); "
-         "with "
-         "--device, of the host's, pinned",
+         "more of it; by default a quarter of what is left where there is a cold tier; with --device the host's, "
+         "pinned",
          false},
         {"cold-dir", HD_FLAG_STRING, &o->cold_dir, "DIR",
          "directory for keys and values that memory does not hold; finished prompts are found there after a restart",
@@ -49,10 +48,7 @@ size_t node_options_flags(node_options *o, hd_flag *flags) {
         {"kernels", HD_FLAG_STRING, &o->kernels, "NAME", "the table of kernels (default: the best that this CPU runs)",
          false},
         {"device", HD_FLAG_STRING, &o->device, "auto|cpu|cuda|emulated",
-         "where weights, keys and values lie and are computed with; auto: a GPU where there is one and it can; "
-         "emulated: "
-         "a GPU's kernels run by this CPU, for tests",
-         false},
+         "where weights, keys and values are; auto: a GPU that can; emulated: one in this CPU, for tests", false},
         {"log-level", HD_FLAG_STRING, &o->log_level, "debug|info|warn|error", "what is logged", false},
     };
     memcpy(flags, all, sizeof(all));
