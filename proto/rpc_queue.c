@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "base/threads.h"
 #include "proto/rpc_internal.h"
+#include "proto/rpc_timers.h"
 
 #define WAIT_NS_MAX 1000000000ull
 
@@ -72,18 +73,6 @@ void rpc_queue_close(rpc_queue *q) {
     rpc_library_close();
 }
 
-static bool run_timers(rpc_queue *q) {
-    bool any = false;
-    while (q->timers != NULL && q->timers->due_ns <= hd_now_ns()) {
-        rpc_timer *timer = q->timers;
-        q->timers = timer->next;
-        timer->is_set = false;
-        timer->run(timer);
-        any = true;
-    }
-    return any;
-}
-
 bool rpc_queue_poll(rpc_queue *q, uint64_t timeout_ns) {
     if (q->timers != NULL) {
         uint64_t now = hd_now_ns(), due = q->timers->due_ns;
@@ -91,7 +80,7 @@ bool rpc_queue_poll(rpc_queue *q, uint64_t timeout_ns) {
         if (wait < timeout_ns) timeout_ns = wait;
     }
     bool has_event = run_event(q, rpc_deadline(timeout_ns)) == GRPC_OP_COMPLETE;
-    bool has_timer = q->timers != NULL && run_timers(q);
+    bool has_timer = q->timers != NULL && rpc_timers_run(&q->timers);
     return has_event || has_timer;
 }
 
@@ -103,21 +92,11 @@ void rpc_queue_post(rpc_queue *q, rpc_tag *tag) {
 }
 
 void rpc_timer_cancel(rpc_queue *q, rpc_timer *timer) {
-    if (!timer->is_set) return;
-    rpc_timer **link = &q->timers;
-    while (*link != timer) link = &(*link)->next;
-    *link = timer->next;
-    timer->is_set = false;
+    rpc_timers_cancel(&q->timers, timer);
 }
 
 void rpc_timer_set(rpc_queue *q, rpc_timer *timer, uint64_t delay_ms) {
-    rpc_timer_cancel(q, timer);
-    timer->due_ns = hd_now_ns() + delay_ms * 1000000;
-    rpc_timer **link = &q->timers;
-    while (*link != NULL && (*link)->due_ns <= timer->due_ns) link = &(*link)->next;
-    timer->next = *link;
-    timer->is_set = true;
-    *link = timer;
+    rpc_timers_set(&q->timers, timer, delay_ms);
 }
 
 /* -- a loop -- */

@@ -71,7 +71,7 @@ def shape(cluster, gigabits):
 
 
 def percentile(values, share):
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))] if values else 0.0
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))] if values else float("inf")
 
 
 def seconds_of(stamp):
@@ -170,13 +170,18 @@ def drain_worker_in(options, cluster):
             "going": sum(stream.times[-1] > drained for stream in streams)}
 
 
+def longest(gaps):
+    """In which no gap ended: no stream moved, for as long as one cares to say."""
+    return max(gaps, default=float("inf"))
+
+
 def tell_worker(run, options):
     report.line("6", f"worker: {run['held']} of {options.streams} streams on it, drained in {run['seconds']:.2f} s and killed when "
                 f"safe_to_delete; {run['going']} go on, {run['takeovers']} were taken over, streams that failed: {run['failures'] or 'none'}",
                 "at least 1, all, none, none", run["code"] == 0 and run["held"] > 0 and run["going"] == options.streams
                 and run["takeovers"] == 0 and not run["failures"])
-    report.line("6", f"worker: longest pause of a stream {max(run['busy']) * 1e3:.0f} ms (before: {max(run['quiet']) * 1e3:.0f} ms)",
-                "at most 200 ms", max(run["busy"]) <= 0.2)
+    report.line("6", f"worker: longest pause of a stream {longest(run['busy']) * 1e3:.0f} ms (before: {longest(run['quiet']) * 1e3:.0f} ms)",
+                "at most 200 ms", longest(run["busy"]) <= 0.2)
 
 
 def tell(name, run, options):
@@ -185,8 +190,8 @@ def tell(name, run, options):
                 f"{run['failures'] or 'none'}, killed when safe_to_delete", "all, none, none",
                 run["code"] == 0 and run["moves"] >= options.streams and run["takeovers"] == 0 and not run["failures"])
     report.line("6", f"{name}: {size / 1e9:.2f} GB in {seconds:.2f} s", "at least 1 GB", size >= 1e9)
-    report.line("6", f"{name}: longest pause of a stream {max(run['busy']) * 1e3:.0f} ms (before: {max(run['quiet']) * 1e3:.0f} ms)",
-                "at most 500 ms", max(run["busy"]) <= 0.5)
+    report.line("6", f"{name}: longest pause of a stream {longest(run['busy']) * 1e3:.0f} ms (before: {longest(run['quiet']) * 1e3:.0f} ms)",
+                "at most 500 ms", longest(run["busy"]) <= 0.5)
     return size / seconds
 
 

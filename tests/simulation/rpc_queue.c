@@ -4,6 +4,7 @@
 #include <stddef.h>
 
 #include "base/memory.h"
+#include "proto/rpc_timers.h"
 
 /* ---- Queues ---- */
 
@@ -67,25 +68,13 @@ static bool run_next(rpc_queue *q) {
     return true;
 }
 
-static bool run_timers(rpc_queue *q) {
-    bool any = false;
-    while (q->timers != NULL && q->timers->due_ns <= the_machine.now_ns) {
-        rpc_timer *timer = q->timers;
-        q->timers = timer->next;
-        timer->is_set = false;
-        timer->run(timer);
-        any = true;
-    }
-    return any;
-}
-
 bool rpc_queue_poll(rpc_queue *q, uint64_t timeout_ns) {
     machine_pass(PASS_AT_POLL);
     uint64_t until = timeout_ns > MACHINE_NEVER - the_machine.now_ns ? MACHINE_NEVER : the_machine.now_ns + timeout_ns;
     if (q->timers != NULL && q->timers->due_ns < until) until = q->timers->due_ns;
     if (q->first == NULL && until > the_machine.now_ns) machine_wait(q, until);
     bool has_event = run_next(q);
-    bool has_timer = run_timers(q);
+    bool has_timer = rpc_timers_run(&q->timers);
     return has_event || has_timer;
 }
 
@@ -101,21 +90,11 @@ void rpc_queue_post(rpc_queue *q, rpc_tag *tag) {
 }
 
 void rpc_timer_cancel(rpc_queue *q, rpc_timer *timer) {
-    if (!timer->is_set) return;
-    rpc_timer **link = &q->timers;
-    while (*link != timer) link = &(*link)->next;
-    *link = timer->next;
-    timer->is_set = false;
+    rpc_timers_cancel(&q->timers, timer);
 }
 
 void rpc_timer_set(rpc_queue *q, rpc_timer *timer, uint64_t delay_ms) {
-    rpc_timer_cancel(q, timer);
-    timer->due_ns = the_machine.now_ns + delay_ms * MACHINE_MS;
-    rpc_timer **link = &q->timers;
-    while (*link != NULL && (*link)->due_ns <= timer->due_ns) link = &(*link)->next;
-    timer->next = *link;
-    timer->is_set = true;
-    *link = timer;
+    rpc_timers_set(&q->timers, timer, delay_ms);
 }
 
 /* ---- Loops ---- */
