@@ -1,8 +1,10 @@
 /* rpc_server.c - a port, its methods, and the streams that clients open on them. */
 #include <assert.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <grpc/grpc_security.h>
 #include <grpc/slice.h>
@@ -232,6 +234,25 @@ static void poll_own_queues(rpc_server *server) {
     }
 }
 
+typedef struct passing {
+    rpc_tag tag; /* first */
+    _Atomic bool is_done;
+} passing;
+
+static void on_passed(rpc_tag *tag, bool is_ok) {
+    atomic_store(&((passing *)tag)->is_done, true);
+}
+
+/* Waits until loops have been through what gRPC has put into their queues so far. */
+static void pass_loops(rpc_server *server) {
+    for (unsigned i = 0; i < server->method_count; i++) {
+        if (!server->methods[i].queue->has_loop) continue;
+        passing p = {.tag.run = on_passed};
+        rpc_queue_post(server->methods[i].queue, &p.tag);
+        while (!atomic_load(&p.is_done)) usleep(CLOSE_POLL_NS / 1000);
+    }
+}
+
 static bool is_drained(rpc_server *server) {
     pthread_mutex_lock(&server->lock);
     bool is_none_out = server->acceptors_out == 0;
@@ -252,6 +273,7 @@ void rpc_server_close(rpc_server *server) {
         is_shut |= event.type == GRPC_OP_COMPLETE;
         poll_own_queues(server);
     }
+    pass_loops(server); /* ends of streams are among it */
     grpc_server_destroy(server->server);
     grpc_completion_queue_shutdown(server->closed_events);
     while (grpc_completion_queue_next(server->closed_events, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL).type !=
